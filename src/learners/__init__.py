@@ -1,0 +1,1 @@
+"""Learners: the FLARE side of training at one site."""
