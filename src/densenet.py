@@ -1,0 +1,20 @@
+"""The classifier of parts 1 and 2: DenseNet121, as MONAI builds it, with the shapes of MedNIST."""
+
+from monai.networks.nets import DenseNet121 as MonaiDenseNet121
+
+
+class DenseNet121(MonaiDenseNet121):
+    """DenseNet121 (Huang et al., *Densely Connected Convolutional Networks*, CVPR 2017) for grey 2D images.
+
+    Input: ``(batch, in_channels, height, width)`` floats, 64×64 here. Output: ``(batch, out_channels)`` logits.
+    The names of the weights are MONAI's own, so that a checkpoint of either class fits the other.
+
+    Args:
+        spatial_dims: 2 for images, 3 for volumes.
+        in_channels: channels of the image, 1 for grey.
+        out_channels: number of classes, 6 in MedNIST.
+        **kwargs: everything else that ``monai.networks.nets.DenseNet121`` takes.
+    """
+
+    def __init__(self, spatial_dims: int = 2, in_channels: int = 1, out_channels: int = 6, **kwargs):
+        super().__init__(spatial_dims=spatial_dims, in_channels=in_channels, out_channels=out_channels, **kwargs)

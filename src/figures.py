@@ -1,0 +1,232 @@
+"""The pictures of the course. Every function draws on data it is given and returns a matplotlib figure.
+
+``python -m src.figures`` remakes those under ``figs/`` that show the generated data; see ``make figures``.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+SITE_COLORS = ("#2a6f97", "#e07a5f", "#3d8b5f", "#8e6bbf", "#c9a227", "#5c677d", "#d1495b", "#00798c")
+SERVER_COLOR = "#33415c"
+INK = "#1f2933"
+STYLE = {
+    "figure.dpi": 110,
+    "savefig.dpi": 140,
+    "savefig.bbox": "tight",
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9aa5b1",
+    "axes.labelcolor": INK,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e7eb",
+    "legend.frameon": False,
+    "svg.hashsalt": "course",
+}
+
+
+def use_style() -> None:
+    """Give all later matplotlib figures the look of the course."""
+    plt.rcParams.update(STYLE)
+
+
+def site_color(number: int) -> str:
+    """Colour of the site with this number, counted from 0; the same in every figure."""
+    return SITE_COLORS[number % len(SITE_COLORS)]
+
+
+def class_montage(images: dict[str, list[np.ndarray]], title: str = ""):
+    """A row of example images for every class.
+
+    Args:
+        images: class name to a list of ``(height, width)`` grey images, equally many for each class.
+        title: what the reader looks at; say here whether it is generated or real.
+    """
+    rows, columns = len(images), len(next(iter(images.values())))
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * 1.05, rows * 1.12), squeeze=False)
+    for row, (name, examples) in zip(axes, images.items(), strict=True):
+        for axis, image in zip(row, examples, strict=True):
+            axis.imshow(image, cmap="gray", vmin=0, vmax=255)
+            axis.set_axis_off()
+        row[0].text(-0.12, 0.5, name, transform=row[0].transAxes, ha="right", va="center", fontsize=10, color=INK)
+    figure.subplots_adjust(wspace=0.06, hspace=0.06, left=0.14, top=0.94)
+    figure.suptitle(title, fontsize=11, fontweight="bold", y=1.0)
+    return figure
+
+
+def partition_bars(table, title: str = "Who holds which images"):
+    """Stacked bars of the images that every site holds, by class.
+
+    Args:
+        table: a row a site, a column a class, values are numbers of images.
+        title: of the figure.
+    """
+    figure, axis = plt.subplots(figsize=(7.5, 0.8 + 0.55 * len(table)))
+    left = np.zeros(len(table))
+    colors = plt.get_cmap("Set2")(np.linspace(0, 1, 8))
+    for color, name in zip(colors, table.columns, strict=False):
+        values = table[name].to_numpy()
+        bars = axis.barh(list(table.index), values, left=left, color=color, label=name, edgecolor="white")
+        labels = [f"{v}" if v > 0.035 * table.to_numpy().sum(axis=1).max() else "" for v in values]
+        axis.bar_label(bars, labels=labels, label_type="center", fontsize=8, color=INK)
+        left += values
+    axis.invert_yaxis()
+    axis.set_xlabel("images")
+    axis.set_title(title, loc="left", pad=28)
+    axis.legend(ncols=6, loc="lower left", bbox_to_anchor=(0, 1.0), fontsize=8, handlelength=1, columnspacing=1.2)
+    figure.tight_layout()
+    return figure
+
+
+def federated_curves(run, metrics: dict[str, str], rounds_label: str = "round"):
+    """Curves over the rounds, a panel a metric, a line a site.
+
+    Args:
+        run: a finished :class:`src.runs.Run`.
+        metrics: streamed tag to the panel's title.
+        rounds_label: label of the horizontal axis.
+    """
+    figure, axes = plt.subplots(1, len(metrics), figsize=(4.6 * len(metrics), 3.4), squeeze=False)
+    for axis, (tag, title) in zip(axes[0], metrics.items(), strict=True):
+        curve = run.curve(tag)
+        for number, site in enumerate(curve.columns):
+            axis.plot(curve.index, curve[site], marker="o", ms=4, color=site_color(number), label=site)
+        axis.set_title(title, loc="left")
+        axis.set_xlabel(rounds_label)
+        axis.set_xticks(list(curve.index))
+        axis.grid(axis="y")
+    axes[0][0].legend()
+    figure.tight_layout()
+    return figure
+
+
+def confusion_matrix(matrix, class_names, title: str):
+    """A confusion matrix, rows true, columns predicted, each row's share as shade and the counts as numbers.
+
+    Args:
+        matrix: ``(classes, classes)`` counts.
+        class_names: of rows and columns.
+        title: of the figure.
+    """
+    matrix = np.asarray(matrix)
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    figure, axis = plt.subplots(figsize=(4.8, 4.2))
+    axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(matrix):
+        if count:
+            color = "white" if share[row, column] > 0.5 else INK
+            axis.text(column, row, f"{count:.0f}", ha="center", va="center", color=color, fontsize=9)
+    axis.set_xticks(range(len(class_names)), class_names, rotation=35, ha="right")
+    axis.set_yticks(range(len(class_names)), class_names)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
+    axis.set_title(title, loc="left")
+    axis.spines[:].set_visible(False)
+    figure.tight_layout()
+    return figure
+
+
+def prediction_gallery(images, captions, right, title: str, columns: int = 6):
+    """Images with a caption each, green where the prediction is right and red where it is wrong.
+
+    Args:
+        images: ``(height, width)`` arrays.
+        captions: a string an image.
+        right: a bool an image.
+        title: of the figure.
+        columns: images a row.
+    """
+    rows = max(1, int(np.ceil(len(images) / columns)))
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * 1.5, rows * 1.85), squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, image, caption, ok in zip(axes.flat, images, captions, right, strict=False):
+        axis.imshow(image, cmap="gray")
+        axis.set_title(caption, fontsize=8, fontweight="normal", color="#2d6a4f" if ok else "#b23a48")
+    figure.suptitle(title, fontsize=11, fontweight="bold")
+    figure.tight_layout()
+    return figure
+
+
+def fedavg_flow(sites: int = 2, samples: tuple = (), metric: str = "validation accuracy"):
+    """The six steps of a FedAvg round as a drawing.
+
+    Args:
+        sites: how many sites to draw, 2 to 4.
+        samples: number of training samples a site, shown as its weight; by default only symbols.
+        metric: what the sites report of the received model.
+    """
+    figure, axis = plt.subplots(figsize=(10, 5.0))
+    axis.set_xlim(0, 10)
+    axis.set_ylim(0, 5.0)
+    axis.set_axis_off()
+
+    def box(x, y, width, height, color, head, lines):
+        axis.add_patch(
+            FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0.02,rounding_size=0.12", fc=color, ec="none")
+        )
+        axis.text(x + width / 2, y + height - 0.25, head, ha="center", va="center", color="white", weight="bold")
+        for number, line in enumerate(lines):
+            axis.text(
+                x + width / 2,
+                y + height - 0.58 - 0.27 * number,
+                line,
+                ha="center",
+                va="center",
+                color="white",
+                fontsize=9,
+            )
+
+    box(
+        2.6,
+        3.3,
+        4.8,
+        1.55,
+        SERVER_COLOR,
+        "Server · FedAvg controller",
+        [
+            "1  load the first global model (persistor)",
+            r"5  weighted mean  $w=\sum_k \frac{n_k}{n}\,w_k$  (aggregator)",
+            "6  update, keep the best, save (persistor)",
+        ],
+    )
+    width = min(3.4, 9.0 / sites - 0.4)
+    gap = (10 - sites * width) / (sites + 1)
+    for number in range(sites):
+        x = gap + number * (width + gap)
+        weight = f"$n_{number + 1}$ = {samples[number]} images" if number < len(samples) else f"$n_{number + 1}$ images"
+        box(
+            x,
+            0.1,
+            width,
+            1.55,
+            site_color(number),
+            f"site-{number + 1} · {weight}",
+            [
+                f"2  {metric} of the received model",
+                "3  local training (MONAI trainer)",
+                "4  weights and count, never an image",
+            ],
+        )
+        middle = x + width / 2
+        for offset, start, end, label, side in (
+            (-0.22, 3.25, 1.75, "global weights", "right"),
+            (0.22, 1.75, 3.25, f"$w_{number + 1}$, $n_{number + 1}$, metrics", "left"),
+        ):
+            anchor = 5 + (middle - 5) * 0.55 + offset
+            low = middle + offset
+            tail, head = ((anchor, start), (low, end)) if start > end else ((low, start), (anchor, end))
+            axis.add_patch(FancyArrowPatch(tail, head, arrowstyle="-|>", mutation_scale=14, color=INK, lw=1.3))
+            axis.text(
+                (tail[0] + head[0]) / 2 + (-0.12 if side == "right" else 0.12),
+                2.5,
+                label,
+                ha=side,
+                va="center",
+                fontsize=9,
+                color=INK,
+            )
+    return figure

@@ -1,0 +1,230 @@
+"""Builds the jobs of the course: who trains what, how often, who aggregates, who records.
+
+Each function returns a :class:`Job`, which reads like the sentence that a teacher says aloud::
+
+    job = mednist_fedavg(sites=2, rounds=5, local_epochs=1)
+    run = job.simulate()
+    run.curve("val_accuracy").plot()
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nvflare.app_common.widgets.convert_to_fed_event import ConvertToFedEvent
+from nvflare.app_common.widgets.intime_model_selector import IntimeModelSelector
+from nvflare.app_opt.pt.file_model_persistor import PTFileModelPersistor
+from nvflare.job_config.api import FedJob
+from nvflare.job_config.script_runner import ScriptRunner
+
+from src import mednist
+from src.aggregation import SampleWeightedMean
+from src.errors import CourseError
+from src.paths import new_run_folder
+from src.runs import MLFLOW_FILE, Run
+from src.simulation import simulate, threads_per_site
+from src.workflow import FedAvgWithFinalValidation, RunRecorder
+
+TRACKERS = ("tensorboard", "mlflow")
+INITIAL_MODEL = "initial_model.pt"
+# FLARE's sites ask every 2 s whether there is work; on one machine they can ask more often and wait less.
+TASK_REQUEST_SECONDS = 0.1
+
+
+@dataclass
+class Job:
+    """A FLARE job, with the folder that it will run in and the data lists of its sites.
+
+    Attributes:
+        fed_job: the job, built with FLARE's Job API.
+        folder: its fresh run folder.
+        sites: names of the sites.
+        rounds: number of rounds.
+        datalists: for every site its ``training`` and ``validation`` items.
+        test: the items that no site has; empty if the caller kept them.
+        about: settings that ``run.json`` keeps.
+    """
+
+    fed_job: FedJob
+    folder: Path
+    sites: list[str]
+    rounds: int
+    datalists: dict
+    test: list = field(default_factory=list)
+    about: dict = field(default_factory=dict)
+
+    def export(self) -> Path:
+        """Write the job as the folder that FLARE takes everywhere, simulator and hospitals alike, and return it."""
+        self.fed_job.export_job(str(self.folder / "job"))
+        return self.folder / "job" / self.fed_job.name
+
+    def simulate(self) -> Run:
+        """Run the job on this machine, one process a site.
+
+        Raises:
+            CourseError: if the run fails, with the failing site's own last error.
+        """
+        if (self.folder / "run.json").exists():
+            raise CourseError(f"This job has run already, in {self.folder}. Build it again for a new run folder.")
+        return simulate(self.fed_job, self.folder, self.sites, self.rounds, self.about)
+
+
+def fedavg_job(
+    name: str,
+    sites: list[str],
+    rounds: int,
+    initial_model: Path,
+    key_metric: str,
+    tracker: str = "tensorboard",
+    ignore_failed_sites: bool = False,
+    round_timeout: int = 0,
+) -> FedJob:
+    """The server's half of every job of the course: FedAvg, its average, its memory and its notebook.
+
+    Args:
+        name: name of the job.
+        sites: names of the sites; all of them are asked in every round.
+        rounds: number of rounds.
+        initial_model: checkpoint of the first global model. The server only ever sees weights, so it needs neither
+            MONAI nor the network's code.
+        key_metric: metric of the received global model by which the best one is chosen; higher is better.
+        tracker: ``tensorboard`` or ``mlflow``.
+        ignore_failed_sites: go on with the other sites when one fails; else the run stops.
+        round_timeout: seconds that a round may take; 0 waits for ever.
+
+    Raises:
+        CourseError: for an unknown tracker.
+    """
+    job = FedJob(name=name, min_clients=1 if ignore_failed_sites else len(sites))
+    job.to_server(
+        FedAvgWithFinalValidation(
+            num_clients=len(sites),
+            num_rounds=rounds,
+            persistor_id="persistor",
+            key_metric=key_metric,
+            round_timeout=round_timeout,
+            ignore_result_error=ignore_failed_sites,
+        )
+    )
+    job.add_file_to_server(str(initial_model))
+    job.to_server(PTFileModelPersistor(source_ckpt_file_full_name=Path(initial_model).name), id="persistor")
+    job.to_server(SampleWeightedMean(), id="aggregator")
+    job.to_server(IntimeModelSelector(key_metric=key_metric, weigh_by_local_iter=True), id="model_selector")
+    job.to_server(RunRecorder(), id="recorder")
+    job.to_server(_receiver(tracker, name, initial_model.parent), id="receiver")
+    job.to_server({"server": {"task_request_interval": TASK_REQUEST_SECONDS}})
+    return job
+
+
+def _receiver(tracker: str, name: str, folder: Path):
+    if tracker == "tensorboard":
+        from nvflare.app_opt.tracking.tb.tb_receiver import TBAnalyticsReceiver
+
+        return TBAnalyticsReceiver()
+    if tracker == "mlflow":
+        from nvflare.app_opt.tracking.mlflow.mlflow_receiver import MLflowReceiver
+
+        tags = {"mlflow.note.content": f"Streamed by the sites of {name}"}
+        return MLflowReceiver(
+            tracking_uri=f"sqlite:///{folder / MLFLOW_FILE}",
+            kw_args={"experiment_name": name, "run_name": name, "experiment_tags": tags, "run_tags": {}},
+        )
+    raise CourseError(f"Unknown tracker {tracker!r}; choose one of {', '.join(TRACKERS)}.")
+
+
+def mednist_fedavg(
+    sites: int | list[str] = 2,
+    rounds: int = 5,
+    local_epochs: int = 1,
+    partition: str = "even",
+    counts: list[int] | None = None,
+    alpha: float = 0.5,
+    tracker: str = "tensorboard",
+    seed: int = 0,
+    batch_size: int = 32,
+    learning_rate: float = 1e-3,
+    items: list[dict] | None = None,
+    initial_weights: dict | None = None,
+) -> Job:
+    """Federated averaging of DenseNet121 on MedNIST.
+
+    Args:
+        sites: how many sites, named ``site-1``, ``site-2``, …, or their names.
+        rounds: how often the models are averaged.
+        local_epochs: passes over its own images that a site trains in each round.
+        partition: ``even``, ``counts`` (give ``counts``) or ``dirichlet`` (label skew; give ``alpha``, smaller is
+            more skewed).
+        counts: number of images a site, for ``partition="counts"``.
+        alpha: concentration of the Dirichlet distribution.
+        tracker: ``tensorboard`` or ``mlflow``: where the server writes the curves.
+        seed: fixes the partition, the first global model and the order of the images.
+        batch_size: images a step.
+        learning_rate: of Adam, whose state stays at the site from round to round.
+        items: images to share out over the sites; by default the training and validation parts of MedNIST.
+        initial_weights: ``state_dict`` of the first global model; by default a fresh DenseNet121.
+
+    Raises:
+        CourseError: for arguments that cannot be met, before anything runs.
+    """
+
+    names = site_names(sites)
+    if items is None:
+        parts = mednist.split(mednist.read_datalist(mednist.find_or_make()), seed=seed)
+        items, test = parts["training"] + parts["validation"], parts["test"]
+    else:
+        test = []
+    datalists = mednist.site_datalists(items, names, how=partition, counts=counts, alpha=alpha, seed=seed)
+    settings = {
+        "local_epochs": local_epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "threads": threads_per_site(len(names)),
+    }
+    for name, low in {"rounds": rounds, **{k: settings[k] for k in ("local_epochs", "batch_size")}}.items():
+        if low < 1:
+            raise CourseError(f"{name} is {low}; it must be at least 1.")
+
+    folder = new_run_folder("mednist_fedavg")
+    mednist.write_datalists(folder / "datalists", datalists)
+    initial_model = save_initial_model(folder, initial_weights or _fresh_densenet(seed))
+    job = fedavg_job("mednist_fedavg", names, rounds, initial_model, key_metric="accuracy", tracker=tracker)
+    arguments = {"datalists": (folder / "datalists").as_uri(), **settings}
+    client = ScriptRunner(
+        script=str(Path(__file__).with_name("monai_mednist_train.py")),
+        script_args=" ".join(f"--{name} {value}" for name, value in arguments.items()),
+    )
+    for name in names:
+        job.to(client, name)
+        job.to(ConvertToFedEvent(events_to_convert=["analytix_log_stats"]), name, id="event_to_fed")
+    about = {"partition": partition, "tracker": tracker, **settings}
+    return Job(job, folder, names, rounds, datalists, test, about)
+
+
+def site_names(sites: int | list[str]) -> list[str]:
+    """``site-1``, ``site-2``, … for a number; a list of names is checked and returned.
+
+    Raises:
+        CourseError: for fewer than one site, or a name that occurs twice.
+    """
+    names = [f"site-{number}" for number in range(1, sites + 1)] if isinstance(sites, int) else list(sites)
+    if not names or len(set(names)) != len(names):
+        raise CourseError(f"sites is {sites!r}; give a number of at least 1, or names that differ.")
+    return names
+
+
+def save_initial_model(folder: Path, weights: dict) -> Path:
+    """Write the first global model of a run, a plain ``state_dict``, and return its path."""
+    import torch
+
+    torch.save(weights, folder / INITIAL_MODEL)
+    return folder / INITIAL_MODEL
+
+
+def _fresh_densenet(seed: int) -> dict:
+    import torch
+
+    from src.densenet import DenseNet121
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return DenseNet121().state_dict()
