@@ -1,0 +1,977 @@
+"""Generated stand-ins for MedNIST: seeded drawings in MedNIST's own layout, so that one code path reads both.
+
+**These are drawings, not patients.** Every picture is made of ellipses, limbs and noise whose place, size and
+brightness come from anatomy and from the values that the real images show; no pixel of a real image is in them. They
+are there so that the course runs without a network, and they say nothing about how well a model would do in a clinic.
+
+The real data set is described at https://docs.monai.io/en/stable/apps.html#monai.apps.MedNISTDataset.
+
+Command line: ``python -m src.phantoms mednist --folder data/generated/MedNIST --per-class 200 --seed 0``.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from src.errors import CourseError
+
+CLASSES = ("AbdomenCT", "BreastMRI", "CXR", "ChestCT", "Hand", "HeadCT")
+SIZE = 64  # pixels along a side, as in MedNIST
+ABOUT = "ABOUT.txt"
+
+_FINE = 2  # drawn this many times finer than stored, so that thin bones keep their shape
+_GRID = SIZE * _FINE
+_VERSION = 1  # of the drawings: raise it when the same seed gives other pictures
+
+
+@dataclasses.dataclass(frozen=True)
+class ScannerStyle:
+    """How a site's scanners render the same anatomy. All of it varies a little from picture to picture too.
+
+    Attributes:
+        name: what tables and figures call it.
+        gain: factor on the contrast (grey values run from 0 to 1).
+        offset: added to every grey value that is not black.
+        gamma: exponent on the grey values; above 1 darkens the middle.
+        noise: noise level, 1 is typical.
+        blur: standard deviation of the point spread, in stored pixels.
+        shading: depth of the smooth brightness drift over the picture, 0 is none.
+    """
+
+    name: str
+    gain: float = 1.0
+    offset: float = 0.0
+    gamma: float = 1.0
+    noise: float = 1.0
+    blur: float = 0.3
+    shading: float = 0.05
+
+
+STYLES = (
+    ScannerStyle("standard"),
+    ScannerStyle("soft", gain=0.92, offset=0.02, gamma=0.9, noise=0.6, blur=0.7, shading=0.08),
+    ScannerStyle("sharp", gain=1.08, offset=-0.01, gamma=1.1, noise=1.5, blur=0.0, shading=0.03),
+    ScannerStyle("old", gain=0.95, offset=0.01, gamma=1.0, noise=2.2, blur=0.5, shading=0.2),
+)
+
+
+class _Frame:
+    """Pixel coordinates of the picture, seen from the body: ``u`` to the right, ``v`` down, both about -1…1.
+
+    A turn, a size, a shift and a smooth random warp stand between picture and body: pose and individual shape.
+    """
+
+    def __init__(self, rng, turn=0.0, size=1.0, shift=(0.0, 0.0), warp=0.03, aspect=1.0, mirror=False):
+        axis = ((np.arange(_GRID, dtype=np.float32) + 0.5) * (2 / _GRID) - 1).astype(np.float32)
+        x, y = np.meshgrid(axis - shift[0], axis - shift[1])
+        angle = np.deg2rad(turn)
+        cos, sin = np.float32(np.cos(angle) / size), np.float32(np.sin(angle) / size)
+        u, v = cos * x + sin * y, (cos * y - sin * x)
+        u *= np.float32(1 / aspect)
+        if mirror:
+            u = -u
+        self.u, self.v, self.px = u, v, 2 / _GRID / size
+        if warp:
+            du, dv = self.texture(rng, 2.2), self.texture(rng, 2.2)
+            self.u, self.v = u + np.float32(warp) * du, v + np.float32(warp) * dv
+
+    def texture(self, rng, frequency, waves=5):
+        """Smooth random field of about unit spread; ``frequency`` in radians per unit length."""
+        field = np.zeros_like(self.u)
+        angles, phases = rng.uniform(0, 2 * np.pi, (2, waves))
+        rates = frequency * rng.uniform(0.5, 1.5, waves)
+        for angle, phase, rate in zip(angles, phases, rates, strict=True):
+            field += np.sin(
+                np.float32(rate * np.cos(angle)) * self.u
+                + np.float32(rate * np.sin(angle)) * self.v
+                + np.float32(phase)
+            )
+        return field * np.float32(np.sqrt(2 / waves))
+
+    def cover(self, distance):
+        """Share of each pixel inside a shape, from the signed distance to its edge (negative inside)."""
+        return np.clip(0.5 - distance * np.float32(1 / self.px), 0, 1)
+
+    def ellipse_distance(self, cx, cy, rx, ry, turn=0.0):
+        u, v = self.u - np.float32(cx), self.v - np.float32(cy)
+        if turn:
+            c, s = np.float32(np.cos(np.deg2rad(turn))), np.float32(np.sin(np.deg2rad(turn)))
+            u, v = c * u + s * v, c * v - s * u
+        u, v = u * np.float32(1 / rx), v * np.float32(1 / ry)
+        r = np.sqrt(u * u + v * v) + np.float32(1e-6)
+        slope = np.sqrt((u * np.float32(1 / rx)) ** 2 + (v * np.float32(1 / ry)) ** 2) + np.float32(1e-6)
+        return r * (r - 1) / slope
+
+    def ellipse(self, cx, cy, rx, ry, turn=0.0):
+        return self.cover(self.ellipse_distance(cx, cy, rx, ry, turn))
+
+    def box_distance(self, cx, cy, rx, ry, power=3.0):
+        """Superellipse: the body's cross-section is squarer than an ellipse."""
+        r = (
+            np.abs((self.u - np.float32(cx)) / np.float32(rx)) ** power
+            + np.abs((self.v - np.float32(cy)) / np.float32(ry)) ** power
+        ) ** np.float32(1 / power)
+        return (r - 1) * np.float32(min(rx, ry))
+
+    def limb_distance(self, a, b, ra, rb=None):
+        """Rounded stroke from ``a`` to ``b``, half-width ``ra`` to ``rb``; also gives distance ÷ half-width."""
+        rb = ra if rb is None else rb
+        bu, bv = b[0] - a[0], b[1] - a[1]
+        u, v = self.u - np.float32(a[0]), self.v - np.float32(a[1])
+        t = np.clip((u * np.float32(bu) + v * np.float32(bv)) * np.float32(1 / (bu * bu + bv * bv + 1e-9)), 0, 1)
+        u -= t * np.float32(bu)
+        v -= t * np.float32(bv)
+        distance = np.sqrt(u * u + v * v)
+        radius = np.float32(ra) + t * np.float32(rb - ra)
+        return distance - radius, distance / radius
+
+    def limb(self, a, b, ra, rb=None):
+        return self.cover(self.limb_distance(a, b, ra, rb)[0])
+
+    def curve(self, points, width):
+        """Thin line through points; pixels are covered once, however often its pieces overlap."""
+        mask = self.limb(points[0], points[1], width)
+        for a, b in itertools.pairwise(points[1:]):
+            np.maximum(mask, self.limb(a, b, width), out=mask)
+        return mask
+
+
+def _paint(canvas, mask, value):
+    canvas += mask * (value - canvas)
+
+
+def _down(image):
+    return image.reshape(SIZE, _FINE, SIZE, _FINE).mean((1, 3))
+
+
+def _pick(rng, options: dict):
+    names = list(options)
+    weights = np.array([options[name] for name in names], float)
+    return names[rng.choice(len(names), p=weights / weights.sum())]
+
+
+# ---- body CT: painted in Hounsfield units, then windowed ----
+
+_AIR, _LUNG, _FAT, _MUSCLE = -1000.0, -850.0, -100.0, 45.0
+
+
+def _spine(frame, hu, rng, y, scale=1.0, bone=450.0):
+    """Vertebral body, canal, arch, transverse and spinous processes. ``y`` is the centre of the vertebral body."""
+    s = scale * rng.uniform(0.9, 1.15)
+    bone = bone * rng.uniform(0.75, 1.3)
+    for side in (-1, 1):
+        root, tip = (side * 0.05 * s, y + 0.11 * s), (side * rng.uniform(0.13, 0.2) * s, y + rng.uniform(0.1, 0.17) * s)
+        _paint(hu, frame.limb(root, tip, 0.026 * s), bone * 0.9)
+    _paint(hu, frame.limb((0, y + 0.15 * s), (rng.normal(0, 0.01), y + rng.uniform(0.24, 0.31) * s), 0.024 * s), bone)
+    _paint(hu, frame.ellipse(0, y + 0.12 * s, 0.085 * s, 0.07 * s), bone)
+    _paint(hu, frame.ellipse(0, y, 0.115 * s, 0.085 * s), bone)
+    _paint(hu, frame.ellipse(0, y, 0.09 * s, 0.062 * s), bone * rng.uniform(0.4, 0.75))  # cancellous inside
+    _paint(hu, frame.ellipse(0, y + 0.12 * s, 0.045 * s, 0.04 * s), 30)
+
+
+def _ribs(frame, hu, rng, rx, ry, cy, bone, count, gap=0.3):
+    """Ribs cut obliquely: short bright strokes along the chest wall, ``gap`` radians free at the front."""
+    phase = rng.uniform(0, 1)
+    for side in (-1, 1):
+        for k in range(count):
+            angle = -np.pi / 2 + gap + (k + phase + rng.normal(0, 0.1)) / count * (np.pi - 0.25 - gap)
+            half = rng.uniform(0.02, 0.09) * (1 + 0.5 * (angle > 0.3))
+            a, b = ((side * rx * np.cos(t), cy + ry * np.sin(t)) for t in (angle - half, angle + half))
+            _paint(hu, frame.limb(a, b, rng.uniform(0.016, 0.026)), bone * rng.uniform(0.6, 1.4))
+
+
+def _table(frame, hu, rng, y):
+    if rng.random() < 0.8:
+        bend = rng.uniform(0.04, 0.16)
+        xs = np.linspace(-0.95, 0.95, 7)
+        points = [(x, y - bend * x * x) for x in xs]
+        _paint(hu, frame.curve(points, 0.008) * 0.8, rng.uniform(60, 180))
+
+
+def _vessel_dots(frame, hu, rng, count, centre, spread, radius, value):
+    for _ in range(count):
+        x, y = rng.normal(centre, spread)
+        _paint(hu, frame.ellipse(x, y, *(radius * rng.uniform(0.5, 1.3, 2)), rng.uniform(0, 180)), value)
+
+
+def _heart(frame, hu, rng, y, contrast):
+    cx = rng.uniform(0.0, 0.12)
+    _paint(
+        hu,
+        frame.ellipse(cx, y, rng.uniform(0.24, 0.34), rng.uniform(0.19, 0.27), rng.uniform(15, 50)),
+        45 + 0.3 * contrast,
+    )
+    for _ in range(3):
+        x, dy = rng.normal(cx, 0.11), rng.normal(0, 0.08)
+        _paint(
+            hu,
+            frame.ellipse(x, y + dy, *rng.uniform(0.06, 0.13, 2), rng.uniform(0, 90)),
+            45 + contrast * rng.uniform(0.4, 1),
+        )
+
+
+def _body(frame, hu, rx, ry, rim, cy=0.0, power=2.4):
+    """Skin, fat rim and muscle wall; returns the distance to the inner wall."""
+    outer = frame.box_distance(0, cy, rx, ry, power)
+    _paint(hu, frame.cover(outer), 20)
+    _paint(hu, frame.cover(outer + 0.018), _FAT)
+    inner = outer + np.float32(rim)
+    _paint(hu, frame.cover(inner), _MUSCLE)
+    return inner
+
+
+def _liver_level(frame, hu, rng, rx, ry, rim, contrast, dome):
+    """Upper abdomen: liver, stomach, spleen, aorta; with ``dome`` the lungs' lower tips around the liver."""
+    inner = _body(frame, hu, rx, ry, rim)
+    wall = rng.uniform(0.05, 0.08)
+    cavity = frame.cover(inner + np.float32(wall))
+    _paint(hu, cavity, _LUNG if dome else _FAT)
+    liver = rng.uniform(60, 115) + 0.2 * contrast
+    ix, iy = rx - rim - wall, ry - rim - wall
+    right = frame.ellipse(
+        -0.45 * ix, -0.05 * iy, rng.uniform(0.5, 0.58) * ix, rng.uniform(0.72, 0.9) * iy, rng.uniform(-12, 12)
+    )
+    left = frame.ellipse(
+        rng.uniform(-0.05, 0.2) * ix,
+        -0.38 * iy,
+        rng.uniform(0.4, 0.6) * ix,
+        rng.uniform(0.3, 0.42) * iy,
+        rng.uniform(-25, 0),
+    )
+    organ = np.maximum(right, left) * cavity
+    _paint(hu, organ, liver + 8 * frame.texture(rng, 9))
+    for _ in range(rng.integers(1, 5)):  # hepatic vessels
+        x, y = rng.uniform(-0.6, 0.0) * ix, rng.uniform(-0.5, 0.3) * iy
+        _paint(
+            hu,
+            frame.limb((x, y), (x + rng.normal(0, 0.12), y + rng.normal(0, 0.12)), 0.018) * organ,
+            liver + rng.uniform(-35, 45),
+        )
+    _paint(
+        hu,
+        frame.ellipse(0.62 * ix, 0.3 * iy, rng.uniform(0.2, 0.3) * ix, rng.uniform(0.3, 0.46) * iy, rng.uniform(-35, 5))
+        * cavity,
+        liver + rng.uniform(-10, 40),
+    )
+    stomach = frame.ellipse(
+        0.45 * ix,
+        rng.uniform(-0.35, -0.15) * iy,
+        rng.uniform(0.22, 0.34) * ix,
+        rng.uniform(0.25, 0.36) * iy,
+        rng.uniform(0, 60),
+    )
+    _paint(hu, stomach * cavity, rng.uniform(35, 60))
+    if rng.random() < 0.6:
+        _paint(hu, frame.ellipse(0.42 * ix, -0.45 * iy, 0.17 * ix, 0.14 * iy, rng.uniform(-20, 20)), _AIR)
+    return iy
+
+
+def _kidney_level(frame, hu, rng, rx, ry, rim, contrast):
+    """Mid abdomen: kidneys beside the spine, psoas, bowel loops, liver tip."""
+    inner = _body(frame, hu, rx, ry, rim)
+    wall = rng.uniform(0.05, 0.08)
+    cavity = frame.cover(inner + np.float32(wall))
+    _paint(hu, cavity, _FAT)
+    ix, iy = rx - rim - wall, ry - rim - wall
+    if rng.random() < 0.65:
+        _paint(
+            hu,
+            frame.ellipse(
+                -0.75 * ix, -0.05 * iy, rng.uniform(0.14, 0.3) * ix, rng.uniform(0.35, 0.6) * iy, rng.uniform(-10, 15)
+            )
+            * cavity,
+            rng.uniform(60, 110) + 0.2 * contrast,
+        )
+    for side in (-1, 1):
+        x, y = side * rng.uniform(0.42, 0.52) * ix, rng.uniform(0.3, 0.5) * iy
+        turn, a, b = side * rng.uniform(10, 40), rng.uniform(0.13, 0.19), rng.uniform(0.11, 0.16)
+        cortex = rng.uniform(50, 120) + contrast
+        _paint(hu, frame.ellipse(x, y, a, b, turn), cortex)
+        _paint(
+            hu,
+            frame.ellipse(x - side * 0.3 * a, y, a * 0.5, b * 0.4, turn),
+            rng.choice([_FAT, cortex * 0.5, cortex * 1.6]),
+        )
+        _paint(hu, frame.ellipse(side * 0.2, 0.5 * iy, 0.09, 0.11), 55)  # psoas
+    for _ in range(rng.integers(6, 12)):  # bowel
+        x, y = rng.uniform(-0.7, 0.75) * ix, rng.uniform(-0.75, 0.1) * iy
+        a, b, turn = *rng.uniform(0.06, 0.14, 2), rng.uniform(0, 180)
+        _paint(hu, frame.ellipse(x, y, a, b, turn) * cavity, rng.uniform(30, 80))
+        _paint(
+            hu, frame.ellipse(x, y, a * 0.6, b * 0.6, turn) * cavity, rng.choice([_AIR, 15, 15, rng.uniform(30, 200)])
+        )
+    return iy
+
+
+def _pelvis_level(frame, hu, rng, rx, ry, rim, contrast, bone):
+    """Pelvis: iliac wings beside the sacrum, gluteal muscle, bowel."""
+    _body(frame, hu, rx, ry, rim, power=2.2)
+    ix, iy = rx - rim, ry - rim
+    _paint(hu, frame.ellipse(0, -0.25 * iy, 0.72 * ix, 0.55 * iy), _FAT)
+    low = rng.random() < 0.4
+    for side in (-1, 1):
+        if low:  # hip joints
+            _paint(hu, frame.ellipse(side * 0.6 * ix, 0.05, 0.15, 0.14), bone)
+            _paint(hu, frame.ellipse(side * 0.6 * ix, 0.05, 0.1, 0.095), bone * 0.65)
+            _paint(hu, frame.limb((side * 0.68 * ix, 0.08), (side * 0.8 * ix, 0.12), 0.06), bone * 0.8)
+            _paint(hu, frame.limb((side * 0.42 * ix, -0.12), (side * 0.4 * ix, 0.2), 0.035), bone)
+        else:
+            front = (side * rng.uniform(0.68, 0.78) * ix, rng.uniform(-0.35, -0.15))
+            _paint(hu, frame.limb(front, (side * 0.24 * ix, 0.34 * iy + 0.05), 0.035, 0.055), bone)
+            _paint(hu, frame.limb(front, (side * 0.24 * ix, 0.34 * iy + 0.05), 0.012, 0.03), bone * 0.5)
+    for _ in range(rng.integers(4, 9)):
+        x, y = rng.uniform(-0.5, 0.5) * ix, rng.uniform(-0.6, 0.1) * iy
+        _paint(
+            hu,
+            frame.ellipse(x, y, *rng.uniform(0.06, 0.14, 2), rng.uniform(0, 180)),
+            rng.choice([_AIR, 40, 60, 90 + contrast]),
+        )
+    if low:
+        _paint(hu, frame.ellipse(0, -0.12 * iy, 0.2, 0.16), rng.uniform(10, 60))  # bladder
+        _paint(hu, frame.ellipse(0, 0.45 * iy, 0.1, 0.06), bone * 0.8)
+    else:
+        _paint(hu, frame.ellipse(0, 0.36 * iy + 0.02, 0.2, 0.1), bone)
+        _paint(hu, frame.ellipse(0, 0.36 * iy + 0.02, 0.14, 0.06), bone * 0.6)
+
+
+def _abdomen_ct(rng, style):
+    level = _pick(rng, {"dome": 0.14, "liver": 0.38, "kidney": 0.34, "pelvis": 0.14})
+    frame = _Frame(rng, rng.normal(0, 4), rng.uniform(0.82, 1.06), rng.normal(0, 0.05, 2), warp=0.025)
+    hu = np.full((_GRID, _GRID), _AIR, np.float32)
+    rx, ry, rim = rng.uniform(0.8, 0.95), rng.uniform(0.58, 0.76), rng.uniform(0.04, 0.12)
+    contrast, bone = rng.uniform(0, 180), rng.uniform(380, 650)
+    if level == "pelvis":
+        _pelvis_level(frame, hu, rng, rx, ry, rim, contrast, bone)
+    else:
+        if level == "kidney":
+            iy = _kidney_level(frame, hu, rng, rx, ry, rim, contrast)
+        else:
+            iy = _liver_level(frame, hu, rng, rx, ry, rim, contrast, level == "dome")
+        for side in (-1, 1):  # back muscles
+            _paint(hu, frame.ellipse(side * 0.17, iy * 0.95, 0.13, 0.09), 55)
+        _ribs(
+            frame,
+            hu,
+            rng,
+            rx - rim - 0.03,
+            ry - rim - 0.03,
+            0,
+            bone,
+            rng.integers(3, 6) if level == "kidney" else rng.integers(6, 9),
+            gap=1.2 if level == "kidney" else 0.35,
+        )
+        spine = iy * rng.uniform(0.62, 0.74)
+        _spine(frame, hu, rng, spine, 1.05, bone)
+        _paint(hu, frame.ellipse(rng.normal(0.06, 0.03), spine - 0.15, 0.05, 0.05), 50 + contrast * 1.4)  # aorta
+        _paint(
+            hu, frame.ellipse(rng.normal(-0.12, 0.03), spine - 0.14, 0.055, 0.04), 50 + contrast * rng.uniform(0.2, 1)
+        )
+    _table(frame, hu, rng, ry + rng.uniform(0.06, 0.2))
+    hu = _down(hu) + rng.normal(0, 9 * style.noise, (SIZE, SIZE))
+    # The published images clip everything below water at one mid-grey value.
+    return rng.normal(0.405, 0.012) + rng.uniform(0.0009, 0.00125) * np.maximum(hu, 0)
+
+
+def _chest_ct(rng, style):
+    level = _pick(rng, {"shoulder": 0.2, "arch": 0.25, "heart": 0.35, "base": 0.2})
+    frame = _Frame(rng, rng.normal(0, 4), rng.uniform(0.78, 1.04), rng.normal(0, 0.06, 2), warp=0.025)
+    hu = np.full((_GRID, _GRID), _AIR, np.float32)
+    bone, contrast = rng.uniform(450, 800), rng.uniform(20, 260)
+    rx, ry, rim = rng.uniform(0.76, 0.92), rng.uniform(0.55, 0.7), rng.uniform(0.03, 0.1)
+    if level == "shoulder":
+        rx, ry = rng.uniform(0.88, 0.98), rng.uniform(0.42, 0.52)
+        for side in (-1, 1):
+            _paint(hu, frame.ellipse(side * 0.72, 0.08, 0.24, 0.24), _MUSCLE)
+    inner = _body(frame, hu, rx, ry, rim)
+    ix, iy = rx - rim - 0.07, ry - rim - 0.07
+    if level != "shoulder" and rng.random() < 0.25:  # arms beside the body
+        for side in (-1, 1):
+            _paint(hu, frame.ellipse(side * (rx + 0.12), 0.1, 0.12, 0.14), _MUSCLE)
+            _paint(hu, frame.ellipse(side * (rx + 0.12), 0.1, 0.045, 0.045), bone)
+    narrow = {"shoulder": 0.42, "arch": 0.9, "heart": 1.0, "base": 1.0}[level]
+    gap = {"shoulder": 0.1, "arch": 0.09, "heart": 0.08, "base": 0.08}[level]
+    lungs = np.zeros_like(hu)
+    for side in (-1, 1):
+        width = (ix * narrow - gap) / 2 * rng.uniform(0.9, 1.0)
+        height = iy * (0.5 if level == "shoulder" else rng.uniform(0.86, 0.97))
+        lung = frame.ellipse(
+            side * (gap + width), 0.02 + 0.08 * (level == "shoulder"), width, height, side * rng.uniform(-8, 4)
+        )
+        np.maximum(lungs, lung, out=lungs)
+    _paint(hu, lungs, _LUNG)
+    for _ in range(rng.integers(8, 18)):  # vessels of the lungs, thinner outwards
+        side, t, angle = rng.choice([-1, 1]), rng.uniform(0.25, 0.85), rng.uniform(-1.2, 1.2)
+        x, y = side * t * ix * narrow, 0.7 * t * iy * np.sin(angle)
+        _paint(
+            hu, frame.limb((x * 0.8, y * 0.8), (x, y), 0.02 * (1.1 - t)) * lungs, rng.uniform(20, 50) + 0.4 * contrast
+        )
+    spine = iy * rng.uniform(0.62, 0.75)
+    if level == "shoulder":
+        spine = iy * 0.55
+        for side in (-1, 1):
+            _paint(hu, frame.ellipse(side * 0.73 * rx, 0.05, 0.1, 0.1), bone)  # head of the humerus
+            _paint(hu, frame.ellipse(side * 0.73 * rx, 0.05, 0.065, 0.065), bone * 0.5)
+            _paint(hu, frame.limb((side * 0.6 * rx, 0.1), (side * 0.36 * rx, 0.3), 0.025, 0.02), bone)  # scapula
+            _paint(
+                hu, frame.limb((side * 0.12, -0.22), (side * rng.uniform(0.3, 0.55), -0.26), 0.03, 0.022), bone
+            )  # clavicle
+        _paint(hu, frame.ellipse(0, -0.02, 0.05, 0.045), _AIR)  # trachea
+        _vessel_dots(frame, hu, rng, 5, (0, -0.1), 0.12, 0.04, 60 + contrast)
+    else:
+        _paint(hu, frame.ellipse(0, -0.1 * iy, 0.14, 0.6 * iy), rng.choice([_MUSCLE, _MUSCLE, 10]))  # mediastinum
+        if level == "arch":
+            _paint(hu, frame.limb((-0.06, -0.25 * iy), (0.1, 0.1 * iy), 0.09, 0.075), 50 + contrast)
+            _paint(hu, frame.ellipse(-0.13, -0.25 * iy, 0.06, 0.07), 50 + contrast * rng.uniform(0.5, 1.3))
+            _paint(hu, frame.ellipse(0, 0.12 * iy, 0.05, 0.045), _AIR)
+        else:
+            if level == "base":
+                liver = frame.ellipse(-0.5 * ix, -0.1, rng.uniform(0.3, 0.42) * ix, rng.uniform(0.4, 0.6) * iy) * lungs
+                _paint(hu, liver, rng.uniform(60, 110))
+            _heart(frame, hu, rng, rng.uniform(-0.3, -0.12) * iy, contrast)
+            _paint(hu, frame.ellipse(0.12, spine - 0.12, 0.06, 0.06), 50 + contrast)  # descending aorta
+        _paint(hu, frame.limb((-0.07, -iy - 0.01), (0.07, -iy - 0.01), 0.026), bone * 0.7)  # sternum
+        _ribs(frame, hu, rng, ix + 0.035, iy + 0.035, 0, bone, rng.integers(6, 10), gap=0.3)
+        if level == "arch":
+            for side in (-1, 1):
+                _paint(
+                    hu, frame.limb((side * 0.75 * ix, iy * 0.55), (side * 0.55 * ix, iy + 0.05), 0.02), bone
+                )  # scapula
+    del inner
+    _spine(frame, hu, rng, spine, 1.0, bone)
+    _table(frame, hu, rng, ry + rng.uniform(0.06, 0.2))
+    # Stored without averaging: every second sample as it is, with its noise, as the published images show.
+    hu = hu[::_FINE, ::_FINE] + rng.normal(0, rng.uniform(15, 60) * style.noise, (SIZE, SIZE)) * (
+        hu[::_FINE, ::_FINE] > -300
+    )
+    return rng.normal(0.49, 0.012) + rng.uniform(0.0005, 0.0008) * np.maximum(hu - 15, 0)
+
+
+# ---- head CT ----
+
+
+def _head_ct(rng, style):
+    level = _pick(rng, {"vertex": 0.08, "high": 0.2, "ventricles": 0.42, "base": 0.2, "jaw": 0.1})
+    small = {"vertex": rng.uniform(0.35, 0.6), "high": rng.uniform(0.7, 0.9)}.get(level, rng.uniform(0.85, 1.1))
+    turn = rng.normal(0, 9) if rng.random() < 0.92 else rng.uniform(-80, 80)
+    frame = _Frame(rng, turn, small, rng.normal(0, (0.08, 0.1)), warp=0.02, aspect=rng.uniform(0.92, 1.08))
+    image = np.zeros((_GRID, _GRID), np.float32)
+    brain = rng.uniform(0.28, 0.42)
+    rx, ry = rng.uniform(0.46, 0.54), rng.uniform(0.6, 0.7)
+    skull = rng.uniform(0.05, 0.09)
+    if level == "jaw":
+        _paint(image, frame.ellipse(0, 0.05, 0.48, 0.62), brain * 0.9)
+        for _ in range(14):
+            x, y = rng.normal(0, (0.25, 0.3))
+            _paint(
+                image,
+                frame.ellipse(x, y, *rng.uniform(0.03, 0.12, 2), rng.uniform(0, 180)),
+                rng.choice([0.0, 0.0, brain * 1.2]),
+            )
+        points = [(0.36 * np.sin(t), -0.02 - 0.5 * np.cos(t)) for t in np.linspace(-1.3, 1.3, 8)]
+        _paint(image, frame.curve(points, rng.uniform(0.05, 0.08)), 1)
+        _paint(image, frame.ellipse(0, 0.2, 0.19, 0.15), 1)
+        _paint(image, frame.ellipse(0, 0.22, 0.09, 0.08), brain)
+        _paint(image, frame.ellipse(0, -0.12, 0.07, 0.06), 0)
+    else:
+        outer = frame.ellipse_distance(0, 0, rx, ry)
+        _paint(image, frame.cover(outer - 0.03), 0.25)  # scalp
+        _paint(image, frame.cover(outer), 1)
+        thick = skull / small if level in ("vertex", "high") else skull
+        inside = frame.cover(outer + np.float32(thick * (2.3 if level == "vertex" else 1.5 if level == "high" else 1)))
+        _paint(image, inside, brain + 0.03 * frame.texture(rng, 14))
+        if level == "vertex" and rng.random() < 0.5:
+            _paint(image, frame.cover(outer), 1)
+        if level in ("high", "ventricles"):
+            rim = frame.cover(outer + np.float32(skull + 0.08))
+            for _ in range(rng.integers(4, 12)):  # sulci
+                t = rng.uniform(0, 2 * np.pi)
+                a, b = ((k * rx * np.cos(t), k * ry * np.sin(t)) for k in (0.85, rng.uniform(0.6, 0.75)))
+                _paint(image, frame.limb(a, b, 0.014) * inside, brain * rng.uniform(0.4, 0.8))
+            _paint(image, frame.limb((0, -ry), (0, ry), 0.01) * inside, brain * rng.uniform(1.1, 1.5))  # falx
+            del rim
+        if level == "ventricles":
+            dark, wide = brain * rng.uniform(0.25, 0.6), rng.uniform(0.02, 0.055)
+            for side in (-1, 1):
+                y = rng.uniform(-0.2, -0.14)
+                _paint(
+                    image,
+                    frame.limb((side * 0.045, -0.03), (side * rng.uniform(0.09, 0.14), y), wide * 0.8, wide),
+                    dark,
+                )
+                _paint(
+                    image,
+                    frame.limb(
+                        (side * 0.05, 0.04), (side * rng.uniform(0.13, 0.2), rng.uniform(0.2, 0.3)), wide * 0.7, wide
+                    ),
+                    dark,
+                )
+                _paint(image, frame.ellipse(side * 0.15, 0.03, 0.07, 0.11, side * -15), brain * 1.12)  # thalamus
+            _paint(image, frame.limb((0, -0.02), (0, 0.08), 0.014), dark)
+            if rng.random() < 0.3:
+                _paint(
+                    image,
+                    frame.ellipse(*rng.uniform(-0.25, 0.25, 2), *rng.uniform(0.05, 0.13, 2)),
+                    brain * rng.choice([0.6, 1.6]),
+                )
+        if level == "base":
+            for side in (-1, 1):
+                _paint(image, frame.limb((side * 0.4, 0.08), (side * 0.1, -0.08), 0.055, 0.03), 1)  # petrous ridge
+                _paint(image, frame.limb((side * 0.4, -0.3), (side * 0.06, -0.16), 0.03), 1)  # sphenoid wing
+                _paint(image, frame.ellipse(side * 0.23, -0.45, 0.15, 0.16), 0.08)
+                _paint(image, frame.ellipse(side * 0.23, -0.5, 0.11, 0.11), brain * 1.1)  # eye
+                _paint(image, frame.limb((side * 0.38, -0.3), (side * 0.37, -0.5), 0.022), 1)
+                _paint(image, frame.ellipse(side * 0.36, 0.13, 0.05, 0.05), 0)  # mastoid air
+            _paint(image, frame.ellipse(0, -0.48, 0.09, 0.2), 0)
+            for x in (-0.08, 0, 0.08):
+                _paint(image, frame.limb((x, -0.3), (x * 0.6, -0.68), 0.014), 0.9)
+            _paint(image, frame.limb((-0.07, -0.66), (0.07, -0.66), 0.025), 1)
+            _paint(image, frame.ellipse(0, 0.02, 0.07, 0.08), brain * 1.1)  # brain stem
+    if rng.random() < 0.4:  # head rest
+        depth, half = rng.uniform(0.75, 0.95), rng.uniform(0.6, 0.9)
+        fixed = _Frame(rng, rng.normal(0, 2), warp=0)
+        points = [(half * np.sin(t), depth * np.cos(t)) for t in np.linspace(-1.7, 1.7, 12)]
+        image = np.maximum(image, fixed.curve(points, 0.014) * rng.uniform(0.25, 0.55))
+    base = rng.uniform(0.08, 0.12)
+    image = _down(image)
+    image += rng.normal(0, 0.02 * style.noise, image.shape) * (image > 0.05)
+    return base + (1.03 - base) * image
+
+
+# ---- radiographs: what the ray passed through adds up ----
+
+
+def _hand(rng, style):
+    frame = _Frame(
+        rng,
+        rng.normal(8, 14),
+        rng.uniform(0.78, 1.02),
+        (rng.normal(0, 0.08), rng.normal(0.06, 0.07)),
+        warp=0.012,
+        aspect=rng.uniform(0.92, 1.1),
+        mirror=rng.random() < 0.35,
+    )
+    soft = np.zeros((_GRID, _GRID), np.float32)
+    bone = np.zeros_like(soft)
+
+    def flesh(a, b, ra, rb=None):
+        distance, ratio = frame.limb_distance(a, b, ra, rb)
+        np.maximum(
+            soft,
+            frame.cover(distance) * np.sqrt(np.maximum(1 - 0.85 * ratio * ratio, 0)) * np.float32(2.2 * ra + 0.55),
+            out=soft,
+        )
+
+    def tube(a, b, ra, rb=None, density=1.0):
+        distance, ratio = frame.limb_distance(a, b, ra, rb)
+        np.maximum(
+            bone, frame.cover(distance) * (0.72 + 0.28 * np.minimum(ratio, 1) ** 2) * np.float32(density), out=bone
+        )
+
+    spread, curl = rng.uniform(0.5, 1.35), rng.uniform(0.0, 0.12)
+    thick = rng.uniform(0.85, 1.15)
+    wrist = (0.0, 0.5)
+    # Angle from straight up (degrees), length of metacarpal and of the three phalanges; little finger to index finger.
+    fingers = (
+        (-24, 0.36, (0.20, 0.12, 0.10)),
+        (-9, 0.39, (0.25, 0.16, 0.11)),
+        (4, 0.42, (0.27, 0.18, 0.12)),
+        (17, 0.42, (0.25, 0.15, 0.11)),
+    )
+    roots = (-0.13, -0.05, 0.04, 0.12)
+    for (angle, palm, phalanges), root in zip(fingers, roots, strict=True):
+        t = np.deg2rad(angle * (0.75 + 0.25 * spread))
+        start = np.array((root, 0.3))
+        end = start + palm * np.array((np.sin(t), -np.cos(t)))
+        flesh(start, end, 0.115 * thick, 0.09 * thick)
+        tube(start + (end - start) * 0.06, start + (end - start) * 0.93, 0.034 * thick, 0.036 * thick)
+        tube(start + (end - start) * 0.2, start + (end - start) * 0.8, 0.026 * thick)
+        t = np.deg2rad(angle * spread + rng.normal(0, 3))
+        bend = rng.uniform(1 - curl, 1)
+        for k, length in enumerate(phalanges):
+            step = length * bend * (1 - 2 * curl * k * rng.random()) * np.array((np.sin(t), -np.cos(t)))
+            width = (0.032, 0.027, 0.022)[k] * thick
+            flesh(end, end + step, 0.068 * thick - 0.006 * k, 0.062 * thick - 0.008 * k)
+            tube(end + step * 0.06, end + step * 0.9, width * 1.05, width * 0.9)
+            tube(end + step * 0.05, end + step * 0.1, width * 1.3)
+            end = end + step
+            t += rng.normal(0, 0.05)
+    # Thumb: one metacarpal, two phalanges.
+    t = np.deg2rad(rng.uniform(25, 65))
+    start = np.array((0.15, 0.36))
+    for k, length in enumerate((0.27, 0.2, 0.14)):
+        step = length * np.array((np.sin(t), -np.cos(t)))
+        flesh(start, start + step, (0.12, 0.078, 0.068)[k] * thick, (0.085, 0.07, 0.055)[k] * thick)
+        tube(start + step * 0.06, start + step * 0.92, (0.04, 0.033, 0.026)[k] * thick)
+        start = start + step
+        t += rng.normal(0.0, 0.15)
+    flesh((-0.06, 0.12), (-0.03, 0.38), 0.19 * thick)
+    flesh((0.06, 0.12), (0.03, 0.38), 0.19 * thick)
+    tilt = rng.normal(0, 0.12)
+    elbow = (tilt, 1.6)
+    flesh(wrist, elbow, 0.2 * thick, 0.26 * thick)
+    for x, y in ((-0.12, 0.38), (-0.03, 0.34), (0.06, 0.35), (0.14, 0.38), (-0.08, 0.47), (0.02, 0.45), (0.1, 0.46)):
+        x, y = x + rng.normal(0, 0.01), y + rng.normal(0, 0.01)
+        np.maximum(bone, frame.ellipse(x, y, 0.05, 0.048) * np.float32(rng.uniform(0.85, 1.1)), out=bone)  # carpals
+    tube((0.08, 0.58), (0.09 + tilt * 0.7, 1.6), 0.105 * thick, 0.06 * thick, 1.1)  # radius
+    tube((-0.11, 0.62), (-0.12 + tilt * 0.7, 1.6), 0.06 * thick, 0.055 * thick, 1.1)  # ulna
+    soft_weight, bone_weight = rng.uniform(0.45, 0.75), rng.uniform(0.7, 1.1)
+    exposure = 1 - np.exp(-(soft_weight * soft + bone_weight * bone * (soft > 0)))
+    image = _down(exposure) * rng.uniform(1.15, 1.4)
+    base = rng.uniform(0.0, 0.1)
+    image = base + (1 - base) * image
+    if rng.random() < 0.06:  # a faint, under-exposed plate: bright everywhere
+        image = rng.uniform(0.45, 0.65) + 0.4 * image
+    image *= 1 + 0.5 * base * _down(frame.texture(rng, 2))
+    if rng.random() < 0.75:  # lead marker with the side's letter
+        height, width = rng.integers(5, 12), rng.integers(4, 8)
+        row, column = rng.integers(2, 46), rng.choice([rng.integers(1, 8), rng.integers(50, 56)])
+        patch = image[row : row + height, column : column + width]
+        patch *= 0.3
+        patch[1:-1, 1] = 1
+        patch[-2, 1:-1] = 1
+    if rng.random() < 0.5:  # collimator's edge
+        edge, value = rng.integers(0, 3), rng.choice([0.0, 0.5, 0.8])
+        for _ in range(2):
+            image[: edge + 1, :] = value
+            image[:, SIZE - edge - 1 :] = value
+            image = image[::-1, ::-1]
+    image += rng.normal(0, 0.012 * style.noise, image.shape) * np.sqrt(np.clip(image, 0, 1))
+    return image
+
+
+def _cxr(rng, style):
+    size = rng.uniform(0.88, 1.12)
+    frame = _Frame(
+        rng,
+        rng.normal(0, 4),
+        size,
+        (rng.normal(0, 0.06), rng.normal(0, 0.07)),
+        warp=0.02,
+        aspect=rng.uniform(0.92, 1.08),
+    )
+    u, v = frame.u, frame.v
+    chest = rng.uniform(0.78, 0.92)
+    body = frame.cover(frame.box_distance(0, 0.75, chest, 1.35, 4))
+    for side in (-1, 1):  # shoulders, arms
+        arm = rng.uniform(0.0, 0.35)
+        np.maximum(body, frame.limb((side * 0.3, -0.5), (side * 0.8, -0.5 + 0.1 * arm), 0.2, 0.25), out=body)
+        np.maximum(body, frame.limb((side * 0.86, -0.45), (side * (0.95 + arm), 0.6), 0.22, 0.16), out=body)
+    np.maximum(body, frame.limb((0, -1.2), (0, -0.5), 0.22, 0.3), out=body)
+    depth = body * rng.uniform(0.62, 0.78)
+    top, bottom = rng.uniform(-0.72, -0.6), rng.uniform(0.35, 0.62)
+    lungs = np.zeros_like(u)
+    for side in (-1, 1):
+        low = bottom + (0.06 if side > 0 else -0.02) + rng.normal(0, 0.02)
+        centre, width = side * rng.uniform(0.37, 0.43), rng.uniform(0.29, 0.36)
+        lung = frame.cover(frame.box_distance(centre, (top + 1.15) / 2 - 0.1, width, (1.15 - top) / 2 + 0.1, 2.6))
+        lung *= frame.cover(-frame.ellipse_distance(centre, low + 0.5, 0.5, 0.5))  # dome of the diaphragm
+        np.maximum(lungs, lung, out=lungs)
+    air = rng.uniform(0.38, 0.6)
+    haze = rng.uniform(0.0, 0.35) if rng.random() < 0.25 else 0.0
+    lung_field = lungs * (
+        1 - haze * frame.cover(frame.ellipse_distance(rng.choice([-0.4, 0.4]), rng.uniform(-0.2, 0.3), 0.4, 0.4) * 0.05)
+    )
+    depth -= air * lung_field
+    belly = frame.cover((bottom - v) * 0.15)
+    depth += belly * body * rng.uniform(0.08, 0.22) * (1 - lungs)
+    # Heart: apex to the picture's right, the patient's left.
+    heart = rng.uniform(0.85, 1.25)
+    shadow = np.maximum(
+        frame.ellipse(0.13 * heart, bottom - 0.2, 0.3 * heart, 0.26 * heart, 35),
+        frame.ellipse(-0.02, bottom - 0.3, 0.18 * heart, 0.3),
+    )
+    depth += shadow * lungs * air * rng.uniform(0.7, 0.95)
+    middle = frame.limb((0, -0.9), (0, 1.1), 0.13, 0.15)
+    np.maximum(middle, frame.ellipse(0.1, bottom - 0.7, 0.12, 0.13), out=middle)  # aortic knob
+    depth += middle * lungs * air * 0.8
+    depth += frame.limb((0, -1.2), (0, 1.2), 0.085) * rng.uniform(0.06, 0.14)
+    for k in range(14):  # vertebrae
+        depth += frame.limb((-0.06, -1 + 0.15 * k), (0.06, -1 + 0.15 * k), 0.012) * 0.05
+    depth -= frame.limb((0, -1.1), (0.01, -0.35), 0.04) * rng.uniform(0.05, 0.14)  # trachea
+    # Vessels of the lung's root.
+    for _ in range(rng.integers(8, 16)):
+        side, t = rng.choice([-1, 1]), rng.uniform(-1.1, 1.2)
+        start = (side * 0.14, bottom - 0.5)
+        end = (start[0] + side * 0.3 * np.cos(t), start[1] + 0.35 * np.sin(t))
+        depth += frame.limb(start, end, 0.03, 0.006) * lungs * rng.uniform(0.04, 0.12)
+    # Ribs: arcs from the spine, falling outwards behind, falling inwards in front.
+    pitch, strength = rng.uniform(0.12, 0.15), rng.uniform(0.05, 0.14)
+    for k in range(9):
+        y = top + 0.08 + pitch * k
+        reach = 0.78 * np.sqrt(max(0.2, 1 - ((k - 6.5) / 8.5) ** 2)) * chest / 0.85
+        for side in (-1, 1):
+            points = [
+                (side * reach * f, y + g)
+                for f, g in ((0.12, 0.0), (0.45, -0.035), (0.8, 0.05), (1.0, 0.17), (0.95, 0.24))
+            ]
+            depth += frame.curve(points, 0.022) * body * strength
+    for side in (-1, 1):
+        lift = rng.normal(0, 0.03)
+        points = [(side * 0.09, top + 0.1), (side * 0.35, top + 0.03 + lift), (side * 0.72, top - 0.02 + lift)]
+        depth += frame.curve(points, 0.028) * rng.uniform(0.1, 0.18)  # clavicle
+        depth += frame.limb((side * 0.75, top + 0.1), (side * 0.66, top + 0.55), 0.05, 0.02) * body * 0.09  # scapula
+        depth += frame.ellipse(side * 0.86, top + 0.1, 0.09, 0.09) * body * 0.12
+    exposure = rng.uniform(-0.05, 0.1)
+    image = _down(np.maximum(depth, 0) * body) * rng.uniform(1.1, 1.35) + exposure * _down(body)
+    image += 0.04 * _down(frame.texture(rng, 3)) * (image > 0.1)
+    if rng.random() < 0.6:
+        row, column = rng.integers(1, 12), rng.choice([rng.integers(1, 5), rng.integers(56, 61)])
+        image[row : row + rng.integers(2, 4), column : column + rng.integers(2, 4)] = 1
+    image += rng.normal(0, 0.012 * style.noise, image.shape) * np.sqrt(np.clip(image, 0, 1))
+    return image
+
+
+# ---- breast MRI ----
+
+
+def _breast_mri(rng, style):
+    frame = _Frame(
+        rng, rng.normal(0, 3), rng.uniform(0.85, 1.08), (rng.normal(0, 0.06), rng.normal(0.05, 0.07)), warp=0.03
+    )
+    rx, ry, cy = rng.uniform(0.76, 0.98), rng.uniform(0.55, 0.72), 0.62
+    wall = frame.box_distance(0, cy, rx, ry, 2.6)
+    outer = wall
+    length = rng.uniform(-0.05, 0.55) if rng.random() < 0.85 else rng.uniform(-0.15, 0.0)
+    apart, width = rng.uniform(0.36, 0.5), rng.uniform(0.16, 0.26)
+    centres = []
+    for side in (-1, 1):
+        own = length + rng.normal(0, 0.05)
+        if rng.random() < 0.08:
+            own -= 0.3  # after surgery, or this slice passes above it
+        top = cy - ry - own + 0.1
+        breast = frame.limb_distance(
+            (side * apart, cy - ry + 0.15),
+            (side * (apart + rng.normal(0, 0.04)), top),
+            width * 1.2,
+            width * rng.uniform(0.65, 1),
+        )[0]
+        # Smooth union: skin runs over from the chest wall to the breast without a kink.
+        h = np.clip(0.5 + (outer - breast) / 0.24, 0, 1)
+        outer = outer + h * (breast - outer) - np.float32(0.12) * h * (1 - h)
+        centres.append((side * apart, top, own))
+    fat = rng.uniform(0.6, 0.85)
+    image = frame.cover(outer) * fat
+    rim = rng.uniform(0.08, 0.16)
+    inside = frame.cover(wall + np.float32(rim))
+    muscle = frame.cover(np.abs(wall + np.float32(rim + 0.03)) - 0.03)
+    for x, top, own in centres:  # glandular tissue: darker strands inside the fat
+        if own > 0.12:
+            region = frame.ellipse(x, top + 0.12 + own * 0.35, width * 0.75, 0.08 + own * 0.5) * frame.cover(
+                outer + 0.06
+            )
+            strands = np.clip(frame.texture(rng, 30) + rng.uniform(-1.2, 0.9), 0, 1)
+            _paint(image, region * strands, fat * rng.uniform(0.15, 0.7))
+    dark = rng.uniform(0.02, 0.12)
+    _paint(image, inside, dark)
+    _paint(image, inside * np.clip(frame.texture(rng, 12), 0, 1), dark * rng.uniform(1, 2.5))
+    _paint(image, muscle * 0.7, dark * 2)
+    if rng.random() < 0.5:
+        _paint(image, frame.cover(np.abs(wall + np.float32(rim + 0.09)) - 0.012) * rng.uniform(0.2, 0.7), fat * 0.7)
+    if rng.random() < 0.5:  # beating heart: bright and smeared
+        for _ in range(3):
+            _paint(
+                image,
+                frame.ellipse(
+                    rng.normal(0.25, 0.12), rng.normal(cy - 0.1, 0.1), *rng.uniform(0.05, 0.2, 2), rng.uniform(0, 90)
+                )
+                * inside,
+                rng.uniform(0.15, 0.7),
+            )
+    # The receive coil lies in front: signal falls towards the back.
+    depth = np.clip((frame.v - (cy - ry)) / 1.0, -0.5, 1)
+    image *= 1 - rng.uniform(0.1, 0.55) * np.clip(depth, 0, 1)
+    image *= 1 + 0.08 * frame.texture(rng, 4)
+    image = _down(image)
+    cut = rng.integers(52, 60)  # end of the field of view
+    image[cut:] = 0
+    image += rng.normal(0, 0.02 * style.noise, image.shape) * np.sqrt(np.clip(image, 0, 1))
+    return image
+
+
+_PAINTERS: dict[str, Callable] = {
+    "AbdomenCT": _abdomen_ct,
+    "BreastMRI": _breast_mri,
+    "CXR": _cxr,
+    "ChestCT": _chest_ct,
+    "Hand": _hand,
+    "HeadCT": _head_ct,
+}
+
+
+def _render(image, rng, style: ScannerStyle):
+    """The scanner's and the archive's part: point spread, shading, contrast, 8 bits."""
+    image = np.clip(image, 0, 1.2)
+    if style.blur:
+        image = ndimage.gaussian_filter(image, style.blur * rng.uniform(0.6, 1.3))
+    if style.shading:
+        axis = np.linspace(-1, 1, SIZE)
+        a, b, c = rng.normal(0, style.shading, 3)
+        image = image * (1 + a * axis[:, None] + b * axis[None] + c * axis[:, None] * axis[None])
+    gain = style.gain * rng.normal(1, 0.03)
+    image = np.clip(image, 0, 1) ** (style.gamma * rng.normal(1, 0.03))
+    image = np.where(image > 0.01, image * gain + style.offset, image)
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def draw(class_name: str, rng: np.random.Generator, style: ScannerStyle | None = None) -> np.ndarray:
+    """Draw one picture.
+
+    Args:
+        class_name: one of :data:`CLASSES`.
+        rng: source of everything that varies; the same state gives the same picture.
+        style: the scanner; default one of :data:`STYLES`, drawn from ``rng``.
+
+    Returns:
+        Grey values 0…255, ``(64, 64)`` uint8, rows from top to bottom.
+
+    Raises:
+        CourseError: for an unknown class.
+    """
+    if class_name not in _PAINTERS:
+        raise CourseError(f"There is no class {class_name!r} to draw; choose one of {', '.join(CLASSES)}.")
+    if style is None:
+        style = STYLES[rng.integers(len(STYLES))]
+    return _render(_PAINTERS[class_name](rng, style), rng, style)
+
+
+# ---- the folder ----
+
+
+def _about_text(per_class: int, seed: int, styles: Sequence[ScannerStyle]) -> str:
+    return (
+        "These pictures are drawings, not patients.\n"
+        "\n"
+        "They were generated by this course (src/phantoms.py) as a stand-in for MedNIST, in its layout:\n"
+        "64x64 grey JPEG, one folder a class. No real image is in them.\n"
+        "Do not use them to judge a method for the clinic.\n"
+        "Picture number i of a class shows scanner style i modulo the number of styles.\n"
+        "\n"
+        f"generator: src.phantoms, version {_VERSION}\n"
+        f"seed: {seed}\n"
+        f"per_class: {per_class}\n"
+        f"styles: {'; '.join(str(style) for style in styles)}\n"
+    )
+
+
+def read_about(folder: Path) -> dict[str, str] | None:
+    """What a MedNIST folder says about itself: ``{"generator", "seed", "per_class", "styles"}``, all text.
+
+    Returns:
+        None when the folder is not made by :func:`make_mednist` (real images, or nothing there). The text file goes
+        into place with all pictures or not at all.
+    """
+    about = Path(folder) / ABOUT
+    if not about.is_file():
+        return None
+    pairs = (line.split(": ", 1) for line in about.read_text(encoding="utf-8").splitlines() if ": " in line)
+    found = {key: value for key, value in pairs if key in ("generator", "seed", "per_class", "styles")}
+    return found if found.get("generator", "").startswith("src.phantoms") else None
+
+
+def _already_there(folder: Path, about: str, per_class: int) -> bool:
+    """True when the folder holds just what is asked for, False when there is nothing.
+
+    Raises:
+        CourseError: when it holds something else.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    remedy = f"Delete or rename {folder}, or choose another folder, and run again."
+    marker = folder / ABOUT
+    if not marker.is_file():
+        raise CourseError(f"{folder} exists and was not made by this generator. {remedy}")
+    if marker.read_text(encoding="utf-8") != about:
+        made = read_about(folder) or {}
+        raise CourseError(
+            f"{folder} holds other drawings (seed {made.get('seed')}, {made.get('per_class')} a class, "
+            f"{made.get('generator')}) than those asked for. {remedy}"
+        )
+    for name in CLASSES:
+        count = sum(1 for _ in (folder / name).glob("*.jpeg"))
+        if count != per_class:
+            raise CourseError(f"{folder / name} has {count} pictures where {ABOUT} promises {per_class}. {remedy}")
+    return True
+
+
+def make_mednist(folder: Path, per_class: int = 200, seed: int = 0, styles: Sequence[ScannerStyle] = STYLES) -> Path:
+    """Write drawings of all classes to ``<folder>/<class>/000000.jpeg`` and on, and ``<folder>/ABOUT.txt``.
+
+    The folder appears complete or not at all: it is written beside and moved into place by one rename. The same
+    arguments give the same bytes, on the same versions of NumPy and Pillow; picture ``i`` does not depend on
+    ``per_class``. Two processes may make the same folder at once: the first to finish wins, the other uses its folder.
+
+    Args:
+        folder: the MedNIST folder itself.
+        per_class: pictures per class, 1…1,000,000.
+        seed: not negative.
+        styles: scanners in turn: picture ``i`` of a class shows ``styles[i % len(styles)]``.
+
+    Returns:
+        ``folder``, at once if it is there already with the same parameters.
+
+    Raises:
+        CourseError: if the folder holds something else or cannot be written, or for arguments out of range.
+    """
+    folder, styles = Path(folder), tuple(styles)
+    if not 1 <= per_class <= 1_000_000 or seed < 0 or not styles:
+        raise CourseError(
+            f"Cannot draw per_class={per_class}, seed={seed} with {len(styles)} styles: "
+            "per_class goes from 1 to 1,000,000, seed from 0, and at least one style is needed."
+        )
+    about = _about_text(per_class, seed, styles)
+    try:
+        if _already_there(folder, about, per_class):
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
+            made = Path(beside) / folder.name
+            for number, name in enumerate(CLASSES):
+                (made / name).mkdir(parents=True)
+                for i in range(per_class):
+                    rng = np.random.default_rng((seed, number, i))
+                    Image.fromarray(draw(name, rng, styles[i % len(styles)])).save(made / name / f"{i:06d}.jpeg")
+            (made / ABOUT).write_text(about, encoding="utf-8")
+            try:
+                made.rename(folder)
+            except OSError:
+                # Another process was faster: its folder serves as well, if it is the same.
+                if not _already_there(folder, about, per_class):
+                    raise
+    except OSError as error:
+        raise CourseError(
+            f"Cannot write the drawings to {folder}: {error.strerror or error}. "
+            "Free some space or set COURSE_DATA to a folder you can write to; nothing was left behind."
+        ) from error
+    return folder
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line of this module; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m src.phantoms", description="Generate stand-ins: drawings, not patients."
+    )
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    mednist = kinds.add_parser("mednist", help="six classes of 64x64 pictures in MedNIST's layout")
+    mednist.add_argument("--folder", type=Path, required=True, help="the MedNIST folder to make")
+    mednist.add_argument("--per-class", type=int, default=200)
+    mednist.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    try:
+        folder = make_mednist(options.folder, options.per_class, options.seed)
+    except CourseError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{folder}: {options.per_class} drawings of each of {len(CLASSES)} classes, not patients; see {ABOUT}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
