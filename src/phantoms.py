@@ -51,15 +51,15 @@ class ScannerStyle:
     offset: float = 0.0
     gamma: float = 1.0
     noise: float = 1.0
-    blur: float = 0.3
+    blur: float = 0.25
     shading: float = 0.05
 
 
 STYLES = (
     ScannerStyle("standard"),
-    ScannerStyle("soft", gain=0.92, offset=0.02, gamma=0.9, noise=0.6, blur=0.7, shading=0.08),
+    ScannerStyle("soft", gain=0.92, offset=0.02, gamma=0.9, noise=0.6, blur=0.5, shading=0.08),
     ScannerStyle("sharp", gain=1.08, offset=-0.01, gamma=1.1, noise=1.5, blur=0.0, shading=0.03),
-    ScannerStyle("old", gain=0.95, offset=0.01, gamma=1.0, noise=2.2, blur=0.5, shading=0.2),
+    ScannerStyle("old", gain=0.95, offset=0.01, gamma=1.0, noise=2.2, blur=0.4, shading=0.15),
 )
 
 
@@ -178,14 +178,17 @@ def _spine(frame, hu, rng, y, scale=1.0, bone=450.0):
 
 
 def _ribs(frame, hu, rng, rx, ry, cy, bone, count, gap=0.3):
-    """Ribs cut obliquely: short bright strokes along the chest wall, ``gap`` radians free at the front."""
+    """Ribs cut obliquely: bright strokes of unequal length along the chest wall, ``gap`` radians free at the front."""
     phase = rng.uniform(0, 1)
     for side in (-1, 1):
         for k in range(count):
-            angle = -np.pi / 2 + gap + (k + phase + rng.normal(0, 0.1)) / count * (np.pi - 0.25 - gap)
-            half = rng.uniform(0.02, 0.09) * (1 + 0.5 * (angle > 0.3))
-            a, b = ((side * rx * np.cos(t), cy + ry * np.sin(t)) for t in (angle - half, angle + half))
-            _paint(hu, frame.limb(a, b, rng.uniform(0.016, 0.026)), bone * rng.uniform(0.6, 1.4))
+            if rng.random() < 0.15:  # the slice passes between two ribs
+                continue
+            angle = -np.pi / 2 + gap + (k + phase + rng.normal(0, 0.15)) / count * (np.pi - 0.25 - gap)
+            half = rng.uniform(0.01, 0.07) * (1 + (angle > 0.3) * rng.uniform(0, 1.5))
+            depth = 1 - rng.uniform(0, 0.02)
+            a, b = ((side * rx * depth * np.cos(t), cy + ry * depth * np.sin(t)) for t in (angle - half, angle + half))
+            _paint(hu, frame.limb(a, b, rng.uniform(0.013, 0.024)), bone * rng.uniform(0.4, 1.4))
 
 
 def _table(frame, hu, rng, y):
@@ -292,7 +295,7 @@ def _kidney_level(frame, hu, rng, rx, ry, rim, contrast):
         )
     for side in (-1, 1):
         x, y = side * rng.uniform(0.42, 0.52) * ix, rng.uniform(0.3, 0.5) * iy
-        turn, a, b = side * rng.uniform(10, 40), rng.uniform(0.13, 0.19), rng.uniform(0.11, 0.16)
+        turn, a, b = side * rng.uniform(10, 40), rng.uniform(0.14, 0.21), rng.uniform(0.12, 0.17)
         cortex = rng.uniform(50, 120) + contrast
         _paint(hu, frame.ellipse(x, y, a, b, turn), cortex)
         _paint(
@@ -324,9 +327,15 @@ def _pelvis_level(frame, hu, rng, rx, ry, rim, contrast, bone):
             _paint(hu, frame.limb((side * 0.68 * ix, 0.08), (side * 0.8 * ix, 0.12), 0.06), bone * 0.8)
             _paint(hu, frame.limb((side * 0.42 * ix, -0.12), (side * 0.4 * ix, 0.2), 0.035), bone)
         else:
-            front = (side * rng.uniform(0.68, 0.78) * ix, rng.uniform(-0.35, -0.15))
-            _paint(hu, frame.limb(front, (side * 0.24 * ix, 0.34 * iy + 0.05), 0.035, 0.055), bone)
-            _paint(hu, frame.limb(front, (side * 0.24 * ix, 0.34 * iy + 0.05), 0.012, 0.03), bone * 0.5)
+            points = [
+                (side * 0.74 * ix, -0.3 * iy),
+                (side * 0.62 * ix, 0.02),
+                (side * 0.45 * ix, 0.18),
+                (side * 0.25 * ix, 0.36),
+            ]
+            points = [(x + rng.normal(0, 0.015), y + rng.normal(0, 0.015)) for x, y in points]
+            _paint(hu, frame.curve(points, rng.uniform(0.028, 0.045)), bone)
+            _paint(hu, frame.curve(points[1:], 0.014), bone * 0.55)
     for _ in range(rng.integers(4, 9)):
         x, y = rng.uniform(-0.5, 0.5) * ix, rng.uniform(-0.6, 0.1) * iy
         _paint(
@@ -344,9 +353,9 @@ def _pelvis_level(frame, hu, rng, rx, ry, rim, contrast, bone):
 
 def _abdomen_ct(rng, style):
     level = _pick(rng, {"dome": 0.14, "liver": 0.38, "kidney": 0.34, "pelvis": 0.14})
-    frame = _Frame(rng, rng.normal(0, 4), rng.uniform(0.82, 1.06), rng.normal(0, 0.05, 2), warp=0.025)
+    frame = _Frame(rng, rng.normal(0, 4), rng.uniform(0.88, 1.1), rng.normal(0, 0.05, 2), warp=0.025)
     hu = np.full((_GRID, _GRID), _AIR, np.float32)
-    rx, ry, rim = rng.uniform(0.8, 0.95), rng.uniform(0.58, 0.76), rng.uniform(0.04, 0.12)
+    rx, ry, rim = rng.uniform(0.8, 0.96), rng.uniform(0.6, 0.78), rng.uniform(0.03, 0.12)
     contrast, bone = rng.uniform(0, 180), rng.uniform(380, 650)
     if level == "pelvis":
         _pelvis_level(frame, hu, rng, rx, ry, rim, contrast, bone)
@@ -382,7 +391,7 @@ def _abdomen_ct(rng, style):
 
 def _chest_ct(rng, style):
     level = _pick(rng, {"shoulder": 0.2, "arch": 0.25, "heart": 0.35, "base": 0.2})
-    frame = _Frame(rng, rng.normal(0, 4), rng.uniform(0.78, 1.04), rng.normal(0, 0.06, 2), warp=0.025)
+    frame = _Frame(rng, rng.normal(0, 4), rng.uniform(0.84, 1.1), rng.normal(0, 0.06, 2), warp=0.025)
     hu = np.full((_GRID, _GRID), _AIR, np.float32)
     bone, contrast = rng.uniform(450, 800), rng.uniform(20, 260)
     rx, ry, rim = rng.uniform(0.76, 0.92), rng.uniform(0.55, 0.7), rng.uniform(0.03, 0.1)
@@ -390,7 +399,7 @@ def _chest_ct(rng, style):
         rx, ry = rng.uniform(0.88, 0.98), rng.uniform(0.42, 0.52)
         for side in (-1, 1):
             _paint(hu, frame.ellipse(side * 0.72, 0.08, 0.24, 0.24), _MUSCLE)
-    inner = _body(frame, hu, rx, ry, rim)
+    _body(frame, hu, rx, ry, rim)
     ix, iy = rx - rim - 0.07, ry - rim - 0.07
     if level != "shoulder" and rng.random() < 0.25:  # arms beside the body
         for side in (-1, 1):
@@ -444,105 +453,144 @@ def _chest_ct(rng, style):
                 _paint(
                     hu, frame.limb((side * 0.75 * ix, iy * 0.55), (side * 0.55 * ix, iy + 0.05), 0.02), bone
                 )  # scapula
-    del inner
     _spine(frame, hu, rng, spine, 1.0, bone)
     _table(frame, hu, rng, ry + rng.uniform(0.06, 0.2))
     # Stored without averaging: every second sample as it is, with its noise, as the published images show.
-    hu = hu[::_FINE, ::_FINE] + rng.normal(0, rng.uniform(15, 60) * style.noise, (SIZE, SIZE)) * (
-        hu[::_FINE, ::_FINE] > -300
+    hu = hu[::_FINE, ::_FINE]
+    grain = rng.uniform(25, 90) * (0.6 + 0.4 * style.noise)
+    hu = hu + rng.normal(0, grain, hu.shape) * (hu > -300)
+    lung = np.clip((-hu - 600) / 200, 0, 1) * np.clip((hu + 950) / 50, 0, 1)
+    return (
+        rng.normal(0.49, 0.012)
+        + rng.uniform(0.0005, 0.0008) * np.maximum(hu + rng.uniform(-20, 40), 0)
+        - rng.uniform(0, 0.05) * lung
     )
-    return rng.normal(0.49, 0.012) + rng.uniform(0.0005, 0.0008) * np.maximum(hu - 15, 0)
 
 
 # ---- head CT ----
 
 
 def _head_ct(rng, style):
-    level = _pick(rng, {"vertex": 0.08, "high": 0.2, "ventricles": 0.42, "base": 0.2, "jaw": 0.1})
-    small = {"vertex": rng.uniform(0.35, 0.6), "high": rng.uniform(0.7, 0.9)}.get(level, rng.uniform(0.85, 1.1))
-    turn = rng.normal(0, 9) if rng.random() < 0.92 else rng.uniform(-80, 80)
-    frame = _Frame(rng, turn, small, rng.normal(0, (0.08, 0.1)), warp=0.02, aspect=rng.uniform(0.92, 1.08))
+    level = _pick(rng, {"vertex": 0.1, "high": 0.22, "ventricles": 0.38, "base": 0.2, "jaw": 0.1})
+    small = {"vertex": rng.uniform(0.35, 0.65), "high": rng.uniform(0.65, 0.9)}.get(level, rng.uniform(0.8, 1.12))
+    turn = rng.normal(0, 10) if rng.random() < 0.9 else rng.uniform(-100, 100)
+    frame = _Frame(rng, turn, small, rng.normal(0, (0.09, 0.1)), warp=0.02 * small, aspect=rng.uniform(0.92, 1.1))
     image = np.zeros((_GRID, _GRID), np.float32)
-    brain = rng.uniform(0.28, 0.42)
-    rx, ry = rng.uniform(0.46, 0.54), rng.uniform(0.6, 0.7)
+    brain = rng.uniform(0.27, 0.42)
+    dark = brain * rng.uniform(0.25, 0.6)
+    rx, ry = rng.uniform(0.46, 0.54), rng.uniform(0.58, 0.68)
     skull = rng.uniform(0.05, 0.09)
     if level == "jaw":
-        _paint(image, frame.ellipse(0, 0.05, 0.48, 0.62), brain * 0.9)
-        for _ in range(14):
-            x, y = rng.normal(0, (0.25, 0.3))
-            _paint(
-                image,
-                frame.ellipse(x, y, *rng.uniform(0.03, 0.12, 2), rng.uniform(0, 180)),
-                rng.choice([0.0, 0.0, brain * 1.2]),
-            )
-        points = [(0.36 * np.sin(t), -0.02 - 0.5 * np.cos(t)) for t in np.linspace(-1.3, 1.3, 8)]
-        _paint(image, frame.curve(points, rng.uniform(0.05, 0.08)), 1)
-        _paint(image, frame.ellipse(0, 0.2, 0.19, 0.15), 1)
-        _paint(image, frame.ellipse(0, 0.22, 0.09, 0.08), brain)
-        _paint(image, frame.ellipse(0, -0.12, 0.07, 0.06), 0)
+        _head_jaw(frame, image, rng, brain)
+    elif level == "base":
+        _head_base(frame, image, rng, brain, dark, skull)
     else:
         outer = frame.ellipse_distance(0, 0, rx, ry)
-        _paint(image, frame.cover(outer - 0.03), 0.25)  # scalp
+        np.maximum(outer, frame.ellipse_distance(0, 0.12, rx * 1.05, ry * 1.12), out=outer)  # narrower in front
+        _paint(image, frame.cover(outer - 0.03), rng.uniform(0.05, 0.25))  # scalp
         _paint(image, frame.cover(outer), 1)
-        thick = skull / small if level in ("vertex", "high") else skull
-        inside = frame.cover(outer + np.float32(thick * (2.3 if level == "vertex" else 1.5 if level == "high" else 1)))
-        _paint(image, inside, brain + 0.03 * frame.texture(rng, 14))
-        if level == "vertex" and rng.random() < 0.5:
-            _paint(image, frame.cover(outer), 1)
-        if level in ("high", "ventricles"):
-            rim = frame.cover(outer + np.float32(skull + 0.08))
-            for _ in range(rng.integers(4, 12)):  # sulci
-                t = rng.uniform(0, 2 * np.pi)
-                a, b = ((k * rx * np.cos(t), k * ry * np.sin(t)) for k in (0.85, rng.uniform(0.6, 0.75)))
-                _paint(image, frame.limb(a, b, 0.014) * inside, brain * rng.uniform(0.4, 0.8))
-            _paint(image, frame.limb((0, -ry), (0, ry), 0.01) * inside, brain * rng.uniform(1.1, 1.5))  # falx
-            del rim
+        thick = {"vertex": rng.uniform(2, 5), "high": rng.uniform(1.2, 2.4)}.get(level, 1) * skull
+        inside = frame.cover(outer + np.float32(thick))
+        tissue = brain + 0.03 * frame.texture(rng, 14)
+        rind = np.clip(1 + (outer + np.float32(thick + 0.12)) * 9, 0, 1)  # cortex folds: dark furrows near the bone
+        tissue -= rind * np.clip(frame.texture(rng, 32) - rng.uniform(0, 1.2), 0, 1) * rng.uniform(0.0, 0.25)
+        _paint(image, inside, tissue)
+        _paint(image, frame.limb((0, -ry), (0, -0.3), 0.009) * inside, brain * rng.uniform(1.0, 1.6))  # falx
+        _paint(image, frame.limb((0, 0.35), (0, ry), 0.009) * inside, brain * rng.uniform(1.0, 1.6))
+        if level == "high":
+            _paint(image, frame.limb((0, -ry), (0, ry), 0.012) * inside, brain * rng.uniform(0.6, 1.3))
         if level == "ventricles":
-            dark, wide = brain * rng.uniform(0.25, 0.6), rng.uniform(0.02, 0.055)
-            for side in (-1, 1):
-                y = rng.uniform(-0.2, -0.14)
-                _paint(
-                    image,
-                    frame.limb((side * 0.045, -0.03), (side * rng.uniform(0.09, 0.14), y), wide * 0.8, wide),
-                    dark,
-                )
-                _paint(
-                    image,
-                    frame.limb(
-                        (side * 0.05, 0.04), (side * rng.uniform(0.13, 0.2), rng.uniform(0.2, 0.3)), wide * 0.7, wide
-                    ),
-                    dark,
-                )
-                _paint(image, frame.ellipse(side * 0.15, 0.03, 0.07, 0.11, side * -15), brain * 1.12)  # thalamus
-            _paint(image, frame.limb((0, -0.02), (0, 0.08), 0.014), dark)
-            if rng.random() < 0.3:
-                _paint(
-                    image,
-                    frame.ellipse(*rng.uniform(-0.25, 0.25, 2), *rng.uniform(0.05, 0.13, 2)),
-                    brain * rng.choice([0.6, 1.6]),
-                )
-        if level == "base":
-            for side in (-1, 1):
-                _paint(image, frame.limb((side * 0.4, 0.08), (side * 0.1, -0.08), 0.055, 0.03), 1)  # petrous ridge
-                _paint(image, frame.limb((side * 0.4, -0.3), (side * 0.06, -0.16), 0.03), 1)  # sphenoid wing
-                _paint(image, frame.ellipse(side * 0.23, -0.45, 0.15, 0.16), 0.08)
-                _paint(image, frame.ellipse(side * 0.23, -0.5, 0.11, 0.11), brain * 1.1)  # eye
-                _paint(image, frame.limb((side * 0.38, -0.3), (side * 0.37, -0.5), 0.022), 1)
-                _paint(image, frame.ellipse(side * 0.36, 0.13, 0.05, 0.05), 0)  # mastoid air
-            _paint(image, frame.ellipse(0, -0.48, 0.09, 0.2), 0)
-            for x in (-0.08, 0, 0.08):
-                _paint(image, frame.limb((x, -0.3), (x * 0.6, -0.68), 0.014), 0.9)
-            _paint(image, frame.limb((-0.07, -0.66), (0.07, -0.66), 0.025), 1)
-            _paint(image, frame.ellipse(0, 0.02, 0.07, 0.08), brain * 1.1)  # brain stem
-    if rng.random() < 0.4:  # head rest
-        depth, half = rng.uniform(0.75, 0.95), rng.uniform(0.6, 0.9)
+            _head_ventricles(frame, image, rng, brain, dark)
+    if rng.random() < 0.45:  # head rest
+        depth, half, reach = rng.uniform(0.7, 0.95), rng.uniform(0.6, 0.9), rng.uniform(0.8, 1.7)
         fixed = _Frame(rng, rng.normal(0, 2), warp=0)
-        points = [(half * np.sin(t), depth * np.cos(t)) for t in np.linspace(-1.7, 1.7, 12)]
+        points = [(half * np.sin(t), depth * np.cos(t)) for t in np.linspace(-reach, reach, 12)]
+        if rng.random() < 0.4:  # only its arms are in the slice
+            points = [(-half, 1.2), (-half, rng.uniform(0.2, 0.7))]
+            image = np.maximum(image, fixed.curve([(-x, y) for x, y in points], 0.014) * 0.4)
         image = np.maximum(image, fixed.curve(points, 0.014) * rng.uniform(0.25, 0.55))
     base = rng.uniform(0.08, 0.12)
     image = _down(image)
     image += rng.normal(0, 0.02 * style.noise, image.shape) * (image > 0.05)
     return base + (1.03 - base) * image
+
+
+def _head_ventricles(frame, image, rng, brain, dark):
+    wide = rng.uniform(0.018, 0.05)
+    bodies = rng.random() < 0.4
+    skew = rng.normal(0, 0.02)
+    for side in (-1, 1):
+        if bodies:  # a higher slice: two bands beside the midline
+            points = [(side * 0.09 + skew, -0.24), (side * 0.055 + skew, -0.08), (side * 0.1 + skew, 0.22)]
+            _paint(image, frame.curve(points, wide), dark)
+            continue
+        front = (side * rng.uniform(0.08, 0.12) + skew, rng.uniform(-0.24, -0.18))
+        _paint(image, frame.limb((side * 0.035 + skew, -0.06), front, wide * 0.6, wide), dark)
+        _paint(image, frame.ellipse(side * 0.13 + skew, 0.03, 0.075, 0.12, side * -15), brain * 1.1)  # thalamus
+        back = (side * rng.uniform(0.18, 0.24) + skew, rng.uniform(0.24, 0.34))
+        _paint(image, frame.limb((side * 0.12 + skew, 0.16), back, wide * 0.6), dark)
+        if rng.random() < 0.5:  # calcified choroid plexus
+            _paint(image, frame.ellipse(side * 0.15 + skew, 0.22, 0.022, 0.03), rng.uniform(0.6, 1))
+        _paint(image, frame.limb((side * 0.42, -0.12), (side * 0.27, -0.04), 0.016), dark)  # Sylvian fissure
+    if not bodies:
+        _paint(image, frame.limb((skew, -0.02), (skew, 0.09), 0.012), dark)
+    if rng.random() < 0.3:  # a lesion
+        place, radii = rng.uniform(-0.28, 0.28, 2), rng.uniform(0.05, 0.14, 2)
+        _paint(image, frame.ellipse(*place, *radii, rng.uniform(0, 90)), brain * rng.choice([0.6, 0.75, 1.7]))
+
+
+def _head_base(frame, image, rng, brain, dark, skull):
+    """Orbits, nose and skull base in front, cerebellum and temporal lobes behind."""
+    split = rng.uniform(-0.22, -0.05)
+    cranium = frame.ellipse_distance(0, 0.2, 0.5, 0.46)
+    face = frame.ellipse_distance(0, split - 0.12, 0.4, rng.uniform(0.34, 0.44))
+    _paint(image, frame.cover(np.minimum(cranium, face) - 0.04), 0.25)
+    _paint(image, frame.cover(face), 0.3)
+    for side in (-1, 1):
+        _paint(image, frame.ellipse(side * 0.22, split - 0.22, 0.15, 0.17), 0.06)  # orbit: fat
+        _paint(image, frame.ellipse(side * 0.22, split - 0.29, 0.1, 0.1), brain * 1.15)  # eye
+        _paint(image, frame.limb((side * 0.2, split - 0.2), (side * 0.1, split - 0.02), 0.02), brain)  # optic nerve
+        _paint(image, frame.limb((side * 0.36, split - 0.26), (side * 0.38, split), 0.035), 1)  # cheek bone
+    _paint(image, frame.ellipse(0, split - 0.2, 0.085, 0.26), 0)  # air of nose and sinuses
+    for x in (-0.08, 0.0, 0.08):
+        _paint(image, frame.limb((x, split), (x * 0.5, split - 0.46), 0.013), rng.uniform(0.6, 1))
+    for _ in range(6):
+        place = (rng.normal(0, 0.16), split - rng.uniform(0.02, 0.2))
+        _paint(image, frame.ellipse(*place, *rng.uniform(0.02, 0.05, 2)), rng.choice([0, 1]))
+    _paint(image, frame.cover(cranium), 1)
+    _paint(image, frame.cover(cranium + np.float32(skull)), brain + 0.03 * frame.texture(rng, 12))
+    ridge = rng.uniform(0.0, 0.16)
+    for side in (-1, 1):
+        _paint(image, frame.limb((side * 0.43, ridge + 0.14), (side * 0.1, ridge), 0.07, 0.03), 1)  # petrous bone
+        _paint(image, frame.limb((side * 0.4, ridge - 0.14), (side * 0.08, ridge - 0.05), 0.03), 1)  # sphenoid
+        for _ in range(3):  # air cells behind the ear
+            place = (side * rng.uniform(0.3, 0.43), ridge + rng.uniform(0.08, 0.18))
+            _paint(image, frame.ellipse(*place, *rng.uniform(0.015, 0.035, 2)), 0)
+    _paint(image, frame.ellipse(0, ridge + 0.2, 0.1, 0.08), brain * 1.1)  # brain stem
+    _paint(image, frame.ellipse(0, ridge + 0.31, 0.045, 0.025), dark)  # fourth ventricle
+
+
+def _head_jaw(frame, image, rng, brain):
+    """Lower face and neck: jaw, vertebra, muscles with fat between them."""
+    _paint(image, frame.ellipse(0, 0.05, rng.uniform(0.42, 0.5), rng.uniform(0.52, 0.64)), 0.08)
+    for _ in range(10):
+        angle, radius = rng.uniform(0, 2 * np.pi), rng.uniform(0.25, 0.36)
+        place = (radius * np.cos(angle), 0.08 + 1.2 * radius * np.sin(angle))
+        _paint(
+            image,
+            frame.ellipse(*place, *rng.uniform(0.05, 0.13, 2), rng.uniform(0, 180)),
+            brain * rng.uniform(0.8, 1.3),
+        )
+    span = rng.uniform(1.0, 1.4)
+    points = [(0.34 * np.sin(t), 0.0 - 0.5 * np.cos(t)) for t in np.linspace(-span, span, 8)]
+    _paint(image, frame.ellipse(0, -0.22, 0.22, 0.2), brain * 1.1)  # tongue
+    _paint(image, frame.curve(points, rng.uniform(0.05, 0.08)), 1)
+    _paint(image, frame.ellipse(0, -0.02, 0.08, 0.05), 0)  # throat
+    for side in (-1, 1):
+        _paint(image, frame.limb((side * 0.1, 0.16), (side * 0.2, 0.18), 0.05), 1)
+    _paint(image, frame.ellipse(0, 0.16, 0.17, 0.14), 1)  # vertebra
+    _paint(image, frame.ellipse(0, 0.2, 0.085, 0.075), brain)
+    _paint(image, frame.limb((0, 0.3), (0, 0.4), 0.04), 1)
 
 
 # ---- radiographs: what the ray passed through adds up ----
@@ -552,8 +600,8 @@ def _hand(rng, style):
     frame = _Frame(
         rng,
         rng.normal(8, 14),
-        rng.uniform(0.78, 1.02),
-        (rng.normal(0, 0.08), rng.normal(0.06, 0.07)),
+        rng.uniform(0.92, 1.25),
+        (rng.normal(0, 0.07), rng.normal(0.1, 0.07)),
         warp=0.012,
         aspect=rng.uniform(0.92, 1.1),
         mirror=rng.random() < 0.35,
@@ -591,14 +639,14 @@ def _hand(rng, style):
         start = np.array((root, 0.3))
         end = start + palm * np.array((np.sin(t), -np.cos(t)))
         flesh(start, end, 0.115 * thick, 0.09 * thick)
-        tube(start + (end - start) * 0.06, start + (end - start) * 0.93, 0.034 * thick, 0.036 * thick)
-        tube(start + (end - start) * 0.2, start + (end - start) * 0.8, 0.026 * thick)
+        tube(start + (end - start) * 0.06, start + (end - start) * 0.93, 0.042 * thick, 0.045 * thick)
+        tube(start + (end - start) * 0.2, start + (end - start) * 0.8, 0.034 * thick)
         t = np.deg2rad(angle * spread + rng.normal(0, 3))
         bend = rng.uniform(1 - curl, 1)
         for k, length in enumerate(phalanges):
             step = length * bend * (1 - 2 * curl * k * rng.random()) * np.array((np.sin(t), -np.cos(t)))
-            width = (0.032, 0.027, 0.022)[k] * thick
-            flesh(end, end + step, 0.068 * thick - 0.006 * k, 0.062 * thick - 0.008 * k)
+            width = (0.042, 0.036, 0.03)[k] * thick
+            flesh(end, end + step, 0.08 * thick - 0.006 * k, 0.075 * thick - 0.008 * k)
             tube(end + step * 0.06, end + step * 0.9, width * 1.05, width * 0.9)
             tube(end + step * 0.05, end + step * 0.1, width * 1.3)
             end = end + step
@@ -648,81 +696,95 @@ def _hand(rng, style):
 
 
 def _cxr(rng, style):
-    size = rng.uniform(0.88, 1.12)
     frame = _Frame(
         rng,
         rng.normal(0, 4),
-        size,
-        (rng.normal(0, 0.06), rng.normal(0, 0.07)),
+        rng.uniform(0.88, 1.15),
+        (rng.normal(0, 0.07), rng.normal(0, 0.08)),
         warp=0.02,
-        aspect=rng.uniform(0.92, 1.08),
+        aspect=rng.uniform(0.9, 1.1),
     )
-    u, v = frame.u, frame.v
-    chest = rng.uniform(0.78, 0.92)
-    body = frame.cover(frame.box_distance(0, 0.75, chest, 1.35, 4))
-    for side in (-1, 1):  # shoulders, arms
-        arm = rng.uniform(0.0, 0.35)
-        np.maximum(body, frame.limb((side * 0.3, -0.5), (side * 0.8, -0.5 + 0.1 * arm), 0.2, 0.25), out=body)
-        np.maximum(body, frame.limb((side * 0.86, -0.45), (side * (0.95 + arm), 0.6), 0.22, 0.16), out=body)
-    np.maximum(body, frame.limb((0, -1.2), (0, -0.5), 0.22, 0.3), out=body)
-    depth = body * rng.uniform(0.62, 0.78)
-    top, bottom = rng.uniform(-0.72, -0.6), rng.uniform(0.35, 0.62)
-    lungs = np.zeros_like(u)
+    v = frame.v
+    chest = rng.uniform(0.78, 0.95)
+    distance = frame.box_distance(0, 0.9, chest, 1.5, 5)
     for side in (-1, 1):
-        low = bottom + (0.06 if side > 0 else -0.02) + rng.normal(0, 0.02)
-        centre, width = side * rng.uniform(0.37, 0.43), rng.uniform(0.29, 0.36)
-        lung = frame.cover(frame.box_distance(centre, (top + 1.15) / 2 - 0.1, width, (1.15 - top) / 2 + 0.1, 2.6))
-        lung *= frame.cover(-frame.ellipse_distance(centre, low + 0.5, 0.5, 0.5))  # dome of the diaphragm
-        np.maximum(lungs, lung, out=lungs)
-    air = rng.uniform(0.38, 0.6)
-    haze = rng.uniform(0.0, 0.35) if rng.random() < 0.25 else 0.0
-    lung_field = lungs * (
-        1 - haze * frame.cover(frame.ellipse_distance(rng.choice([-0.4, 0.4]), rng.uniform(-0.2, 0.3), 0.4, 0.4) * 0.05)
+        drop = rng.uniform(-0.05, 0.12)  # shoulders
+        np.minimum(
+            distance,
+            frame.limb_distance((side * 0.25, -0.58), (side * 0.85, -0.5 + drop), 0.18, 0.26)[0],
+            out=distance,
+        )
+        if rng.random() < 0.8:
+            out = rng.uniform(0.0, 0.4)
+            arm = frame.limb_distance((side * 0.92, -0.4 + drop), (side * (1.0 + out), 0.8), 0.22, 0.15)[0]
+            np.minimum(distance, arm, out=distance)
+    np.minimum(distance, frame.limb_distance((0, -1.3), (0, -0.55), 0.2, 0.32)[0], out=distance)
+    body = frame.cover(distance)
+    # The ray's way through the body gets shorter towards the skin.
+    depth = (
+        body * np.sqrt(np.clip(-distance / np.float32(rng.uniform(0.3, 0.5)), 0, 1)) * np.float32(rng.uniform(0.6, 0.8))
     )
-    depth -= air * lung_field
-    belly = frame.cover((bottom - v) * 0.15)
-    depth += belly * body * rng.uniform(0.08, 0.22) * (1 - lungs)
-    # Heart: apex to the picture's right, the patient's left.
-    heart = rng.uniform(0.85, 1.25)
-    shadow = np.maximum(
-        frame.ellipse(0.13 * heart, bottom - 0.2, 0.3 * heart, 0.26 * heart, 35),
-        frame.ellipse(-0.02, bottom - 0.3, 0.18 * heart, 0.3),
+
+    top, bottom = rng.uniform(-0.72, -0.6), rng.uniform(0.15, 0.5)
+    lungs = np.zeros_like(v)
+    for side in (-1, 1):
+        low = bottom + (0.05 if side > 0 else -0.02) + rng.normal(0, 0.03)
+        inner, outer = 0.02, rng.uniform(0.6, 0.68) * chest / 0.85
+        centre, width = side * (inner + outer) / 2, (outer - inner) / 2 + 0.02
+        lung = frame.box_distance(centre, 0.2, width, 0.2 - top, 2.3)
+        np.maximum(lung, -frame.ellipse_distance(centre - side * 0.03, low + 0.42, 0.5, 0.42), out=lung)  # diaphragm
+        lungs += frame.cover(lung) * np.clip(0.35 - lung * 5, 0, 1) * rng.uniform(0.85, 1.0)
+    lungs = ndimage.gaussian_filter(np.minimum(lungs, 1), 1.2)
+    if rng.random() < 0.2:  # one lung clouded
+        cloud = frame.ellipse_distance(rng.choice([-0.4, 0.4]), rng.uniform(-0.2, 0.3), 0.3, 0.3)
+        lungs *= 1 - rng.uniform(0.3, 0.8) * np.clip(0.6 - cloud * 2.5, 0, 1)
+    air = rng.uniform(0.42, 0.68) * (1.1 - 0.25 * np.clip(v - top, 0, 1.4))
+    depth -= air * lungs
+    depth += np.clip((v - bottom + 0.1) * 2, 0, 1) * body * (1 - lungs) * rng.uniform(0.1, 0.3)  # belly
+
+    # Heart and great vessels; the apex points to the picture's right, the patient's left.
+    heart = rng.uniform(0.8, 1.35)
+    shadow = frame.limb(
+        (0.02, bottom - 0.42), (rng.uniform(0.12, 0.24) * heart, bottom - 0.05), 0.13 * heart, 0.21 * heart
     )
-    depth += shadow * lungs * air * rng.uniform(0.7, 0.95)
-    middle = frame.limb((0, -0.9), (0, 1.1), 0.13, 0.15)
-    np.maximum(middle, frame.ellipse(0.1, bottom - 0.7, 0.12, 0.13), out=middle)  # aortic knob
-    depth += middle * lungs * air * 0.8
-    depth += frame.limb((0, -1.2), (0, 1.2), 0.085) * rng.uniform(0.06, 0.14)
-    for k in range(14):  # vertebrae
-        depth += frame.limb((-0.06, -1 + 0.15 * k), (0.06, -1 + 0.15 * k), 0.012) * 0.05
-    depth -= frame.limb((0, -1.1), (0.01, -0.35), 0.04) * rng.uniform(0.05, 0.14)  # trachea
-    # Vessels of the lung's root.
-    for _ in range(rng.integers(8, 16)):
-        side, t = rng.choice([-1, 1]), rng.uniform(-1.1, 1.2)
-        start = (side * 0.14, bottom - 0.5)
-        end = (start[0] + side * 0.3 * np.cos(t), start[1] + 0.35 * np.sin(t))
-        depth += frame.limb(start, end, 0.03, 0.006) * lungs * rng.uniform(0.04, 0.12)
-    # Ribs: arcs from the spine, falling outwards behind, falling inwards in front.
-    pitch, strength = rng.uniform(0.12, 0.15), rng.uniform(0.05, 0.14)
-    for k in range(9):
-        y = top + 0.08 + pitch * k
-        reach = 0.78 * np.sqrt(max(0.2, 1 - ((k - 6.5) / 8.5) ** 2)) * chest / 0.85
+    np.maximum(shadow, frame.limb((0, -0.9), (0.02, 1.1), rng.uniform(0.1, 0.14), 0.16), out=shadow)
+    np.maximum(shadow, frame.ellipse(0.11, bottom - 0.62, 0.1, 0.12), out=shadow)  # aortic knob
+    shadow = ndimage.gaussian_filter(shadow, 2.0)
+    depth += shadow * lungs * air * rng.uniform(0.75, 1.0)
+    spine = frame.limb((0, -1.3), (0, 1.3), 0.08)
+    for k in range(16):  # discs between the vertebrae
+        spine -= 0.5 * frame.limb((-0.07, -1.1 + 0.14 * k), (0.07, -1.1 + 0.14 * k), 0.012)
+    depth += np.maximum(spine, 0) * rng.uniform(0.06, 0.16)
+    depth -= frame.limb((0, -1.1), (-0.01, top + 0.4), 0.035) * rng.uniform(0.05, 0.16)  # trachea
+
+    for _ in range(rng.integers(10, 20)):  # vessels leave the lungs' roots
+        side, t = rng.choice([-1, 1]), rng.uniform(-1.0, 1.4)
+        start = (side * 0.13, bottom - 0.45)
+        end = (start[0] + side * 0.33 * np.cos(t), start[1] + 0.36 * np.sin(t))
+        depth += frame.limb(start, end, 0.03, 0.006) * lungs * rng.uniform(0.04, 0.13)
+    pitch, strength = rng.uniform(0.115, 0.15), rng.uniform(0.03, 0.12)
+    ribs = np.zeros_like(v)
+    for k in range(9):  # behind they run outwards and level, at the side they turn down and forward
+        y = top + 0.07 + pitch * k
+        reach = 0.66 * np.sqrt(max(0.25, 1 - ((k - 6) / 8.0) ** 2)) * chest / 0.85
         for side in (-1, 1):
-            points = [
-                (side * reach * f, y + g)
-                for f, g in ((0.12, 0.0), (0.45, -0.035), (0.8, 0.05), (1.0, 0.17), (0.95, 0.24))
-            ]
-            depth += frame.curve(points, 0.022) * body * strength
+            path = ((0.12, 0.02), (0.45, -0.02), (0.8, 0.04), (1.0, 0.14), (0.97, 0.22), (0.75, 0.32))
+            points = [(side * reach * f, y + g) for f, g in path]
+            ribs += frame.curve(points[:5], 0.022)
+            ribs += 0.5 * frame.curve(points[4:], 0.022)
+    depth += ribs * body * strength * (0.35 + 0.65 * lungs)
     for side in (-1, 1):
         lift = rng.normal(0, 0.03)
-        points = [(side * 0.09, top + 0.1), (side * 0.35, top + 0.03 + lift), (side * 0.72, top - 0.02 + lift)]
-        depth += frame.curve(points, 0.028) * rng.uniform(0.1, 0.18)  # clavicle
-        depth += frame.limb((side * 0.75, top + 0.1), (side * 0.66, top + 0.55), 0.05, 0.02) * body * 0.09  # scapula
-        depth += frame.ellipse(side * 0.86, top + 0.1, 0.09, 0.09) * body * 0.12
-    exposure = rng.uniform(-0.05, 0.1)
-    image = _down(np.maximum(depth, 0) * body) * rng.uniform(1.1, 1.35) + exposure * _down(body)
-    image += 0.04 * _down(frame.texture(rng, 3)) * (image > 0.1)
-    if rng.random() < 0.6:
+        points = [(side * 0.08, top + 0.13), (side * 0.35, top + 0.06 + lift), (side * 0.75, top + 0.01 + lift)]
+        depth += frame.curve(points, 0.026) * rng.uniform(0.08, 0.16)  # clavicle
+        depth += frame.limb((side * 0.76, top + 0.12), (side * 0.62, top + 0.6), 0.06, 0.02) * 0.07  # scapula
+        depth += frame.limb((side * 0.88, top + 0.12), (side * 1.05, 0.5), 0.075, 0.05) * body * 0.12  # humerus
+    if rng.random() < 0.5:  # gas in the stomach
+        gas = frame.ellipse(rng.uniform(0.2, 0.45), bottom + rng.uniform(0.14, 0.25), *rng.uniform(0.05, 0.14, 2))
+        depth -= ndimage.gaussian_filter(gas, 1.5) * rng.uniform(0.1, 0.4)
+    depth += 0.03 * frame.texture(rng, 3) * body
+    image = _down(np.maximum(depth, 0)) * rng.uniform(1.05, 1.3)
+    if rng.random() < 0.6:  # lead marker
         row, column = rng.integers(1, 12), rng.choice([rng.integers(1, 5), rng.integers(56, 61)])
         image[row : row + rng.integers(2, 4), column : column + rng.integers(2, 4)] = 1
     image += rng.normal(0, 0.012 * style.noise, image.shape) * np.sqrt(np.clip(image, 0, 1))
@@ -740,7 +802,7 @@ def _breast_mri(rng, style):
     wall = frame.box_distance(0, cy, rx, ry, 2.6)
     outer = wall
     length = rng.uniform(-0.05, 0.55) if rng.random() < 0.85 else rng.uniform(-0.15, 0.0)
-    apart, width = rng.uniform(0.36, 0.5), rng.uniform(0.16, 0.26)
+    apart, width = rng.uniform(0.36, 0.5), rng.uniform(0.17, 0.27)
     centres = []
     for side in (-1, 1):
         own = length + rng.normal(0, 0.05)
@@ -751,7 +813,7 @@ def _breast_mri(rng, style):
             (side * apart, cy - ry + 0.15),
             (side * (apart + rng.normal(0, 0.04)), top),
             width * 1.2,
-            width * rng.uniform(0.65, 1),
+            width * rng.uniform(0.85, 1.1),
         )[0]
         # Smooth union: skin runs over from the chest wall to the breast without a kink.
         h = np.clip(0.5 + (outer - breast) / 0.24, 0, 1)
@@ -806,12 +868,12 @@ _PAINTERS: dict[str, Callable] = {
 }
 
 
-def _render(image, rng, style: ScannerStyle):
+def _render(image, rng, style: ScannerStyle, ct: bool):
     """The scanner's and the archive's part: point spread, shading, contrast, 8 bits."""
     image = np.clip(image, 0, 1.2)
     if style.blur:
         image = ndimage.gaussian_filter(image, style.blur * rng.uniform(0.6, 1.3))
-    if style.shading:
+    if style.shading and not ct:  # CT is calibrated to water: its grey values do not drift over the picture
         axis = np.linspace(-1, 1, SIZE)
         a, b, c = rng.normal(0, style.shading, 3)
         image = image * (1 + a * axis[:, None] + b * axis[None] + c * axis[:, None] * axis[None])
@@ -839,7 +901,7 @@ def draw(class_name: str, rng: np.random.Generator, style: ScannerStyle | None =
         raise CourseError(f"There is no class {class_name!r} to draw; choose one of {', '.join(CLASSES)}.")
     if style is None:
         style = STYLES[rng.integers(len(STYLES))]
-    return _render(_PAINTERS[class_name](rng, style), rng, style)
+    return _render(_PAINTERS[class_name](rng, style), rng, style, ct=class_name.endswith("CT"))
 
 
 # ---- the folder ----
