@@ -237,7 +237,7 @@ def _liver_level(frame, hu, rng, rx, ry, rim, contrast, dome):
     wall = rng.uniform(0.05, 0.08)
     cavity = frame.cover(inner + np.float32(wall))
     _paint(hu, cavity, _LUNG if dome else _FAT)
-    liver = rng.uniform(60, 115) + 0.2 * contrast
+    liver = rng.uniform(70, 130) + 0.3 * contrast
     ix, iy = rx - rim - wall, ry - rim - wall
     right = frame.ellipse(
         -0.45 * ix, -0.05 * iy, rng.uniform(0.5, 0.58) * ix, rng.uniform(0.72, 0.9) * iy, rng.uniform(-12, 12)
@@ -264,6 +264,9 @@ def _liver_level(frame, hu, rng, rx, ry, rim, contrast, dome):
         * cavity,
         liver + rng.uniform(-10, 40),
     )
+    if dome:
+        _heart(frame, hu, rng, -0.3 * iy, contrast)
+        return iy
     stomach = frame.ellipse(
         0.45 * ix,
         rng.uniform(-0.35, -0.15) * iy,
@@ -352,11 +355,11 @@ def _pelvis_level(frame, hu, rng, rx, ry, rim, contrast, bone):
 
 
 def _abdomen_ct(rng, style):
-    level = _pick(rng, {"dome": 0.14, "liver": 0.38, "kidney": 0.34, "pelvis": 0.14})
+    level = _pick(rng, {"dome": 0.17, "liver": 0.35, "kidney": 0.33, "pelvis": 0.15})
     frame = _Frame(rng, rng.normal(0, 4), rng.uniform(0.88, 1.1), rng.normal(0, 0.05, 2), warp=0.025)
     hu = np.full((_GRID, _GRID), _AIR, np.float32)
     rx, ry, rim = rng.uniform(0.8, 0.96), rng.uniform(0.6, 0.78), rng.uniform(0.03, 0.12)
-    contrast, bone = rng.uniform(0, 180), rng.uniform(380, 650)
+    contrast, bone = rng.uniform(0, 200), rng.uniform(350, 600)
     if level == "pelvis":
         _pelvis_level(frame, hu, rng, rx, ry, rim, contrast, bone)
     else:
@@ -385,15 +388,15 @@ def _abdomen_ct(rng, style):
         )
     _table(frame, hu, rng, ry + rng.uniform(0.06, 0.2))
     hu = _down(hu) + rng.normal(0, 9 * style.noise, (SIZE, SIZE))
-    # The published images clip everything below water at one mid-grey value.
-    return rng.normal(0.405, 0.012) + rng.uniform(0.0009, 0.00125) * np.maximum(hu, 0)
+    # The published images clip everything below water at one mid-grey value, which differs from series to series.
+    return rng.normal(0.4, 0.025) + rng.uniform(0.0009, 0.0015) * np.maximum(hu, 0)
 
 
 def _chest_ct(rng, style):
     level = _pick(rng, {"shoulder": 0.2, "arch": 0.25, "heart": 0.35, "base": 0.2})
     frame = _Frame(rng, rng.normal(0, 4), rng.uniform(0.84, 1.1), rng.normal(0, 0.06, 2), warp=0.025)
     hu = np.full((_GRID, _GRID), _AIR, np.float32)
-    bone, contrast = rng.uniform(450, 800), rng.uniform(20, 260)
+    bone, contrast = rng.uniform(350, 700), rng.uniform(20, 320)
     rx, ry, rim = rng.uniform(0.76, 0.92), rng.uniform(0.55, 0.7), rng.uniform(0.03, 0.1)
     if level == "shoulder":
         rx, ry = rng.uniform(0.88, 0.98), rng.uniform(0.42, 0.52)
@@ -420,7 +423,7 @@ def _chest_ct(rng, style):
         side, t, angle = rng.choice([-1, 1]), rng.uniform(0.25, 0.85), rng.uniform(-1.2, 1.2)
         x, y = side * t * ix * narrow, 0.7 * t * iy * np.sin(angle)
         _paint(
-            hu, frame.limb((x * 0.8, y * 0.8), (x, y), 0.02 * (1.1 - t)) * lungs, rng.uniform(20, 50) + 0.4 * contrast
+            hu, frame.limb((x * 0.8, y * 0.8), (x, y), 0.02 * (1.1 - t)) * lungs, rng.uniform(60, 120) + 0.5 * contrast
         )
     spine = iy * rng.uniform(0.62, 0.75)
     if level == "shoulder":
@@ -450,10 +453,14 @@ def _chest_ct(rng, style):
         _ribs(frame, hu, rng, ix + 0.035, iy + 0.035, 0, bone, rng.integers(6, 10), gap=0.3)
         if level == "arch":
             for side in (-1, 1):
-                _paint(
-                    hu, frame.limb((side * 0.75 * ix, iy * 0.55), (side * 0.55 * ix, iy + 0.05), 0.02), bone
-                )  # scapula
-    _spine(frame, hu, rng, spine, 1.0, bone)
+                points = [
+                    (side * 0.95 * ix, iy * 0.45),
+                    (side * 0.8 * ix, iy * 0.75),
+                    (side * rng.uniform(0.5, 0.62) * ix, iy),
+                ]
+                points = [(x + rng.normal(0.0, 0.02), y + rng.normal(0.03, 0.02)) for x, y in points]
+                _paint(hu, frame.curve(points, rng.uniform(0.012, 0.02)), bone)  # scapula
+    _spine(frame, hu, rng, spine, 0.95, bone * 0.85)
     _table(frame, hu, rng, ry + rng.uniform(0.06, 0.2))
     # Stored without averaging: every second sample as it is, with its noise, as the published images show.
     hu = hu[::_FINE, ::_FINE]
@@ -461,7 +468,7 @@ def _chest_ct(rng, style):
     hu = hu + rng.normal(0, grain, hu.shape) * (hu > -300)
     lung = np.clip((-hu - 600) / 200, 0, 1) * np.clip((hu + 950) / 50, 0, 1)
     return (
-        rng.normal(0.49, 0.012)
+        rng.normal(0.485, 0.025)
         + rng.uniform(0.0005, 0.0008) * np.maximum(hu + rng.uniform(-20, 40), 0)
         - rng.uniform(0, 0.05) * lung
     )
@@ -472,11 +479,11 @@ def _chest_ct(rng, style):
 
 def _head_ct(rng, style):
     level = _pick(rng, {"vertex": 0.1, "high": 0.22, "ventricles": 0.38, "base": 0.2, "jaw": 0.1})
-    small = {"vertex": rng.uniform(0.35, 0.65), "high": rng.uniform(0.65, 0.9)}.get(level, rng.uniform(0.8, 1.12))
+    small = {"vertex": rng.uniform(0.35, 0.65), "high": rng.uniform(0.65, 0.9)}.get(level, rng.uniform(0.88, 1.2))
     turn = rng.normal(0, 10) if rng.random() < 0.9 else rng.uniform(-100, 100)
     frame = _Frame(rng, turn, small, rng.normal(0, (0.09, 0.1)), warp=0.02 * small, aspect=rng.uniform(0.92, 1.1))
     image = np.zeros((_GRID, _GRID), np.float32)
-    brain = rng.uniform(0.27, 0.42)
+    brain = rng.uniform(0.29, 0.44)
     dark = brain * rng.uniform(0.25, 0.6)
     rx, ry = rng.uniform(0.46, 0.54), rng.uniform(0.58, 0.68)
     skull = rng.uniform(0.05, 0.09)
@@ -489,8 +496,9 @@ def _head_ct(rng, style):
         np.maximum(outer, frame.ellipse_distance(0, 0.12, rx * 1.05, ry * 1.12), out=outer)  # narrower in front
         _paint(image, frame.cover(outer - 0.03), rng.uniform(0.05, 0.25))  # scalp
         _paint(image, frame.cover(outer), 1)
+        lean = rng.uniform(-0.02, 0.02)  # bone thicker in front or behind
         thick = {"vertex": rng.uniform(2, 5), "high": rng.uniform(1.2, 2.4)}.get(level, 1) * skull
-        inside = frame.cover(outer + np.float32(thick))
+        inside = frame.cover(outer + np.float32(thick) + np.float32(lean) * frame.v + 0.006 * frame.texture(rng, 8))
         tissue = brain + 0.03 * frame.texture(rng, 14)
         rind = np.clip(1 + (outer + np.float32(thick + 0.12)) * 9, 0, 1)  # cortex folds: dark furrows near the bone
         tissue -= rind * np.clip(frame.texture(rng, 32) - rng.uniform(0, 1.2), 0, 1) * rng.uniform(0.0, 0.25)
@@ -541,33 +549,48 @@ def _head_ventricles(frame, image, rng, brain, dark):
 
 def _head_base(frame, image, rng, brain, dark, skull):
     """Orbits, nose and skull base in front, cerebellum and temporal lobes behind."""
-    split = rng.uniform(-0.22, -0.05)
-    cranium = frame.ellipse_distance(0, 0.2, 0.5, 0.46)
-    face = frame.ellipse_distance(0, split - 0.12, 0.4, rng.uniform(0.34, 0.44))
+    split = rng.uniform(-0.14, 0.06)
+    cranium = frame.ellipse_distance(0, 0.14, 0.5, rng.uniform(0.48, 0.56))
+    face = frame.ellipse_distance(0, split - 0.16, rng.uniform(0.33, 0.4), rng.uniform(0.4, 0.46))
     _paint(image, frame.cover(np.minimum(cranium, face) - 0.04), 0.25)
-    _paint(image, frame.cover(face), 0.3)
-    for side in (-1, 1):
-        _paint(image, frame.ellipse(side * 0.22, split - 0.22, 0.15, 0.17), 0.06)  # orbit: fat
-        _paint(image, frame.ellipse(side * 0.22, split - 0.29, 0.1, 0.1), brain * 1.15)  # eye
-        _paint(image, frame.limb((side * 0.2, split - 0.2), (side * 0.1, split - 0.02), 0.02), brain)  # optic nerve
-        _paint(image, frame.limb((side * 0.36, split - 0.26), (side * 0.38, split), 0.035), 1)  # cheek bone
-    _paint(image, frame.ellipse(0, split - 0.2, 0.085, 0.26), 0)  # air of nose and sinuses
-    for x in (-0.08, 0.0, 0.08):
-        _paint(image, frame.limb((x, split), (x * 0.5, split - 0.46), 0.013), rng.uniform(0.6, 1))
-    for _ in range(6):
-        place = (rng.normal(0, 0.16), split - rng.uniform(0.02, 0.2))
-        _paint(image, frame.ellipse(*place, *rng.uniform(0.02, 0.05, 2)), rng.choice([0, 1]))
     _paint(image, frame.cover(cranium), 1)
-    _paint(image, frame.cover(cranium + np.float32(skull)), brain + 0.03 * frame.texture(rng, 12))
-    ridge = rng.uniform(0.0, 0.16)
+    bone = cranium + np.float32(skull) + 0.01 * frame.texture(rng, 8)
+    _paint(image, frame.cover(bone), brain + 0.03 * frame.texture(rng, 12))
+    front = frame.cover(face) * frame.cover(frame.v - np.float32(split) + 0.35 * np.abs(frame.u))
+    _paint(image, front, rng.uniform(0.2, 0.4))
     for side in (-1, 1):
-        _paint(image, frame.limb((side * 0.43, ridge + 0.14), (side * 0.1, ridge), 0.07, 0.03), 1)  # petrous bone
-        _paint(image, frame.limb((side * 0.4, ridge - 0.14), (side * 0.08, ridge - 0.05), 0.03), 1)  # sphenoid
-        for _ in range(3):  # air cells behind the ear
-            place = (side * rng.uniform(0.3, 0.43), ridge + rng.uniform(0.08, 0.18))
-            _paint(image, frame.ellipse(*place, *rng.uniform(0.015, 0.035, 2)), 0)
-    _paint(image, frame.ellipse(0, ridge + 0.2, 0.1, 0.08), brain * 1.1)  # brain stem
-    _paint(image, frame.ellipse(0, ridge + 0.31, 0.045, 0.025), dark)  # fourth ventricle
+        _paint(image, frame.ellipse(side * 0.2, split - 0.26, 0.13, 0.16), 0.06)  # orbit: fat
+        _paint(image, frame.ellipse(side * 0.2, split - 0.33, 0.09, 0.09), brain * 1.2)  # eye
+        _paint(image, frame.limb((side * 0.19, split - 0.26), (side * 0.1, split - 0.1), 0.018), brain)  # optic nerve
+        cheek = [(side * 0.33, split - 0.36), (side * 0.36, split - 0.2), (side * 0.43, split - 0.05)]
+        _paint(image, frame.curve(cheek, rng.uniform(0.02, 0.035)), 1)
+        wing = [
+            (side * 0.43, split - 0.05),
+            (side * 0.25, split - 0.04),
+            (side * 0.08, split + rng.uniform(-0.06, 0.06)),
+        ]
+        _paint(image, frame.curve(wing, rng.uniform(0.018, 0.035)), 1)  # sphenoid
+    _paint(image, frame.ellipse(0, split - 0.26, 0.075, 0.26), 0)  # air of nose and sinuses
+    for x in (-0.08, 0.0, 0.08):
+        _paint(image, frame.limb((x, split - 0.05), (x * 0.5, split - 0.52), 0.012), rng.uniform(0.5, 1))
+    for _ in range(8):
+        place = (rng.normal(0, 0.1), split - rng.uniform(-0.04, 0.3))
+        _paint(image, frame.ellipse(*place, *rng.uniform(0.015, 0.045, 2)), rng.choice([0, 0.5, 1]))
+    ridge = split + rng.uniform(0.14, 0.24)
+    if rng.random() < 0.6:
+        for side in (-1, 1):
+            petrous = [
+                (side * 0.44, ridge + 0.1),
+                (side * 0.27, ridge + rng.normal(0.04, 0.015)),
+                (side * 0.1, ridge - 0.03),
+            ]
+            _paint(image, frame.curve(petrous, rng.uniform(0.02, 0.045)), 1)
+            _paint(image, frame.ellipse(side * 0.38, ridge + 0.1, 0.09, 0.07), 1)
+            for _ in range(4):  # air cells behind the ear
+                place = (side * rng.uniform(0.28, 0.43), ridge + rng.uniform(0.03, 0.16))
+                _paint(image, frame.ellipse(*place, *rng.uniform(0.012, 0.03, 2)), 0)
+    _paint(image, frame.ellipse(0, ridge + 0.14, 0.11, 0.08), brain * 1.1)  # brain stem
+    _paint(image, frame.ellipse(0, ridge + 0.25, 0.045, 0.025), dark)  # fourth ventricle
 
 
 def _head_jaw(frame, image, rng, brain):
@@ -597,9 +620,11 @@ def _head_jaw(frame, image, rng, brain):
 
 
 def _hand(rng, style):
+    # Most lie straight; some plates were exposed with the arm from the side.
+    turn = rng.normal(6, 15) if rng.random() < 0.8 else rng.uniform(-110, 110)
     frame = _Frame(
         rng,
-        rng.normal(8, 14),
+        turn,
         rng.uniform(0.92, 1.25),
         (rng.normal(0, 0.07), rng.normal(0.1, 0.07)),
         warp=0.012,
@@ -613,7 +638,7 @@ def _hand(rng, style):
         distance, ratio = frame.limb_distance(a, b, ra, rb)
         np.maximum(
             soft,
-            frame.cover(distance) * np.sqrt(np.maximum(1 - 0.85 * ratio * ratio, 0)) * np.float32(2.2 * ra + 0.55),
+            frame.cover(distance) * np.sqrt(np.maximum(1 - 0.85 * ratio * ratio, 0)) * np.float32(2.8 * ra + 0.42),
             out=soft,
         )
 
@@ -639,16 +664,16 @@ def _hand(rng, style):
         start = np.array((root, 0.3))
         end = start + palm * np.array((np.sin(t), -np.cos(t)))
         flesh(start, end, 0.115 * thick, 0.09 * thick)
-        tube(start + (end - start) * 0.06, start + (end - start) * 0.93, 0.042 * thick, 0.045 * thick)
-        tube(start + (end - start) * 0.2, start + (end - start) * 0.8, 0.034 * thick)
+        tube(start + (end - start) * 0.06, start + (end - start) * 0.93, 0.036 * thick, 0.042 * thick)
+        tube(start + (end - start) * 0.2, start + (end - start) * 0.8, 0.03 * thick)
         t = np.deg2rad(angle * spread + rng.normal(0, 3))
         bend = rng.uniform(1 - curl, 1)
         for k, length in enumerate(phalanges):
             step = length * bend * (1 - 2 * curl * k * rng.random()) * np.array((np.sin(t), -np.cos(t)))
-            width = (0.042, 0.036, 0.03)[k] * thick
-            flesh(end, end + step, 0.08 * thick - 0.006 * k, 0.075 * thick - 0.008 * k)
-            tube(end + step * 0.06, end + step * 0.9, width * 1.05, width * 0.9)
-            tube(end + step * 0.05, end + step * 0.1, width * 1.3)
+            width = (0.037, 0.032, 0.027)[k] * thick
+            flesh(end, end + step, 0.09 * thick - 0.006 * k, 0.084 * thick - 0.008 * k)
+            tube(end + step * 0.1, end + step * 0.88, width, width * 0.85)
+            tube(end + step * 0.1, end + step * 0.14, width * 1.35)
             end = end + step
             t += rng.normal(0, 0.05)
     # Thumb: one metacarpal, two phalanges.
@@ -670,23 +695,23 @@ def _hand(rng, style):
         np.maximum(bone, frame.ellipse(x, y, 0.05, 0.048) * np.float32(rng.uniform(0.85, 1.1)), out=bone)  # carpals
     tube((0.08, 0.58), (0.09 + tilt * 0.7, 1.6), 0.105 * thick, 0.06 * thick, 1.1)  # radius
     tube((-0.11, 0.62), (-0.12 + tilt * 0.7, 1.6), 0.06 * thick, 0.055 * thick, 1.1)  # ulna
-    soft_weight, bone_weight = rng.uniform(0.45, 0.75), rng.uniform(0.7, 1.1)
+    soft_weight, bone_weight = rng.uniform(0.4, 0.8), rng.uniform(0.7, 1.2)
     exposure = 1 - np.exp(-(soft_weight * soft + bone_weight * bone * (soft > 0)))
-    image = _down(exposure) * rng.uniform(1.15, 1.4)
+    image = _down(exposure) * rng.uniform(1.1, 1.35)
     base = rng.uniform(0.0, 0.1)
     image = base + (1 - base) * image
     if rng.random() < 0.06:  # a faint, under-exposed plate: bright everywhere
         image = rng.uniform(0.45, 0.65) + 0.4 * image
     image *= 1 + 0.5 * base * _down(frame.texture(rng, 2))
     if rng.random() < 0.75:  # lead marker with the side's letter
-        height, width = rng.integers(5, 12), rng.integers(4, 8)
+        height, width = rng.integers(5, 9), rng.integers(4, 7)
         row, column = rng.integers(2, 46), rng.choice([rng.integers(1, 8), rng.integers(50, 56)])
         patch = image[row : row + height, column : column + width]
         patch *= 0.3
-        patch[1:-1, 1] = 1
-        patch[-2, 1:-1] = 1
+        patch[1:-1, 1] = rng.uniform(0.7, 1)
+        patch[-2, 1:-1] = patch[1, 1]
     if rng.random() < 0.5:  # collimator's edge
-        edge, value = rng.integers(0, 3), rng.choice([0.0, 0.5, 0.8])
+        edge, value = rng.integers(0, 2), rng.choice([0.0, 0.3, 0.6])
         for _ in range(2):
             image[: edge + 1, :] = value
             image[:, SIZE - edge - 1 :] = value
@@ -705,31 +730,33 @@ def _cxr(rng, style):
         aspect=rng.uniform(0.9, 1.1),
     )
     v = frame.v
-    chest = rng.uniform(0.78, 0.95)
+    chest = rng.uniform(0.84, 1.05)
     distance = frame.box_distance(0, 0.9, chest, 1.5, 5)
     for side in (-1, 1):
         drop = rng.uniform(-0.05, 0.12)  # shoulders
         np.minimum(
             distance,
-            frame.limb_distance((side * 0.25, -0.58), (side * 0.85, -0.5 + drop), 0.18, 0.26)[0],
+            frame.limb_distance((side * 0.2, -0.68), (side * 0.95, -0.52 + drop), 0.18, 0.28)[0],
             out=distance,
         )
-        if rng.random() < 0.8:
-            out = rng.uniform(0.0, 0.4)
-            arm = frame.limb_distance((side * 0.92, -0.4 + drop), (side * (1.0 + out), 0.8), 0.22, 0.15)[0]
+        if rng.random() < 0.75:
+            out = rng.uniform(0.1, 0.7)
+            arm = frame.limb_distance((side * 1.0, -0.45 + drop), (side * (1.05 + out), 0.8), 0.24, 0.16)[0]
             np.minimum(distance, arm, out=distance)
-    np.minimum(distance, frame.limb_distance((0, -1.3), (0, -0.55), 0.2, 0.32)[0], out=distance)
+    np.minimum(distance, frame.limb_distance((0, -1.3), (0, -0.6), 0.2, 0.36)[0], out=distance)
     body = frame.cover(distance)
     # The ray's way through the body gets shorter towards the skin.
     depth = (
-        body * np.sqrt(np.clip(-distance / np.float32(rng.uniform(0.3, 0.5)), 0, 1)) * np.float32(rng.uniform(0.6, 0.8))
+        body
+        * np.sqrt(np.clip(-distance / np.float32(rng.uniform(0.2, 0.4)), 0, 1))
+        * np.float32(rng.uniform(0.64, 0.82))
     )
 
     top, bottom = rng.uniform(-0.72, -0.6), rng.uniform(0.15, 0.5)
     lungs = np.zeros_like(v)
     for side in (-1, 1):
         low = bottom + (0.05 if side > 0 else -0.02) + rng.normal(0, 0.03)
-        inner, outer = 0.02, rng.uniform(0.6, 0.68) * chest / 0.85
+        inner, outer = 0.02, rng.uniform(0.62, 0.72) * (0.4 + 0.6 * chest / 0.85)
         centre, width = side * (inner + outer) / 2, (outer - inner) / 2 + 0.02
         lung = frame.box_distance(centre, 0.2, width, 0.2 - top, 2.3)
         np.maximum(lung, -frame.ellipse_distance(centre - side * 0.03, low + 0.42, 0.5, 0.42), out=lung)  # diaphragm
@@ -738,7 +765,7 @@ def _cxr(rng, style):
     if rng.random() < 0.2:  # one lung clouded
         cloud = frame.ellipse_distance(rng.choice([-0.4, 0.4]), rng.uniform(-0.2, 0.3), 0.3, 0.3)
         lungs *= 1 - rng.uniform(0.3, 0.8) * np.clip(0.6 - cloud * 2.5, 0, 1)
-    air = rng.uniform(0.42, 0.68) * (1.1 - 0.25 * np.clip(v - top, 0, 1.4))
+    air = rng.uniform(0.36, 0.6) * (1.1 - 0.25 * np.clip(v - top, 0, 1.4))
     depth -= air * lungs
     depth += np.clip((v - bottom + 0.1) * 2, 0, 1) * body * (1 - lungs) * rng.uniform(0.1, 0.3)  # belly
 
@@ -757,16 +784,18 @@ def _cxr(rng, style):
     depth += np.maximum(spine, 0) * rng.uniform(0.06, 0.16)
     depth -= frame.limb((0, -1.1), (-0.01, top + 0.4), 0.035) * rng.uniform(0.05, 0.16)  # trachea
 
-    for _ in range(rng.integers(10, 20)):  # vessels leave the lungs' roots
-        side, t = rng.choice([-1, 1]), rng.uniform(-1.0, 1.4)
-        start = (side * 0.13, bottom - 0.45)
-        end = (start[0] + side * 0.33 * np.cos(t), start[1] + 0.36 * np.sin(t))
-        depth += frame.limb(start, end, 0.03, 0.006) * lungs * rng.uniform(0.04, 0.13)
+    vessels = np.zeros_like(v)
+    for _ in range(rng.integers(12, 24)):  # vessels leave the lungs' roots
+        side, t, far = rng.choice([-1, 1]), rng.uniform(-1.1, 1.5), rng.uniform(0.4, 1)
+        start = (side * 0.13, bottom - 0.45 + rng.normal(0, 0.06))
+        end = (start[0] + side * 0.4 * far * np.cos(t), start[1] + 0.42 * far * np.sin(t))
+        np.maximum(vessels, frame.limb(start, end, 0.026, 0.006) * rng.uniform(0.05, 0.17), out=vessels)
+    depth += vessels * lungs
     pitch, strength = rng.uniform(0.115, 0.15), rng.uniform(0.03, 0.12)
     ribs = np.zeros_like(v)
     for k in range(9):  # behind they run outwards and level, at the side they turn down and forward
         y = top + 0.07 + pitch * k
-        reach = 0.66 * np.sqrt(max(0.25, 1 - ((k - 6) / 8.0) ** 2)) * chest / 0.85
+        reach = 0.68 * np.sqrt(max(0.25, 1 - ((k - 6) / 8.0) ** 2)) * chest / 0.85
         for side in (-1, 1):
             path = ((0.12, 0.02), (0.45, -0.02), (0.8, 0.04), (1.0, 0.14), (0.97, 0.22), (0.75, 0.32))
             points = [(side * reach * f, y + g) for f, g in path]
@@ -779,11 +808,13 @@ def _cxr(rng, style):
         depth += frame.curve(points, 0.026) * rng.uniform(0.08, 0.16)  # clavicle
         depth += frame.limb((side * 0.76, top + 0.12), (side * 0.62, top + 0.6), 0.06, 0.02) * 0.07  # scapula
         depth += frame.limb((side * 0.88, top + 0.12), (side * 1.05, 0.5), 0.075, 0.05) * body * 0.12  # humerus
-    if rng.random() < 0.5:  # gas in the stomach
+    if rng.random() < 0.4:  # gas in the stomach
         gas = frame.ellipse(rng.uniform(0.2, 0.45), bottom + rng.uniform(0.14, 0.25), *rng.uniform(0.05, 0.14, 2))
-        depth -= ndimage.gaussian_filter(gas, 1.5) * rng.uniform(0.1, 0.4)
+        depth -= ndimage.gaussian_filter(gas, 1.5) * rng.uniform(0.05, 0.25)
     depth += 0.03 * frame.texture(rng, 3) * body
     image = _down(np.maximum(depth, 0)) * rng.uniform(1.05, 1.3)
+    if rng.random() < 0.3:  # faint scatter outside the body
+        image = np.maximum(image, rng.uniform(0, 0.12))
     if rng.random() < 0.6:  # lead marker
         row, column = rng.integers(1, 12), rng.choice([rng.integers(1, 5), rng.integers(56, 61)])
         image[row : row + rng.integers(2, 4), column : column + rng.integers(2, 4)] = 1
