@@ -151,82 +151,57 @@ def prediction_gallery(images, captions, right, title: str, columns: int = 6):
     return figure
 
 
-def fedavg_flow(sites: int = 2, samples: tuple = (), metric: str = "validation accuracy"):
-    """The six steps of a FedAvg round as a drawing.
-
-    Args:
-        sites: how many sites to draw, 2 to 4.
-        samples: number of training samples a site, shown as its weight; by default only symbols.
-        metric: what the sites report of the received model.
-    """
-    figure, axis = plt.subplots(figsize=(10, 5.0))
+def fedavg_flow():
+    """The six steps of a FedAvg round between a server and two sites, as a drawing."""
+    figure, axis = plt.subplots(figsize=(10, 5.4))
     axis.set_xlim(0, 10)
-    axis.set_ylim(0, 5.0)
+    axis.set_ylim(0, 5.4)
     axis.set_axis_off()
 
-    def box(x, y, width, height, color, head, lines):
+    def box(x, y, width, color, head, steps):
+        height = 0.62 + 0.4 * len(steps)
         axis.add_patch(
-            FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0.02,rounding_size=0.12", fc=color, ec="none")
+            FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0,rounding_size=0.12", fc=color, ec="none")
         )
-        axis.text(x + width / 2, y + height - 0.25, head, ha="center", va="center", color="white", weight="bold")
-        for number, line in enumerate(lines):
-            axis.text(
-                x + width / 2,
-                y + height - 0.58 - 0.27 * number,
-                line,
-                ha="center",
-                va="center",
-                color="white",
-                fontsize=9,
-            )
+        axis.text(x + 0.25, y + height - 0.3, head, va="center", color="white", weight="bold", fontsize=12)
+        for row, (number, text) in enumerate(steps):
+            middle = y + height - 0.72 - 0.4 * row
+            badge(x + 0.42, middle, number, "white", color)
+            axis.text(x + 0.72, middle, text, va="center", color="white", fontsize=10.5)
 
-    box(
-        2.6,
-        3.3,
-        4.8,
-        1.55,
-        SERVER_COLOR,
-        "Server · FedAvg controller",
-        [
-            "1  load the first global model (persistor)",
-            r"5  weighted mean  $w=\sum_k \frac{n_k}{n}\,w_k$  (aggregator)",
-            "6  update, keep the best, save (persistor)",
-        ],
-    )
-    width = min(3.4, 9.0 / sites - 0.4)
-    gap = (10 - sites * width) / (sites + 1)
-    for number in range(sites):
-        x = gap + number * (width + gap)
-        weight = f"$n_{number + 1}$ = {samples[number]} images" if number < len(samples) else f"$n_{number + 1}$ images"
-        box(
-            x,
-            0.1,
-            width,
-            1.55,
-            site_color(number),
-            f"site-{number + 1} · {weight}",
-            [
-                f"2  {metric} of the received model",
-                "3  local training (MONAI trainer)",
-                "4  weights and count, never an image",
-            ],
+    def badge(x, y, number, color, ink):
+        axis.text(
+            x, y, number, ha="center", va="center", color=ink, weight="bold", fontsize=9.5,
+            bbox={"boxstyle": "circle,pad=0.25", "fc": color, "ec": "none"},
+        )  # fmt: skip
+
+    def arrow(start, end, color):
+        axis.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=18, color=color, lw=2))
+
+    box(2.3, 3.45, 5.4, SERVER_COLOR, "Server · FedAvg controller", [
+        ("1", "load the first global model: persistor"),
+        ("5", r"average  $w = \sum_k \frac{n_k}{n} w_k$ : aggregator"),
+        ("6", "update, save, keep the best: persistor"),
+    ])  # fmt: skip
+    for number, x in enumerate((0.3, 5.7)):
+        color = site_color(number)
+        box(x, 0.25, 4.0, color, f"site-{number + 1}", [
+            ("3", "validate the received model"),
+            ("4", f"train it on its own $n_{number + 1}$ images"),
+        ])  # fmt: skip
+        outer, inner = (2.0, 2.75) if number == 0 else (8.0, 7.25)
+        top_outer, top_inner = (2.75, 3.5) if number == 0 else (7.25, 6.5)
+        arrow((top_outer, 3.4), (outer, 1.75), SERVER_COLOR)
+        arrow((inner, 1.75), (top_inner, 3.4), color)
+        side = "right" if number == 0 else "left"
+        shift = -0.42 if number == 0 else 0.42
+        badge((top_outer + outer) / 2 + shift * 0.75, 2.62, "2", SERVER_COLOR, "white")
+        axis.text(
+            (top_outer + outer) / 2 + shift * 1.3, 2.62, "global weights", ha=side, va="center", color=SERVER_COLOR
         )
-        middle = x + width / 2
-        for offset, start, end, label, side in (
-            (-0.22, 3.25, 1.75, "global weights", "right"),
-            (0.22, 1.75, 3.25, f"$w_{number + 1}$, $n_{number + 1}$, metrics", "left"),
-        ):
-            anchor = 5 + (middle - 5) * 0.55 + offset
-            low = middle + offset
-            tail, head = ((anchor, start), (low, end)) if start > end else ((low, start), (anchor, end))
-            axis.add_patch(FancyArrowPatch(tail, head, arrowstyle="-|>", mutation_scale=14, color=INK, lw=1.3))
-            axis.text(
-                (tail[0] + head[0]) / 2 + (-0.12 if side == "right" else 0.12),
-                2.5,
-                label,
-                ha=side,
-                va="center",
-                fontsize=9,
-                color=INK,
-            )
+        side, shift = ("left", 0.3) if number == 0 else ("right", -0.3)
+        answer = f"$w_{number + 1}$, $n_{number + 1}$, metrics"
+        axis.text((top_inner + inner) / 2 + shift, 2.4, answer, ha=side, va="center", color=color, weight="bold")
+    axis.text(5, 1.0, "no image\nleaves\na site", ha="center", va="center", color=INK, style="italic", fontsize=10.5)
+    figure.tight_layout()
     return figure

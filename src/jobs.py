@@ -26,6 +26,7 @@ from src.workflow import FedAvgWithFinalValidation, RunRecorder
 
 TRACKERS = ("tensorboard", "mlflow")
 INITIAL_MODEL = "initial_model.pt"
+CLIENT_SCRIPT = Path(__file__).with_name("monai_mednist_train.py")
 # FLARE's sites ask every 2 s whether there is work; on one machine they can ask more often and wait less.
 TASK_REQUEST_SECONDS = 0.1
 
@@ -144,6 +145,7 @@ def mednist_fedavg(
     learning_rate: float = 1e-3,
     items: list[dict] | None = None,
     initial_weights: dict | None = None,
+    client_script: Path = CLIENT_SCRIPT,
 ) -> Job:
     """Federated averaging of DenseNet121 on MedNIST.
 
@@ -161,6 +163,7 @@ def mednist_fedavg(
         learning_rate: of Adam, whose state stays at the site from round to round.
         items: images to share out over the sites; by default the training and validation parts of MedNIST.
         initial_weights: ``state_dict`` of the first global model; by default a fresh DenseNet121.
+        client_script: what every site runs; takes the arguments of ``src/monai_mednist_train.py``.
 
     Raises:
         CourseError: for arguments that cannot be met, before anything runs.
@@ -190,7 +193,7 @@ def mednist_fedavg(
     job = fedavg_job("mednist_fedavg", names, rounds, initial_model, key_metric="accuracy", tracker=tracker)
     arguments = {"datalists": (folder / "datalists").as_uri(), **settings}
     client = ScriptRunner(
-        script=str(Path(__file__).with_name("monai_mednist_train.py")),
+        script=str(client_script),
         script_args=" ".join(f"--{name} {value}" for name, value in arguments.items()),
     )
     for name in names:

@@ -2,7 +2,7 @@
 
 FLARE starts this script once at every site and keeps it running through all rounds. Four calls make a local script
 a federated one: ``flare.init``, ``flare.receive``, ``flare.send`` and the loop over ``flare.is_running``.
-Client API: https://nvflare.readthedocs.io/en/2.7/programming_guide/execution_api_type/client_api.html
+Client API: https://nvflare.readthedocs.io/en/main/programming_guide/execution_api_type/client_api.html
 """
 
 import argparse
