@@ -29,6 +29,8 @@ ABOUT = "ABOUT.txt"
 
 _FINE = 2  # drawn this many times finer than stored, so that thin bones keep their shape
 _GRID = SIZE * _FINE
+_BOTTOM_UP = 0.1  # share of CT and MRI stored with the last row first
+_INVERTED = 0.03  # share of radiographs stored as on film, bone dark
 _VERSION = 1  # of the drawings: raise it when the same seed gives other pictures
 
 
@@ -354,6 +356,11 @@ def _pelvis_level(frame, hu, rng, rx, ry, rim, contrast, bone):
         _paint(hu, frame.ellipse(0, 0.36 * iy + 0.02, 0.14, 0.06), bone * 0.6)
 
 
+def _stored(rng, image):
+    """Some archives store the rows from the bottom up, so that the spine is on top."""
+    return image[::-1] if rng.random() < _BOTTOM_UP else image
+
+
 def _abdomen_ct(rng, style):
     level = _pick(rng, {"dome": 0.17, "liver": 0.35, "kidney": 0.33, "pelvis": 0.15})
     frame = _Frame(rng, rng.normal(0, 4), rng.uniform(0.88, 1.1), rng.normal(0, 0.05, 2), warp=0.025)
@@ -389,7 +396,7 @@ def _abdomen_ct(rng, style):
     _table(frame, hu, rng, ry + rng.uniform(0.06, 0.2))
     hu = _down(hu) + rng.normal(0, 9 * style.noise, (SIZE, SIZE))
     # The published images clip everything below water at one mid-grey value, which differs from series to series.
-    return rng.normal(0.4, 0.025) + rng.uniform(0.0009, 0.0015) * np.maximum(hu, 0)
+    return _stored(rng, rng.normal(0.4, 0.03) + rng.uniform(0.0011, 0.0019) * np.maximum(hu, 0))
 
 
 def _chest_ct(rng, style):
@@ -467,10 +474,11 @@ def _chest_ct(rng, style):
     grain = rng.uniform(25, 90) * (0.6 + 0.4 * style.noise)
     hu = hu + rng.normal(0, grain, hu.shape) * (hu > -300)
     lung = np.clip((-hu - 600) / 200, 0, 1) * np.clip((hu + 950) / 50, 0, 1)
-    return (
-        rng.normal(0.485, 0.025)
+    return _stored(
+        rng,
+        rng.normal(0.48, 0.03)
         + rng.uniform(0.0005, 0.0008) * np.maximum(hu + rng.uniform(-20, 40), 0)
-        - rng.uniform(0, 0.05) * lung
+        - rng.uniform(0, 0.05) * lung,
     )
 
 
@@ -479,14 +487,14 @@ def _chest_ct(rng, style):
 
 def _head_ct(rng, style):
     level = _pick(rng, {"vertex": 0.1, "high": 0.22, "ventricles": 0.38, "base": 0.2, "jaw": 0.1})
-    small = {"vertex": rng.uniform(0.35, 0.65), "high": rng.uniform(0.65, 0.9)}.get(level, rng.uniform(0.88, 1.2))
+    small = {"vertex": rng.uniform(0.4, 0.7), "high": rng.uniform(0.65, 0.9)}.get(level, rng.uniform(0.88, 1.2))
     turn = rng.normal(0, 10) if rng.random() < 0.9 else rng.uniform(-100, 100)
     frame = _Frame(rng, turn, small, rng.normal(0, (0.09, 0.1)), warp=0.02 * small, aspect=rng.uniform(0.92, 1.1))
     image = np.zeros((_GRID, _GRID), np.float32)
     brain = rng.uniform(0.29, 0.44)
     dark = brain * rng.uniform(0.25, 0.6)
     rx, ry = rng.uniform(0.46, 0.54), rng.uniform(0.58, 0.68)
-    skull = rng.uniform(0.05, 0.09)
+    skull = rng.uniform(0.06, 0.105)
     if level == "jaw":
         _head_jaw(frame, image, rng, brain)
     elif level == "base":
@@ -497,7 +505,7 @@ def _head_ct(rng, style):
         _paint(image, frame.cover(outer - 0.03), rng.uniform(0.05, 0.25))  # scalp
         _paint(image, frame.cover(outer), 1)
         lean = rng.uniform(-0.02, 0.02)  # bone thicker in front or behind
-        thick = {"vertex": rng.uniform(2, 5), "high": rng.uniform(1.2, 2.4)}.get(level, 1) * skull
+        thick = {"vertex": rng.uniform(2.4, 7), "high": rng.uniform(1.2, 2.4)}.get(level, 1) * skull
         inside = frame.cover(outer + np.float32(thick) + np.float32(lean) * frame.v + 0.006 * frame.texture(rng, 8))
         tissue = brain + 0.03 * frame.texture(rng, 14)
         rind = np.clip(1 + (outer + np.float32(thick + 0.12)) * 9, 0, 1)  # cortex folds: dark furrows near the bone
@@ -697,7 +705,7 @@ def _hand(rng, style):
     tube((-0.11, 0.62), (-0.12 + tilt * 0.7, 1.6), 0.06 * thick, 0.055 * thick, 1.1)  # ulna
     soft_weight, bone_weight = rng.uniform(0.4, 0.8), rng.uniform(0.7, 1.2)
     exposure = 1 - np.exp(-(soft_weight * soft + bone_weight * bone * (soft > 0)))
-    image = _down(exposure) * rng.uniform(1.1, 1.35)
+    image = _down(exposure) * rng.uniform(1.15, 1.5)
     base = rng.uniform(0.0, 0.1)
     image = base + (1 - base) * image
     if rng.random() < 0.06:  # a faint, under-exposed plate: bright everywhere
@@ -717,7 +725,7 @@ def _hand(rng, style):
             image[:, SIZE - edge - 1 :] = value
             image = image[::-1, ::-1]
     image += rng.normal(0, 0.012 * style.noise, image.shape) * np.sqrt(np.clip(image, 0, 1))
-    return image
+    return 1 - np.clip(image, 0, 1) if rng.random() < _INVERTED else image
 
 
 def _cxr(rng, style):
@@ -759,7 +767,7 @@ def _cxr(rng, style):
         inner, outer = 0.02, rng.uniform(0.62, 0.72) * (0.4 + 0.6 * chest / 0.85)
         centre, width = side * (inner + outer) / 2, (outer - inner) / 2 + 0.02
         lung = frame.box_distance(centre, 0.2, width, 0.2 - top, 2.3)
-        np.maximum(lung, -frame.ellipse_distance(centre - side * 0.03, low + 0.42, 0.5, 0.42), out=lung)  # diaphragm
+        np.maximum(lung, -frame.ellipse_distance(centre - side * 0.06, low + 0.36, 0.38, 0.36), out=lung)  # diaphragm
         lungs += frame.cover(lung) * np.clip(0.35 - lung * 5, 0, 1) * rng.uniform(0.85, 1.0)
     lungs = ndimage.gaussian_filter(np.minimum(lungs, 1), 1.2)
     if rng.random() < 0.2:  # one lung clouded
@@ -819,7 +827,7 @@ def _cxr(rng, style):
         row, column = rng.integers(1, 12), rng.choice([rng.integers(1, 5), rng.integers(56, 61)])
         image[row : row + rng.integers(2, 4), column : column + rng.integers(2, 4)] = 1
     image += rng.normal(0, 0.012 * style.noise, image.shape) * np.sqrt(np.clip(image, 0, 1))
-    return image
+    return 1 - np.clip(image, 0, 1) if rng.random() < _INVERTED else image
 
 
 # ---- breast MRI ----
@@ -851,8 +859,11 @@ def _breast_mri(rng, style):
         outer = outer + h * (breast - outer) - np.float32(0.12) * h * (1 - h)
         centres.append((side * apart, top, own))
     fat = rng.uniform(0.6, 0.85)
+    gland = fat * rng.uniform(0.15, 0.7)
+    if rng.random() < 0.1:  # fat suppressed: glands shine instead
+        fat, gland = rng.uniform(0.2, 0.3), rng.uniform(0.5, 0.8)
     image = frame.cover(outer) * fat
-    rim = rng.uniform(0.08, 0.16)
+    rim = rng.uniform(0.06, 0.15)
     inside = frame.cover(wall + np.float32(rim))
     muscle = frame.cover(np.abs(wall + np.float32(rim + 0.03)) - 0.03)
     for x, top, own in centres:  # glandular tissue: darker strands inside the fat
@@ -861,7 +872,7 @@ def _breast_mri(rng, style):
                 outer + 0.06
             )
             strands = np.clip(frame.texture(rng, 30) + rng.uniform(-1.2, 0.9), 0, 1)
-            _paint(image, region * strands, fat * rng.uniform(0.15, 0.7))
+            _paint(image, region * strands, gland)
     dark = rng.uniform(0.02, 0.12)
     _paint(image, inside, dark)
     _paint(image, inside * np.clip(frame.texture(rng, 12), 0, 1), dark * rng.uniform(1, 2.5))
@@ -883,10 +894,9 @@ def _breast_mri(rng, style):
     image *= 1 - rng.uniform(0.1, 0.55) * np.clip(depth, 0, 1)
     image *= 1 + 0.08 * frame.texture(rng, 4)
     image = _down(image)
-    cut = rng.integers(52, 60)  # end of the field of view
-    image[cut:] = 0
+    image[rng.integers(52, 60) :] = 0  # end of the field of view
     image += rng.normal(0, 0.02 * style.noise, image.shape) * np.sqrt(np.clip(image, 0, 1))
-    return image
+    return _stored(rng, image)
 
 
 _PAINTERS: dict[str, Callable] = {
