@@ -101,6 +101,19 @@ class _Gland:
     zone_slope: tuple[float, float]  # how fast the peripheral zone thins towards the base: lateral, posterior
     zone_waves: np.ndarray  # (3, 4)
 
+    @property
+    def back(self) -> float:
+        """y of the posterior surface in the midline, in mm."""
+        return -self.half[1] * self.posterior / (1 + self.hollow)
+
+    def back_at(self, z: np.ndarray) -> np.ndarray:
+        """y of the posterior surface in the midline at each height (mm), held constant beyond apex and base."""
+        y = np.linspace(-1.6 * self.half[1], 0.5 * self.half[1], 160)[:, None]
+        inside = self.level(*self.normalise(np.zeros_like(y), y, z[None])) < 1
+        edge = np.where(inside.any(0), y[inside.argmax(0), 0], np.nan)
+        known = np.isfinite(edge)
+        return np.interp(z, z[known], edge[known])
+
     def normalise(self, x, y, z):
         s = (z + self.half[2]) / (2 * self.half[2])
         t = 2 * np.sign(s) * np.abs(s) ** self.warp - 1
@@ -108,7 +121,7 @@ class _Gland:
 
     def level(self, u, v, t):
         """Below 1 inside, 1 on the capsule."""
-        v = v + self.hollow * np.exp(-((u / 0.45) ** 2)) * (v < 0) * np.minimum(-v, 1.0) * -1.0
+        v = v + self.hollow * np.exp(-((u / 0.45) ** 2)) * np.clip(v, -1, 0)
         v = np.where(v < 0, v / self.posterior, v)
         radius = np.sqrt(u * u + v * v) + 1e-6
         section = (np.abs(u) ** self.square + np.abs(v) ** self.square) ** (1 / self.square)
@@ -124,7 +137,8 @@ class _Gland:
         top, bottom = 1.25, -self.posterior * 1.02 + 2 * dorsal * self.posterior
         p, q = u / (1.03 - lateral), (v - (top + bottom) / 2) / ((top - bottom) / 2)
         radius = np.sqrt(p * p + q * q) + 1e-6
-        return (np.abs(p) ** 2.5 + np.abs(q) ** 2.5) ** 0.4 / (
+        p = p * (1 - 0.28 * np.clip(v + 0.15, 0, 1))  # the crescent tapers forward
+        return (np.abs(p) ** 2.2 + np.abs(q) ** 2.2) ** (1 / 2.2) / (
             1 + _harmonics(self.zone_waves, p / radius, q / radius, t)
         )
 
@@ -141,7 +155,7 @@ def _harmonics(waves, cosine, sine, t):
 
 def _draw_gland(rng: np.random.Generator, style: HospitalStyle) -> _Gland:
     """Draw volume, zone volumes and shape from the real distribution; retry shapes until the box is a real one too."""
-    volume = float(np.clip(rng.lognormal(4.08, 0.62), 22, 250)) * 1000  # mm³: mean 74, standard deviation 55 mL
+    volume = float(np.clip(rng.lognormal(4.15, 0.62), 22, 250)) * 1000  # mm³: mean 74, standard deviation 55 mL
     peripheral = float(np.clip(rng.lognormal(np.log(16), 0.38), 7.5, 33)) * 1000
     peripheral = min(peripheral, 0.62 * volume, volume - 10_000)
     axis = np.linspace(-1.4, 1.4, 44, dtype=np.float32)
@@ -285,58 +299,66 @@ def _draw_pelvis(c: _Canvas, style: HospitalStyle, g: _Gland):
     x, y, _ = c.bent
     ax = np.abs(x)
 
-    # Body outline, skin, fat and the septa in it.
-    belly = max(front + 52, 82 + rng.uniform(-8, 8))
-    outline = y - (belly - ax * ax * np.float32(1 / 520))
-    lobules = np.float32(fat) * (1 + 0.07 * middle + 0.05 * fine)
+    # Body outline, skin, fat lobules between thin septa.
+    belly = max(front + 50, 80 + rng.uniform(-9, 8))
+    outline = y - (belly - ax * ax * np.float32(1 / 480))
+    septa = 1 - 0.30 * np.exp(-np.square(c.texture(13.0) / np.float32(0.10)))
+    lobules = np.float32(fat) * (1 + 0.05 * middle + 0.03 * fine) * septa
     c.paint(_ALL, outline, 0.30, 900.0)
     c.paint(_ALL, outline + 2.2, lobules, 180.0 + 60 * fine)
 
-    # Muscle wall of the belly, gluteus, and the fan of muscles around the hip.
-    muscle = np.float32(MUSCLE[0]) * (1 + 0.10 * fine + 0.10 * middle)
+    # Muscles: fibres show as faint streaks, and a ragged border as interdigitating fat.
+    muscle = np.float32(MUSCLE[0]) * (1 + 0.10 * fine + 0.12 * middle)
     muscle_adc = np.float32(MUSCLE[1]) * (1 + 0.10 * fine)
-    rectus = np.maximum(np.abs(outline + rng.uniform(17, 24)) - 5, 3 - ax)
-    c.paint(_ALL, np.maximum(rectus, ax - 48), muscle, muscle_adc)
-    wide = max(a + 16, 50 + rng.uniform(-2, 4))
+
+    def muscle_at(centre, radii, turn=0.0, lean=0.0, square=2.0):
+        box, d = c.ellipsoid(centre, radii, turn, lean, square)
+        c.paint(box, d + 0.9 * middle[box], muscle[box], muscle_adc[box], edge=1.8)
+
+    def bone_at(centre, radii, turn=0.0, lean=0.0, cortex=1.7, square=2.0):
+        box, d = c.ellipsoid(centre, radii, turn, lean, square)
+        c.paint(box, d, *CORTEX)
+        marrow = np.float32(BONE[0] * fat / 0.75) * (1 + 0.12 * middle[box] + 0.06 * fine[box])
+        c.paint(box, d + cortex, marrow, BONE[1] + 60 * fine[box], edge=1.8)
+
+    wall = outline + np.float32(rng.uniform(17, 26))
+    for side in (-1, 1):  # rectus abdominis: two straps that thin out sideways, a white line between them
+        strap = np.abs(wall) - np.clip(6.5 * (1 - np.square((side * x - 22) / 21)), -3, 6.5)
+        c.paint(_ALL, strap + 0.5 * middle, muscle, muscle_adc, edge=1.6)
+    wide = max(a + 13, 45 + rng.uniform(-3, 4))
     for side in (-1, 1):
-        jitter = rng.uniform(-2, 2, 6)
-        sub = muscle, muscle_adc
-
-        def muscle_at(centre, radii, turn, lean=0.0, square=2.0, sub=sub):
-            box, d = c.ellipsoid(centre, radii, turn, lean, square)
-            streaks = d + 1.2 * fine[box]
-            c.paint(box, streaks, sub[0][box], sub[1][box], edge=1.6)
-
-        muscle_at((side * (wide + 16), back - 50 + jitter[0], -5), (52, 19, 75), side * 24)  # gluteus maximus
-        muscle_at((side * 84, front + 6, -30), (26, 20, 45), side * -20)  # obturator externus, pectineus
-        muscle_at((side * 66, front + 34 + jitter[1], 22), (20, 13, 50), side * -25)  # iliopsoas
-        # Bones: cortex, then marrow.
-        for centre, radii, turn in (
-            ((side * (wide + 27), -8 + jitter[2], 18), (15, 36, 46), side * 6),  # acetabulum and ischium
-            ((side * (wide + 30), back - 14, -26), (12, 19, 32), side * 20),  # ischial tuberosity
-            ((side * 34, front + 19 + jitter[3], -10), (33, 10, 19), side * -22),  # superior pubic ramus
-            ((side * 13, front + 17, -14), (10, 14, 22), side * -8),  # pubic body
-        ):
-            box, d = c.ellipsoid(centre, radii, turn)
-            c.paint(box, d, *CORTEX)
-            marrow = np.float32(BONE[0] * fat / 0.75) * (1 + 0.12 * middle[box] + 0.06 * fine[box])
-            c.paint(box, d + 2.4, marrow, BONE[1] + 60 * fine[box], edge=1.8)
-        box, d = c.ellipsoid((side * (wide + 44), 8 + jitter[4], 24), (25, 25, 26))  # femoral head in its cartilage
-        c.paint(box, d, 0.40, 1300.0)
-        c.paint(box, d + 1.6, *CORTEX)
-        c.paint(box, d + 3.0, np.float32(0.62 * fat / 0.75) * (1 + 0.08 * middle[box]), 350.0, edge=1.8)
-        muscle_at((side * (wide + 6), 2 + jitter[5], 2), (7.5, 37, 52), side * 5, square=2.6)  # obturator internus
+        jitter = rng.uniform(-2, 2, 7)
+        muscle_at((side * (wide + 14), back - 54 + jitter[0], -5), (58, 20, 80), side * 24)  # gluteus maximus
+        muscle_at((side * (wide + 40), front - 2, -34), (30, 26, 42), side * -20)  # obturator externus, quadratus
+        muscle_at((side * 60, front + 30 + jitter[1], -8), (25, 11, 50), side * -28, square=2.4)  # pectineus, iliopsoas
+        muscle_at((side * 86, front + 26 + jitter[1], 12), (18, 17, 60), side * -15)  # sartorius, rectus femoris
+        for offset, radius, signal in ((0, 5.0, 0.10), (-11, 5.8, 0.45)):  # femoral artery (flow void) and vein
+            spot = (side * (62 + offset), front + 47 + 0.2 * offset, 10)
+            box, d = c.ellipsoid(spot, (radius, radius, 70), lean=-0.15)
+            c.paint(box, d - 0.9, 0.22, 900.0)
+            c.paint(box, d, signal, 1500.0)
+        bone_at((side * (wide + 29), -10 + jitter[2], 16), (20, 35, 44), side * 8)  # acetabulum
+        bone_at((side * (wide + 27), back - 12, -26), (14, 19, 32), side * 20)  # ischial tuberosity
+        bone_at((side * 36, front + 18 + jitter[3], -9), (35, 9.5, 17), side * -24)  # superior pubic ramus
+        bone_at((side * 13.5, front + 17, -13), (10.5, 13, 21), side * -12)  # pubic body
+        box, d = c.ellipsoid((side * (wide + 47), 4 + jitter[4], 24), (27, 27, 30))  # femoral head in its cartilage
+        c.paint(box, d, 0.42, 1300.0)
+        bone_at((side * (wide + 47), 4 + jitter[4], 24), (25.4, 25.4, 28), cortex=1.4)
+        muscle_at((side * (wide + 6), 0 + jitter[5], 4), (7.0, 36, 50), side * 5, square=2.5)  # obturator internus
+        muscle_at(
+            (side * (wide + 9), back - 20 + jitter[6], 0), (5.5, 18, 42), side * 36
+        )  # its turn around the ischium
     box, d = c.ellipsoid((0, front + 18, -14), (2.6, 12, 20))  # fibrocartilage of the symphysis
     c.paint(box, d, 0.26, 900.0)
 
     # Sacrum and coccyx close the ring behind.
-    box, d = c.ellipsoid((rng.uniform(-3, 3), back - 66, 36), (24, 9, 50), lean=-0.3)
-    c.paint(box, d, *CORTEX)
-    c.paint(box, d + 2.2, 0.45 * fat / 0.75, 400.0)
+    bone_at((rng.uniform(-3, 3), back - 62, 36), (22, 8, 52), lean=-0.3, cortex=1.6)
+    for side in (-1, 1):
+        muscle_at((side * 24, back - 58, 22), (17, 3.5, 40), side * 18)  # coccygeus
 
     _draw_bladder(c, g, fine)
-    _draw_floor_and_rectum(c, style, g, fine, middle)
     _draw_vesicles(c, g, fine)
+    _draw_floor_and_rectum(c, style, g, fine, middle)
 
 
 def _draw_bladder(c: _Canvas, g: _Gland, fine):
@@ -347,30 +369,35 @@ def _draw_bladder(c: _Canvas, g: _Gland, fine):
     box, d = c.ellipsoid(centre, radii, turn=rng.uniform(-6, 6))
     wall = rng.uniform(2.5, 5)  # trabeculated behind an obstructing gland
     c.paint(box, d - wall, np.float32(0.24) * (1 + 0.15 * fine[box]), 1250.0)
-    c.paint(box, d, 0.98, 2900.0 + 40 * fine[box])
+    c.paint(box, d, 0.98, 2900.0 + 40 * fine[box], edge=2.5)
 
 
 def _draw_floor_and_rectum(c: _Canvas, style: HospitalStyle, g: _Gland, fine, middle):
     """Levator ani as a funnel that hugs the apex; rectum with wall and content, or a balloon with the coil in it."""
     rng = c.rng
-    a, b, h = g.half
-    back = -b * g.posterior
+    a, _, h = g.half
+    back = g.back
     x, y, z = c.bent
     rise = np.clip((z + h) / (2 * h), -0.4, 1.6)
     funnel_x = np.clip(12 + (a + 7 - 12) * np.sqrt(np.clip(rise + 0.12, 0, None)) * 1.15, 10, None)
     funnel_y = 26 + 14 * np.clip(rise, 0, 1)
     q = (y - (back + 4)) / funnel_y
-    shell = (np.sqrt((x / funnel_x) ** 2 + q * q) - 1) * np.float32(24)
-    sheet = np.maximum(np.abs(shell) - np.float32(rng.uniform(1.6, 2.4)), np.maximum(q - 0.85, rise - 1.15))
+    shell = (np.sqrt((x / funnel_x) ** 2 + q * q) - 1) * np.minimum(funnel_x, funnel_y)
+    sheet = np.maximum(
+        np.abs(shell) - np.float32(rng.uniform(1.5, 2.3)), np.maximum(q - 0.85, (rise - 0.62) * np.float32(2 * h))
+    )
     c.paint(_ALL, sheet, np.float32(0.21) * (1 + 0.1 * fine), 1150.0)
 
     widths, depths = ((19, 24), (14, 18)) if style.coil else ((9, 19), (7, 14))
     radii = rng.uniform(*widths), rng.uniform(*depths)
     # The anal canal bends back from the apex upwards: below it the gut is narrow and lies further forward.
-    bend = np.clip(-(z + 0.55 * h) / 30, 0, 1.3)
+    bend = np.clip(-(z + 0.30 * h) / 32, 0, 1.3)
     shape = 1 - 0.55 * np.clip(bend, 0, 1)
     wall = 1.6 if style.coil else rng.uniform(2.6, 4.0)
-    centre_y = back - radii[1] - wall - rng.uniform(0.5, 2.0) + 4 * bend - np.clip(z - 0.5 * h, 0, None) * 0.35
+    # The front of the gut lies against the gland, and gives way to the seminal vesicles above.
+    follow = np.clip(g.back_at(c.axes[2]), back - 2, np.where(c.axes[2] > 0.4 * h, back - 3, back + 11))
+    follow = ndimage.gaussian_filter1d(follow, 2.0).astype(np.float32)
+    centre_y = follow - radii[1] * shape - wall - rng.uniform(0.3, 1.6) - np.clip(z - 0.8 * h, 0, None) * 0.35
     px, py = (x - rng.uniform(-3, 3)) / radii[0], (y - centre_y) / radii[1]
     ripple = 0.0 if style.coil else 0.10 * middle
     lumen = (np.sqrt(px * px + py * py) / shape - 1 + ripple) * np.float32(min(radii))
@@ -386,25 +413,30 @@ def _draw_floor_and_rectum(c: _Canvas, style: HospitalStyle, g: _Gland, fine, mi
     content = rng.uniform(-0.2, 1.2)  # share of gas: it rises to the front of a supine patient
     stool = np.float32(rng.uniform(0.28, 0.55)) * (1 + 0.25 * middle + 0.15 * fine)
     c.paint(_ALL, lumen, stool, 900.0 + 150 * middle)
-    gas = np.maximum(lumen + 0.5, -(py + 1 - 2 * content) * np.float32(radii[1]) * -1 - 1e-3)
-    c.paint(_ALL, np.where(py > 1 - 2 * content, lumen + 0.5, np.maximum(gas, 1.0)), 0.03, 30.0)
+    gas = np.where(py > 1 - 2 * content, lumen + 0.5, np.float32(9))
+    c.paint(_ALL, gas, 0.03, 30.0)
 
 
 def _draw_vesicles(c: _Canvas, g: _Gland, fine):
     """Seminal vesicles and deferent ducts: as bright as the peripheral zone, and not part of the gland."""
     rng = c.rng
     _, b, h = g.half
-    y0 = -b * g.posterior * 0.55
+    y0 = -b * g.posterior * 0.6
     fluid = rng.uniform(0.6, 0.95)
     for side in (-1, 1):
-        size = rng.uniform(0.8, 1.25)
-        centre = (side * 19 * size, y0 - 1 + rng.uniform(-2, 2), h * 0.95 + rng.uniform(0, 5))
-        box, d = c.ellipsoid(centre, (19 * size, 6.5 * size, 9 * size), turn=side * rng.uniform(-28, -8))
-        x, y, z = (axis[box] for axis in c.bent)
-        coils = np.sin(x * 0.95 + 1.5 * np.sin(z * 0.5)) * np.sin(y * 1.15 + 1.2 * np.sin(x * 0.35))
-        d = d - 1.3 * coils
-        c.paint(box, d - 0.8, 0.20, 1200.0)
-        c.paint(box, d + 0.4, np.float32(fluid) * (0.82 + 0.25 * np.tanh(3 * coils)), 1900.0 + 150 * fine[box])
+        size, droop = rng.uniform(0.8, 1.25), rng.uniform(-0.35, 0.1)
+        # One coiled tube: cut across, it is a bunch of bright grapes in dark skins.
+        bunch = []
+        for along in np.linspace(8, 38, 18):
+            spot = np.array([along, along * droop, h * 0.80 + 3 + 0.12 * along]) * [size, 1, 1]
+            spot += rng.normal(0, 1, 3) * [0.8, 2.2, 3.0]
+            bunch.append((spot * [side, 1, 1] + [0, y0, 0], rng.uniform(2.6, 4.3, 3) * [1.1, 1.0, 1.5] * size))
+        for spot, radii in bunch:
+            box, d = c.ellipsoid(spot, radii)
+            c.paint(box, d - 0.9, 0.20, 1200.0)
+        for spot, radii in bunch:
+            box, d = c.ellipsoid(spot, radii)
+            c.paint(box, d + 0.5, np.float32(fluid * rng.uniform(0.75, 1.05)), 1900.0 + 150 * fine[box])
         box, d = c.ellipsoid((side * 5, y0 + 1, h + 5), (3.6, 3.6, 11), lean=-0.2)
         c.paint(box, d, 0.16, 1200.0)
         c.paint(box, d + 2.4, 0.6, 1500.0)
@@ -521,7 +553,7 @@ def _scan(c: _Canvas, style: HospitalStyle, g: _Gland) -> np.ndarray:
             field += np.float32(rng.standard_normal() * weight) * (axis / 80) ** power
     signal = signal * np.exp(style.bias * (field - field.mean()) / max(float(field.std()), 1e-6))
     if style.coil:
-        loop = -g.half[1] * g.posterior - 6
+        loop = g.back - 6
         distance = np.sqrt(x * x + (y - loop) ** 2 + (z * 0.55) ** 2)
         signal = signal * (0.45 + 2.6 / (1 + (distance / 26) ** 2.4))
     noise = rng.standard_normal((2, *signal.shape)).astype(np.float32) * style.noise
@@ -566,10 +598,10 @@ def draw_case(
     gland = _draw_gland(rng, style)
     height = 2 * gland.half[2]
     covered = int(np.ceil(height / style.thickness))
-    slices = int(np.clip(covered + rng.integers(3, 8), 12, 24))
+    slices = int(np.clip(covered + rng.integers(4, 9), 12, 24))
     slack = (slices * style.thickness - height) / 2
     centre = rng.uniform(-0.045, 0.045, 2) * style.field_of_view
-    canvas = _Canvas(rng, style, slices, (*centre, rng.uniform(-0.5, 0.5) * slack))
+    canvas = _Canvas(rng, style, slices, (*centre, rng.uniform(-0.6, 0.2) * slack))
     _draw_pelvis(canvas, style, gland)
     whole, inner = _draw_prostate(canvas, gland)
     label = np.where(_mean_over_slice(whole) > 0.5, 1, 0).astype(np.uint8)
