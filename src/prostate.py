@@ -13,10 +13,12 @@ doi:10.1038/s41467-022-30695-9; http://medicaldecathlon.com.
 import contextlib
 import errno
 import gzip
+import hashlib
 import json
 import os
 import re
 import shutil
+import tarfile
 import tempfile
 import time
 import zlib
@@ -69,11 +71,10 @@ def folders(source: str | None = None, root: Path | None = None) -> Folders:
 # Many problems, one message.
 
 
-def _fail(what: str, problems: list[str]):
-    """Raise one CourseError that lists all problems, if there are any."""
-    if problems:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise CourseError(f"{what}: {count}.\n" + "\n".join(f"  - {problem}" for problem in problems))
+def _all_of(what: str, problems: list[str]) -> CourseError:
+    """One error that lists all problems."""
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return CourseError(f"{what}: {count}.\n" + "\n".join(f"  - {problem}" for problem in problems))
 
 
 @contextlib.contextmanager
@@ -87,6 +88,174 @@ def _writing(folder: Path, needs: str) -> Iterator[None]:
             f"Cannot write to {folder}: {error.strerror or error}. {hint} ({needs}) or choose another folder; "
             "what was there before is unchanged. Then call this again."
         ) from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Finding or fetching the raw data.
+
+_RAW = ("imagesTr", "labelsTr", "dataset.json")
+
+
+def find_or_make(source: str | None = None, root: Path | None = None, say: Callable[[str], None] = print) -> Path:
+    """The folder ``Task05_Prostate``: found, drawn or downloaded.
+
+    Real data that are there already are used as they are. Otherwise the archive of 229 MB is downloaded, from MONAI's
+    mirror or else from Google Drive, its checksum is verified, and the folder appears when it is complete. A download
+    that was interrupted goes on where it stopped. ``<root>/Task05_Prostate.tar`` from elsewhere is taken, too.
+
+    Args:
+        source: ``generated`` or ``real``; default ``COURSE_DATA_SOURCE``.
+        root: data folder; default ``COURSE_DATA``.
+        say: called with each line of progress.
+
+    Raises:
+        CourseError: if the data cannot be found, drawn or downloaded, or something else is in their place.
+    """
+    folder = folders(source, root).raw
+    if (source or data_source()) == "generated":
+        from src.prostate_phantoms import make_prostate
+
+        return make_prostate(folder, cases=32, seed=0)
+    if _is_complete(folder):
+        return folder
+    with _writing(folder.parent, "download and unpacking take 0.5 GB"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _one_at_a_time(folder.parent):
+            if not _is_complete(folder):
+                _unpack(*_archive(folder.with_suffix(".tar"), say), folder)
+                say(f"{folder}: unpacked.")
+    return folder
+
+
+def _is_complete(folder: Path) -> bool:
+    """True if the raw data are there, False if nothing is.
+
+    Raises:
+        CourseError: if some of it is there.
+    """
+    missing = [name for name in _RAW if not (folder / name).exists()]
+    if not missing:
+        return True
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CourseError(
+            f"{folder} exists, but lacks {', '.join(missing)}. Add what is missing, "
+            "or move it away: then the whole data set is downloaded."
+        )
+    return False
+
+
+def _official() -> tuple[str, str]:
+    """Address and MD5 sum of MONAI's copy of the archive."""
+    from monai.apps import DecathlonDataset
+
+    return DecathlonDataset.resource["Task05_Prostate"], DecathlonDataset.md5["Task05_Prostate"]
+
+
+def _md5(file: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _part_of(archive: Path) -> Path | None:
+    """What an interrupted download left, under the name that gdown gives it."""
+    parts = sorted(archive.parent.glob(f"{archive.name}????????.part"), key=lambda file: file.stat().st_size)
+    for smaller in parts[:-1]:  # gdown refuses to choose among several
+        smaller.unlink()
+    return parts[-1] if parts else None
+
+
+def _download(archive: Path, **source: str):
+    """Download with gdown, which goes on with a partial file, also from an ordinary address."""
+    import gdown
+    import requests
+    from gdown.exceptions import DownloadError
+
+    part = _part_of(archive)
+    size = part.stat().st_size if part else 0
+    options = {"output": str(archive), "resume": True, "use_cookies": False, "timeout": 60, "retries": 2}
+    try:
+        gdown.download(**source, **options)
+    except DownloadError as error:
+        lost_line = isinstance(error.__cause__, requests.RequestException)
+        if part is None or lost_line or type(error) is not DownloadError or part.stat().st_size != size:
+            raise
+        # The server does not go on from here: begin again.
+        part.unlink()
+        gdown.download(**source, **options)
+
+
+def _archive(archive: Path, say) -> tuple[Path, bool]:
+    """The verified archive, and whether it was downloaded just now."""
+    import requests
+    from gdown.exceptions import DownloadError
+
+    address, md5 = _official()
+    if archive.is_file():
+        if _md5(archive) == md5:
+            return archive, False
+        raise CourseError(f"{archive} is damaged or another file: its MD5 sum is not {md5}. Delete it and try again.")
+    failures = []
+    for where, source in ((address, {"url": address}), ("Google Drive", {"id": GOOGLE_DRIVE_ID})):
+        say(f"Downloading Task05_Prostate from {where}")
+        part = _part_of(archive)
+        try:
+            if part is not None and _md5(part) == md5:  # stopped between the last byte and the renaming
+                part.rename(archive)
+            else:
+                _download(archive, **source)
+        except (requests.RequestException, DownloadError) as error:
+            failures.append(f"{where}: {error}")
+            continue
+        if _md5(archive) == md5:
+            return archive, True
+        archive.unlink()
+        failures.append(f"{where}: what arrived has another MD5 sum than {md5} and was deleted")
+    raise _all_of(
+        "Task05_Prostate could not be downloaded. Try again later (what arrived is kept), put the archive from "
+        f"http://medicaldecathlon.com at {archive}, or use COURSE_DATA_SOURCE=generated",
+        failures,
+    )
+
+
+def _unpack(archive: Path, downloaded: bool, folder: Path):
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(beside, filter="data")
+        unpacked = beside / folder.name
+        if missing := [name for name in _RAW if not (unpacked / name).exists()]:
+            raise CourseError(f"{archive} has no {folder.name}/{missing[0]} in it.")
+        unpacked.rename(folder)
+    except tarfile.TarError as error:
+        raise CourseError(f"{archive} cannot be unpacked: {error}.") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    if downloaded:
+        archive.unlink()
+
+
+def describe(folder: Path) -> str:
+    """One line to print above every picture of these data: what they are, how many, and whether they are drawn.
+
+    Args:
+        folder: ``Task05_Prostate``, or a folder of your own cases that :func:`convert` takes.
+
+    Raises:
+        CourseError: if there is no data set.
+    """
+    folder = Path(folder)
+    pairs, _ = _pairs(folder)
+    about = _read_json(folder / "dataset.json") or {}
+    kind = "GENERATED drawings, not patients" if "generator" in about else "real cases"
+    without = folder / "imagesTs"
+    more = len(_cases_in(without, [])) if without.is_dir() else 0
+    counts = f"{len(pairs)} cases with mask" + (f", {more} without" if more else "")
+    channels = about.get("modality")
+    shown = f"; channels {', '.join(map(str, channels.values()))}" if isinstance(channels, dict) else ""
+    return f"{folder.name}: {kind}; {counts}{shown} ({folder})"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -399,7 +568,8 @@ def _convert_all(pairs, problems, expected, origin, out: Path, say) -> Path:
     say(f"Converting {len(pairs)} cases: channel {origin['channel']}, mask of the whole gland, into {out}")
     try:
         _stage(pairs, problems, expected, stamps, origin["channel"], staged, progress, say)
-        _fail("Nothing was converted", problems)
+        if problems:
+            raise _all_of("Nothing was converted", problems)
         for file in (*staged.glob("images/.*"), *staged.glob("labels/.*")):
             file.unlink()
         for name in progress["cases"].keys() - stamps.keys():  # a case removed from raw since the interruption
@@ -569,7 +739,8 @@ def make_datalists(
             part: [_entry(pairs[name], images_folder) for name in sorted(chosen)]
             for part, chosen in zip(PARTS, np.split(order, ends), strict=True)
         }
-    _fail(f"No datalist was made from {images_folder}", problems)
+    if problems:
+        raise _all_of(f"No datalist was made from {images_folder}", problems)
     _write_datalists(datalists, out, say)
     return datalists
 
@@ -645,7 +816,8 @@ def read_datalist(path: Path, base: Path) -> dict[str, list[dict[str, Path]]]:
                 problems.append(f"{part}[{number}]: {entry['image']} is in {seen[case['image']]} already")
             seen[case["image"]] = part
             parts[part].append(case)
-    _fail(f"The datalist {path} cannot be used with {base}", problems)
+    if problems:
+        raise _all_of(f"The datalist {path} cannot be used with {base}", problems)
     return parts
 
 
