@@ -385,7 +385,8 @@ def _stored(rng, image):
 
 def _abdomen_ct(rng, style):
     level = _pick(rng, {"dome": 0.17, "liver": 0.35, "kidney": 0.33, "pelvis": 0.15})
-    frame = _Frame(rng, rng.normal(0, 4), rng.uniform(0.88, 1.1), rng.normal(0, 0.05, 2), warp=0.025)
+    zoom = rng.uniform(1.2, 1.5) if rng.random() < 0.1 else rng.uniform(0.92, 1.14)
+    frame = _Frame(rng, rng.normal(0, 4), zoom, rng.normal(0, 0.05, 2), warp=0.025)
     hu = np.full((_GRID, _GRID), _AIR, np.float32)
     rx, ry, rim = rng.uniform(0.8, 0.96), rng.uniform(0.6, 0.78), rng.uniform(0.03, 0.12)
     contrast, bone = rng.uniform(0, 200), rng.uniform(350, 600)
@@ -397,7 +398,7 @@ def _abdomen_ct(rng, style):
         else:
             iy = _liver_level(frame, hu, rng, rx, ry, rim, contrast, level == "dome")
         for side in (-1, 1):  # back muscles
-            _paint(hu, frame.ellipse(side * 0.17, iy * 0.95, 0.13, 0.09), 55)
+            _paint(hu, frame.ellipse(side * 0.19, iy * 0.93, 0.16, 0.1, side * -12), rng.uniform(55, 85))
         _ribs(
             frame,
             hu,
@@ -418,12 +419,12 @@ def _abdomen_ct(rng, style):
     _table(frame, hu, rng, ry + rng.uniform(0.06, 0.2))
     hu = _down(hu) + rng.normal(0, 9 * style.noise, (SIZE, SIZE))
     # The published images clip everything below water at one mid-grey value, which differs from series to series.
-    return _stored(rng, rng.normal(0.4, 0.03) + rng.uniform(0.0011, 0.0019) * np.maximum(hu, 0))
+    return _stored(rng, rng.normal(0.4, 0.025) + rng.uniform(0.0011, 0.0019) * np.maximum(hu, 0))
 
 
 def _chest_ct(rng, style):
     level = _pick(rng, {"shoulder": 0.2, "arch": 0.25, "heart": 0.35, "base": 0.2})
-    frame = _Frame(rng, rng.normal(0, 4), rng.uniform(0.84, 1.1), rng.normal(0, 0.06, 2), warp=0.025)
+    frame = _Frame(rng, rng.normal(0, 4), rng.uniform(0.88, 1.16), rng.normal(0, 0.06, 2), warp=0.025)
     hu = np.full((_GRID, _GRID), _AIR, np.float32)
     bone, contrast = rng.uniform(350, 700), rng.uniform(20, 320)
     rx, ry, rim = rng.uniform(0.76, 0.92), rng.uniform(0.55, 0.7), rng.uniform(0.03, 0.1)
@@ -498,7 +499,7 @@ def _chest_ct(rng, style):
     lung = np.clip((-hu - 600) / 200, 0, 1) * np.clip((hu + 950) / 50, 0, 1)
     return _stored(
         rng,
-        rng.normal(0.48, 0.03)
+        rng.normal(0.487, 0.025)
         + rng.uniform(0.0005, 0.0008) * np.maximum(hu + rng.uniform(-20, 40), 0)
         - rng.uniform(0, 0.05) * lung,
     )
@@ -528,7 +529,12 @@ def _head_ct(rng, style):
         _paint(image, frame.cover(outer), 1)
         lean = rng.uniform(-0.02, 0.02)  # bone thicker in front or behind
         thick = {"vertex": rng.uniform(2.4, 7), "high": rng.uniform(1.2, 2.4)}.get(level, 1) * skull
-        inside = frame.cover(outer + np.float32(thick) + np.float32(lean) * frame.v + 0.006 * frame.texture(rng, 8))
+        inside = frame.cover(
+            outer
+            + np.float32(thick)
+            + np.float32(lean) * frame.v
+            + (0.03 if level == "vertex" else 0.006) * frame.texture(rng, 8)
+        )
         tissue = brain + 0.03 * frame.texture(rng, 14)
         rind = np.clip(1 + (outer + np.float32(thick + 0.12)) * 9, 0, 1)  # cortex folds: dark furrows near the bone
         tissue -= rind * np.clip(frame.texture(rng, 32) - rng.uniform(0, 1.2), 0, 1) * rng.uniform(0.0, 0.25)
@@ -655,7 +661,7 @@ def _hand(rng, style):
     frame = _Frame(
         rng,
         turn,
-        rng.uniform(0.92, 1.25),
+        rng.uniform(0.98, 1.3),
         (rng.normal(0, 0.07), rng.normal(0.1, 0.07)),
         warp=0.012,
         aspect=rng.uniform(0.92, 1.1),
@@ -702,6 +708,7 @@ def _hand(rng, style):
             flesh(end, end + step, 0.09 * thick - 0.006 * k, 0.084 * thick - 0.008 * k)
             tube(end + step * 0.1, end + step * 0.88, width, width * 0.85)
             tube(end + step * 0.1, end + step * 0.14, width * 1.35)
+            tube(end + step * 0.84, end + step * 0.87, width * 1.1)
             end = end + step
             t += rng.normal(0, 0.05)
     # Thumb: one metacarpal, two phalanges.
@@ -720,12 +727,12 @@ def _hand(rng, style):
     flesh(wrist, elbow, 0.2 * thick, 0.26 * thick)
     for x, y in ((-0.12, 0.38), (-0.03, 0.34), (0.06, 0.35), (0.14, 0.38), (-0.08, 0.47), (0.02, 0.45), (0.1, 0.46)):
         x, y = x + rng.normal(0, 0.01), y + rng.normal(0, 0.01)
-        np.maximum(bone, frame.ellipse(x, y, 0.05, 0.048) * np.float32(rng.uniform(0.85, 1.1)), out=bone)  # carpals
+        np.maximum(bone, frame.ellipse(x, y, 0.05, 0.048) * np.float32(rng.uniform(0.6, 0.95)), out=bone)  # carpals
     tube((0.08, 0.58), (0.09 + tilt * 0.7, 1.6), 0.105 * thick, 0.06 * thick, 1.1)  # radius
     tube((-0.11, 0.62), (-0.12 + tilt * 0.7, 1.6), 0.06 * thick, 0.055 * thick, 1.1)  # ulna
-    soft_weight, bone_weight = rng.uniform(0.4, 0.8), rng.uniform(0.7, 1.2)
+    soft_weight, bone_weight = rng.uniform(0.45, 0.85), rng.uniform(0.5, 0.95)
     exposure = 1 - np.exp(-(soft_weight * soft + bone_weight * bone * (soft > 0)))
-    image = _down(exposure) * rng.uniform(1.15, 1.5)
+    image = _down(exposure) * rng.uniform(1.05, 1.4)
     base = rng.uniform(0.0, 0.1)
     image = base + (1 - base) * image
     if rng.random() < 0.06:  # a faint, under-exposed plate: bright everywhere
@@ -787,8 +794,8 @@ def _cxr(rng, style):
         inner, outer = 0.02, rng.uniform(0.62, 0.72) * (0.4 + 0.6 * chest / 0.85)
         centre, width = side * (inner + outer) / 2, (outer - inner) / 2 + 0.02
         lung = frame.box_distance(centre, 0.2, width, 0.2 - top, 2.3)
-        dome = (centre - side * 0.06, low + 0.38)
-        np.maximum(lung, -frame.limb_distance(dome, (dome[0], 3.0), 0.38)[0], out=lung)  # diaphragm
+        dome = (centre - side * 0.03, low + 0.34)
+        np.maximum(lung, -frame.limb_distance(dome, (dome[0], 3.0), 0.34)[0], out=lung)  # diaphragm
         lungs += frame.cover(lung) * np.clip(0.35 - lung * 5, 0, 1) * rng.uniform(0.85, 1.0)
     lungs = ndimage.gaussian_filter(np.minimum(lungs, 1), 1.2)
     if rng.random() < 0.2:  # one lung clouded
@@ -796,7 +803,7 @@ def _cxr(rng, style):
         lungs *= 1 - rng.uniform(0.3, 0.8) * np.clip(0.6 - cloud * 2.5, 0, 1)
     air = rng.uniform(0.36, 0.6) * (1.1 - 0.25 * np.clip(v - top, 0, 1.4))
     depth -= air * lungs
-    depth += np.clip((v - bottom + 0.1) * 2, 0, 1) * body * (1 - lungs) * rng.uniform(0.1, 0.3)  # belly
+    depth += np.clip((v - bottom + 0.1) * 2, 0, 1) * body * (1 - lungs) * rng.uniform(0.05, 0.25)  # belly
 
     # Heart and great vessels; the apex points to the picture's right, the patient's left.
     heart = rng.uniform(0.8, 1.35)
@@ -934,7 +941,7 @@ def _render(image, rng, style: ScannerStyle, ct: bool):
     """The scanner's and the archive's part: point spread, shading, contrast, 8 bits."""
     image = np.clip(image, 0, 1.2)
     if style.blur:
-        image = ndimage.gaussian_filter(image, style.blur * rng.uniform(0.6, 1.3))
+        image = ndimage.gaussian_filter(image, style.blur * rng.uniform(0.6, 1.2) * (0.8 if ct else 1))
     if style.shading and not ct:  # CT is calibrated to water: its grey values do not drift over the picture
         axis = np.linspace(-1, 1, SIZE)
         a, b, c = rng.normal(0, style.shading, 3)
