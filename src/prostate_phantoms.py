@@ -72,13 +72,64 @@ class HospitalStyle:
 
 
 HOSPITALS = (
-    HospitalStyle("site-1", "3 T, body coil array", 144, 1.25, 3.6, False, 0.10, 0.020, 0.55, 1.00, 0.72, 600.0),
-    HospitalStyle("site-2", "1.5 T, endorectal coil", 128, 1.40625, 4.0, True, 0.12, 0.030, 0.70, 0.85, 0.62, 2200.0),
     HospitalStyle(
-        "site-3", "3 T, thin slices, strong bias", 160, 1.25, 3.0, False, 0.26, 0.035, 0.60, 1.20, 0.80, 30000.0
+        name="site-1",
+        description="3 T, phased-array coil",
+        matrix=144,
+        spacing=1.25,
+        thickness=3.6,
+        coil=False,
+        bias=0.1,
+        noise=0.02,
+        blur=0.55,
+        gamma=1.0,
+        fat=0.72,
+        scale=600.0,
     ),
-    HospitalStyle("site-4", "1.5 T, soft and noisy", 136, 1.40, 4.0, False, 0.15, 0.050, 0.95, 0.75, 0.88, 1300.0),
+    HospitalStyle(
+        name="site-2",
+        description="1.5 T, endorectal coil",
+        matrix=128,
+        spacing=1.40625,
+        thickness=4.0,
+        coil=True,
+        bias=0.12,
+        noise=0.03,
+        blur=0.7,
+        gamma=0.85,
+        fat=0.62,
+        scale=2200.0,
+    ),
+    HospitalStyle(
+        name="site-3",
+        description="3 T, thin slices, uneven coil",
+        matrix=160,
+        spacing=1.25,
+        thickness=3.0,
+        coil=False,
+        bias=0.26,
+        noise=0.035,
+        blur=0.6,
+        gamma=1.2,
+        fat=0.8,
+        scale=30000.0,
+    ),
+    HospitalStyle(
+        name="site-4",
+        description="1.5 T, soft and noisy",
+        matrix=136,
+        spacing=1.4,
+        thickness=4.0,
+        coil=False,
+        bias=0.15,
+        noise=0.05,
+        blur=0.95,
+        gamma=0.75,
+        fat=0.88,
+        scale=1300.0,
+    ),
 )
+"""Four hospitals; case ``i`` of a data set comes from hospital ``i % 4``."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -241,10 +292,14 @@ class _Canvas:
 
     def texture(self, size: float) -> np.ndarray:
         """Smooth noise of unit variance with grains of ``size`` mm."""
-        coarse = [max(int(np.ceil(n * d / size)) + 3, 4) for n, d in zip(self.shape, self.step, strict=True)]
-        noise = self.rng.standard_normal(coarse).astype(np.float32)
-        zoom = [n / c for n, c in zip(self.shape, coarse, strict=True)]
-        field = ndimage.zoom(noise, zoom, order=1, grid_mode=True, mode="nearest")
+        coarse = [int(np.ceil((n - 1) * d / size)) + 2 for n, d in zip(self.shape, self.step, strict=True)]
+        field = self.rng.standard_normal(coarse).astype(np.float32)
+        # Linear interpolation axis by axis: ten times faster than scipy.ndimage.zoom, which treats any zoom alike.
+        for axis, (n, d) in enumerate(zip(self.shape, self.step, strict=True)):
+            place = np.arange(n) * (d / size)
+            low = place.astype(int)
+            weight = (place - low).astype(np.float32).reshape([-1 if k == axis else 1 for k in range(3)])
+            field = field.take(low, axis) * (1 - weight) + field.take(low + 1, axis) * weight
         return field / field.std()
 
     def box(self, centre, reach):
@@ -454,20 +509,25 @@ def _draw_prostate(c: _Canvas, g: _Gland):
     size = np.float32((a + b) / 2)
     d = (g.level(u, v, t) - 1) * size
     zone = (g.zone_level(u, v, t) - 1) * np.float32(0.7 * size)
-    fine, middle, coarse = (c.texture(s)[box] for s in (2.6, 6.0, 14.0))
+    grain = c.texture(2.6)
+    fine, middle, coarse = grain[box], c.texture(6.0)[box], c.texture(14.0)[box]
+
+    def on_canvas(distance):
+        """The distance where it is known, and far outside elsewhere, so that other boxes can be cut to it."""
+        full = np.full(c.shape, 50, np.float32)
+        full[box] = distance
+        return full
 
     # The bed: fat with bright veins in front (Santorini) and neurovascular bundles at five and seven o'clock.
     veins = np.clip(0.62 + 0.30 * np.sign(fine) * np.sqrt(np.abs(fine)), 0.15, 0.95)
     cushion = np.maximum(d - rng.uniform(3, 6), np.maximum(-y + 0.25 * b, np.abs(x) - 0.85 * a))
     c.paint(box, np.maximum(cushion, z - 0.45 * h), veins, 1300.0, edge=2.0, opacity=0.85)
+    vessels, surface = np.sign(c.texture(2.4)), on_canvas(d)
     for side in (-1, 1):
         spot = (side * 0.72 * a, back * 0.86, -0.05 * h)
         bundle, e = c.ellipsoid(spot, (5.0, 3.6, 0.75 * h), turn=side * 35)
-        outside = np.zeros(c.shape, np.float32)
-        outside[box] = -d
-        e = np.maximum(e, outside[bundle] + 1)
-        dots = np.sign(c.texture(2.4)[bundle])
-        c.paint(bundle, e, 0.50 + 0.28 * dots, 1000.0, opacity=0.9)
+        e = np.maximum(e, 1 - surface[bundle])
+        c.paint(bundle, e, 0.50 + 0.28 * vessels[bundle], 1000.0, opacity=0.9)
 
     # Membranous urethra and its sphincter below the apex.
     tube, e = c.ellipsoid((0, -0.05 * b, -h - 10), (6.5, 6.5, 18))
@@ -490,25 +550,22 @@ def _draw_prostate(c: _Canvas, g: _Gland):
     c.paint(box, inner + 0.7, stroma, 1200.0 + 120 * middle, edge=1.4)
     candidates = np.argwhere(inner < -2.5)
     if len(candidates):
+        border = on_canvas(inner)
         room = float((inner < 0).sum() * np.prod(c.step)) / 1000
         for _ in range(int(np.clip(room / 2.2, 4, 34) * rng.uniform(0.6, 1.2))):
             i, j, k = candidates[rng.integers(len(candidates))]
             radius = rng.uniform(2.5, 4 + min(room, 90) ** (1 / 3) * 1.6)
             centre = np.array([x[i, j, k], y[i, j, k], z[i, j, k]])
             ball, e = c.ellipsoid(centre, radius * rng.uniform(0.75, 1.2, 3), turn=rng.uniform(0, 180))
-            clip = np.full(c.shape, 50, np.float32)
-            clip[box] = inner
-            e = np.maximum(e, clip[ball] + 0.9)
+            e = np.maximum(e, border[ball] + 0.9)
             glandular = rng.random() < 0.55
             level = rng.uniform(0.5, 0.92) if glandular else rng.uniform(0.17, 0.32)
-            grain = np.zeros(c.shape, np.float32)
-            grain[box] = fine
             c.paint(ball, e, 0.17, 1000.0, edge=1.0)
             value = np.float32(level) * (1 + 0.16 * grain[ball])
             c.paint(ball, e + 1.1, value, (1650.0 if glandular else 950.0) + 90 * grain[ball], edge=1.4)
 
     # Anterior fibromuscular stroma, urethra with verumontanum, ejaculatory ducts.
-    stroma_front = np.maximum(np.maximum(d + 0.3, -(y - b * 0.62 + 0.0009 * x * x * 10)), np.abs(x) - 0.45 * a)
+    stroma_front = np.maximum(np.maximum(d + 0.3, 0.62 * b - y - 0.009 * x * x), np.abs(x) - 0.45 * a)
     c.paint(box, stroma_front, 0.17 + 0.02 * fine, 950.0, edge=3.0, opacity=0.9)
     bend = 0.25 * b * np.clip(t, 0, 1)
     ring = np.sqrt(x * x + (y - bend + 0.1 * b) ** 2) - np.float32(3.4)
@@ -517,13 +574,12 @@ def _draw_prostate(c: _Canvas, g: _Gland):
 
     # Lesions: dark, restricted diffusion; most in the peripheral zone.
     candidates = np.argwhere((d < -3) & (zone > 2.5))
+    peripheral = on_canvas(np.maximum(d + 0.8, 0.5 - zone))
     for _ in range(rng.integers(0, 3) if len(candidates) else 0):
         i, j, k = candidates[rng.integers(len(candidates))]
         centre = (x[i, j, k], y[i, j, k], z[i, j, k])
         spot, e = c.ellipsoid(centre, rng.uniform(3.5, 7.5, 3) * [1.2, 0.9, 1.2], turn=rng.uniform(0, 180))
-        keep = np.full(c.shape, 50, np.float32)
-        keep[box] = np.maximum(d + 0.8, -zone + 0.5)
-        e = np.maximum(e, keep[spot])
+        e = np.maximum(e, peripheral[spot])
         c.paint(spot, e, rng.uniform(0.24, 0.36), rng.uniform(650, 900), edge=2.4)
 
     gland, inside = np.zeros(c.shape, np.float32), np.zeros(c.shape, np.float32)
