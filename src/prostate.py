@@ -15,13 +15,13 @@ import errno
 import gzip
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import tarfile
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -317,17 +317,12 @@ def _load(file: Path) -> nib.Nifti1Image:
     if file.name.endswith(".gz"):
         content = gzip.decompress(content)
     second = content[:4] in ((540).to_bytes(4, "little"), (540).to_bytes(4, "big"))
-    return (nib.Nifti2Image if second else nib.Nifti1Image).from_bytes(content)
-
-
-_UNREADABLE = (
-    OSError,
-    EOFError,
-    ValueError,
-    zlib.error,
-    nib.filebasedimages.ImageFileError,
-    nib.spatialimages.HeaderDataError,
-)
+    image = (nib.Nifti2Image if second else nib.Nifti1Image).from_bytes(content)
+    # Before nibabel sets memory aside for what a damaged header claims.
+    needed = math.prod(image.shape) * image.get_data_dtype().itemsize + int(image.dataobj.offset)
+    if len(content) < needed:
+        raise ValueError(f"it has {len(content)} bytes of the {needed} that its header announces")
+    return image
 
 
 def _open_case(file: Path) -> tuple[nib.Nifti1Image | None, np.ndarray | None, str | None]:
@@ -335,8 +330,9 @@ def _open_case(file: Path) -> tuple[nib.Nifti1Image | None, np.ndarray | None, s
     try:
         image = _load(file)
         stored = image.dataobj.get_unscaled()
-    except _UNREADABLE as error:
-        return None, None, f"{file}: cannot be read as NIfTI, it may be damaged ({error})"
+    except Exception as error:  # a damaged file makes gzip, zlib, numpy and nibabel raise a dozen kinds
+        why = str(error) or type(error).__name__
+        return None, None, f"{file}: cannot be read as NIfTI, it may be damaged ({why})"
     if not (np.issubdtype(stored.dtype, np.integer) or np.issubdtype(stored.dtype, np.floating)):
         return None, None, f"{file}: its voxels are {stored.dtype}, not single numbers"
     return image, stored, None
