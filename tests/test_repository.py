@@ -22,7 +22,7 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 
 
 def git(*arguments: str) -> str | None:
-    """What git says; None outside a checkout (a downloaded archive), or where git refuses the folder of another owner."""
+    """What git says; None without git or checkout (a downloaded archive), or if git refuses another owner's folder."""
     if not (ROOT / ".git").exists() or not shutil.which("git"):
         return None
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
