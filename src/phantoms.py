@@ -11,6 +11,7 @@ Command line: ``python -m src.phantoms mednist --folder data/generated/MedNIST -
 
 import argparse
 import dataclasses
+import io
 import itertools
 import sys
 import tempfile
@@ -354,14 +355,10 @@ def _pelvis_level(frame, hu, rng, rx, ry, rim, contrast, bone):
             _paint(hu, frame.limb((side * 0.68 * ix, 0.08), (side * 0.8 * ix, 0.12), 0.06), bone * 0.8)
             _paint(hu, frame.limb((side * 0.42 * ix, -0.12), (side * 0.4 * ix, 0.2), 0.035), bone)
         else:
-            points = [
-                (side * 0.74 * ix, -0.3 * iy),
-                (side * 0.62 * ix, 0.02),
-                (side * 0.45 * ix, 0.18),
-                (side * 0.25 * ix, 0.36),
-            ]
+            crest = ((0.8, -0.3), (0.74, -0.08), (0.58, 0.14), (0.27, 0.34))
+            points = [(side * x * ix, y) for x, y in crest]
             points = [(x + rng.normal(0, 0.015), y + rng.normal(0, 0.015)) for x, y in points]
-            _paint(hu, frame.curve(points, rng.uniform(0.028, 0.045)), bone)
+            _paint(hu, frame.curve(points, rng.uniform(0.024, 0.04)), bone)
             _paint(hu, frame.curve(points[1:], 0.014), bone * 0.55)
     for _ in range(rng.integers(4, 9)):
         x, y = rng.uniform(-0.5, 0.5) * ix, rng.uniform(-0.6, 0.1) * iy
@@ -500,7 +497,7 @@ def _chest_ct(rng, style):
     return _stored(
         rng,
         rng.normal(0.487, 0.025)
-        + rng.uniform(0.0005, 0.0008) * np.maximum(hu + rng.uniform(-20, 40), 0)
+        + rng.uniform(0.0006, 0.00085) * np.maximum(hu + rng.uniform(-20, 40), 0)
         - rng.uniform(0, 0.05) * lung,
     )
 
@@ -793,7 +790,8 @@ def _cxr(rng, style):
         low = bottom + (0.05 if side > 0 else -0.02) + rng.normal(0, 0.03)
         inner, outer = 0.02, rng.uniform(0.62, 0.72) * (0.4 + 0.6 * chest / 0.85)
         centre, width = side * (inner + outer) / 2, (outer - inner) / 2 + 0.02
-        lung = frame.box_distance(centre, 0.2, width, 0.2 - top, 2.3)
+        floor = low + 0.5  # below the dome: the lung reaches farthest down at its outer edge
+        lung = frame.box_distance(centre, (top + floor) / 2, width, (floor - top) / 2, 2.6)
         dome = (centre - side * 0.03, low + 0.34)
         np.maximum(lung, -frame.limb_distance(dome, (dome[0], 3.0), 0.34)[0], out=lung)  # diaphragm
         lungs += frame.cover(lung) * np.clip(0.35 - lung * 5, 0, 1) * rng.uniform(0.85, 1.0)
@@ -1052,10 +1050,11 @@ def make_mednist(folder: Path, per_class: int = 200, seed: int = 0, styles: Sequ
         CourseError: if the folder holds something else or cannot be written, or for arguments out of range.
     """
     folder, styles = Path(folder), tuple(styles)
-    if not 1 <= per_class <= 1_000_000 or seed < 0 or not styles:
+    whole = isinstance(per_class, int) and isinstance(seed, int)
+    if not whole or not 1 <= per_class <= 1_000_000 or seed < 0 or not styles:
         raise CourseError(
             f"Cannot draw per_class={per_class}, seed={seed} with {len(styles)} styles: "
-            "per_class goes from 1 to 1,000,000, seed from 0, and at least one style is needed."
+            "per_class is a whole number from 1 to 1,000,000, seed one from 0, and at least one style is needed."
         )
     about = _about_text(per_class, seed, styles)
     try:
@@ -1068,7 +1067,10 @@ def make_mednist(folder: Path, per_class: int = 200, seed: int = 0, styles: Sequ
                 (made / name).mkdir(parents=True)
                 for i in range(per_class):
                     rng = np.random.default_rng((seed, number, i))
-                    Image.fromarray(draw(name, rng, styles[i % len(styles)])).save(made / name / f"{i:06d}.jpeg")
+                    jpeg = io.BytesIO()
+                    Image.fromarray(draw(name, rng, styles[i % len(styles)])).save(jpeg, "JPEG")
+                    # Pillow writing to disk by itself would report a full disk as "encoder error -2".
+                    (made / name / f"{i:06d}.jpeg").write_bytes(jpeg.getvalue())
             (made / ABOUT).write_text(about, encoding="utf-8")
             try:
                 made.rename(folder)
