@@ -13,13 +13,11 @@ doi:10.1038/s41467-022-30695-9; http://medicaldecathlon.com.
 import contextlib
 import errno
 import gzip
-import hashlib
 import json
 import math
 import os
 import re
 import shutil
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +28,7 @@ import nibabel as nib
 import numpy as np
 
 from src.errors import CourseError
+from src.fetching import download, md5_of, unpack
 from src.paths import data_root, data_source
 
 PARTS = {"training": 0.50, "validation": 0.25, "testing": 0.25}
@@ -122,8 +121,7 @@ def find_or_make(source: str | None = None, root: Path | None = None, say: Calla
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _one_at_a_time(folder.parent):
             if not _is_complete(folder):
-                _unpack(*_archive(folder.with_suffix(".tar"), say), folder)
-                say(f"{folder}: unpacked.")
+                _fetch(folder, say)
     return folder
 
 
@@ -134,14 +132,12 @@ def _is_complete(folder: Path) -> bool:
         CourseError: if some of it is there.
     """
     missing = [name for name in _RAW if not (folder / name).exists()]
-    if not missing:
-        return True
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if missing and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CourseError(
             f"{folder} exists, but lacks {', '.join(missing)}. Add what is missing, "
             "or move it away: then the whole data set is downloaded."
         )
-    return False
+    return not missing
 
 
 def _official() -> tuple[str, str]:
@@ -151,90 +147,59 @@ def _official() -> tuple[str, str]:
     return DecathlonDataset.resource["Task05_Prostate"], DecathlonDataset.md5["Task05_Prostate"]
 
 
-def _md5(file: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _from_google_drive(archive: Path, md5: str):
+    """Download the Decathlon's own copy; gdown answers Google's questions and goes on with a partial file.
 
-
-def _part_of(archive: Path) -> Path | None:
-    """What an interrupted download left, under the name that gdown gives it."""
-    parts = sorted(archive.parent.glob(f"{archive.name}????????.part"), key=lambda file: file.stat().st_size)
-    for smaller in parts[:-1]:  # gdown refuses to choose among several
-        smaller.unlink()
-    return parts[-1] if parts else None
-
-
-def _download(archive: Path, **source: str):
-    """Download with gdown, which goes on with a partial file, also from an ordinary address."""
+    Raises:
+        CourseError: if Google refuses, the network fails, or the checksum differs.
+    """
     import gdown
     import requests
     from gdown.exceptions import DownloadError
 
-    part = _part_of(archive)
-    size = part.stat().st_size if part else 0
-    options = {"output": str(archive), "resume": True, "use_cookies": False, "timeout": 60, "retries": 2}
+    arriving = archive.with_name(f"{archive.name}.drive")
     try:
-        gdown.download(**source, **options)
-    except DownloadError as error:
-        lost_line = isinstance(error.__cause__, requests.RequestException)
-        if part is None or lost_line or type(error) is not DownloadError or part.stat().st_size != size:
-            raise
-        # The server does not go on from here: begin again.
-        part.unlink()
-        gdown.download(**source, **options)
+        # No cookies: they would be kept in the reader's home.
+        gdown.download(id=GOOGLE_DRIVE_ID, output=str(arriving), resume=True, use_cookies=False, timeout=60, retries=2)
+    except (requests.RequestException, DownloadError) as error:
+        raise CourseError(f"Google Drive: {error}") from error
+    found = md5_of(arriving)
+    if found != md5:
+        arriving.unlink()
+        raise CourseError(f"What arrived from Google Drive has the MD5 checksum {found}, expected {md5}; deleted.")
+    arriving.replace(archive)
 
 
-def _archive(archive: Path, say) -> tuple[Path, bool]:
-    """The verified archive, and whether it was downloaded just now."""
-    import requests
-    from gdown.exceptions import DownloadError
-
+def _fetch(folder: Path, say: Callable[[str], None]):
     address, md5 = _official()
-    if archive.is_file():
-        if _md5(archive) == md5:
-            return archive, False
-        raise CourseError(f"{archive} is damaged or another file: its MD5 sum is not {md5}. Delete it and try again.")
-    failures = []
-    for where, source in ((address, {"url": address}), ("Google Drive", {"id": GOOGLE_DRIVE_ID})):
-        say(f"Downloading Task05_Prostate from {where}")
-        part = _part_of(archive)
-        try:
-            if part is not None and _md5(part) == md5:  # stopped between the last byte and the renaming
-                part.rename(archive)
-            else:
-                _download(archive, **source)
-        except (requests.RequestException, DownloadError) as error:
-            failures.append(f"{where}: {error}")
-            continue
-        if _md5(archive) == md5:
-            return archive, True
-        archive.unlink()
-        failures.append(f"{where}: what arrived has another MD5 sum than {md5} and was deleted")
-    raise _all_of(
-        "Task05_Prostate could not be downloaded. Try again later (what arrived is kept), put the archive from "
-        f"http://medicaldecathlon.com at {archive}, or use COURSE_DATA_SOURCE=generated",
-        failures,
-    )
-
-
-def _unpack(archive: Path, downloaded: bool, folder: Path):
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    archive = folder.with_suffix(".tar")
+    brought = archive.exists()
     try:
-        with tarfile.open(archive) as tar:
-            tar.extractall(beside, filter="data")
-        unpacked = beside / folder.name
-        if missing := [name for name in _RAW if not (unpacked / name).exists()]:
-            raise CourseError(f"{archive} has no {folder.name}/{missing[0]} in it.")
-        unpacked.rename(folder)
-    except tarfile.TarError as error:
-        raise CourseError(f"{archive} cannot be unpacked: {error}.") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    if downloaded:
-        archive.unlink()
+        if not brought:
+            say(f"Downloading Task05_Prostate from {address}")
+        download(address, archive, md5)
+    except CourseError as mirror:
+        if brought:
+            raise
+        say(f"{mirror}\nTrying the Decathlon's copy on Google Drive")
+        try:
+            _from_google_drive(archive, md5)
+        except CourseError as drive:
+            raise _all_of(
+                "Task05_Prostate could not be downloaded. Call this again to go on with what arrived (or delete "
+                f"{archive}.* to begin anew), put the archive from http://medicaldecathlon.com at {archive}, or use "
+                "COURSE_DATA_SOURCE=generated",
+                [str(mirror), str(drive)],
+            ) from drive
+    unpack(archive, folder, _is_complete)
+    if not brought:
+        for file in (
+            archive,
+            *archive.parent.glob(f"{archive.name}.part"),
+            *archive.parent.glob(f"{archive.name}.drive*"),
+        ):
+            file.unlink()
+    say(f"{folder}: unpacked.")
 
 
 def describe(folder: Path) -> str:
@@ -561,7 +526,7 @@ def _convert_all(pairs, problems, expected, origin, out: Path, say) -> Path:
         progress = {**origin, "cases": {}}
     for folder in ("images", "labels"):
         (staged / folder).mkdir(parents=True, exist_ok=True)
-    say(f"Converting {len(pairs)} cases: channel {origin['channel']}, mask of the whole gland, into {out}")
+    say(f"Checking and converting {len(pairs)} cases: channel {origin['channel']}, mask of the whole gland, into {out}")
     try:
         _stage(pairs, problems, expected, stamps, origin["channel"], staged, progress, say)
         if problems:
