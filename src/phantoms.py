@@ -188,191 +188,160 @@ def _pick(rng, options: dict):
 _AIR, _LUNG, _FAT, _MUSCLE = -1000.0, -850.0, -100.0, 45.0
 
 
-def _spine(frame, hu, rng, y, scale=1.0, bone=450.0):
-    """Vertebral body, canal, arch, transverse and spinous processes. ``y`` is the centre of the vertebral body."""
-    s = scale * rng.uniform(0.9, 1.15)
-    bone = bone * rng.uniform(0.75, 1.3)
-    for side in (-1, 1):
-        root, tip = (side * 0.05 * s, y + 0.11 * s), (side * rng.uniform(0.13, 0.2) * s, y + rng.uniform(0.1, 0.17) * s)
-        _paint(hu, frame.limb(root, tip, 0.026 * s), bone * 0.9)
-    _paint(hu, frame.limb((0, y + 0.15 * s), (rng.normal(0, 0.01), y + rng.uniform(0.24, 0.31) * s), 0.024 * s), bone)
-    _paint(hu, frame.ellipse(0, y + 0.12 * s, 0.085 * s, 0.07 * s), bone)
-    _paint(hu, frame.ellipse(0, y, 0.115 * s, 0.085 * s), bone)
-    _paint(hu, frame.ellipse(0, y, 0.09 * s, 0.062 * s), bone * rng.uniform(0.4, 0.75))  # cancellous inside
-    _paint(hu, frame.ellipse(0, y + 0.12 * s, 0.045 * s, 0.04 * s), 30)
+class _Trunk:
+    """Axial slice of chest or abdomen in Hounsfield units: skin, fat rim, muscle wall, and the cavity inside.
+
+    The back, and with it the spine, is at the bottom. ``ix`` and ``iy`` are the half-axes of the cavity; :meth:`organ`
+    takes places and sizes as shares of them, so that organs grow with the body.
+    """
+
+    def __init__(self, rng, frame, axes, rim, wall, contrast, bone, power=2.4):
+        self.rng, self.frame, self.contrast, self.bone = rng, frame, contrast, bone
+        self.rx, self.ry = axes
+        self.ix, self.iy = axes[0] - rim - wall, axes[1] - rim - wall
+        self.hu = np.full((_GRID, _GRID), _AIR, np.float32)
+        skin = frame.box_distance(0, 0, *axes, power)
+        self.paint(frame.cover(skin), 20)
+        self.paint(frame.cover(skin + np.float32(0.018)), _FAT)
+        self.paint(frame.cover(skin + np.float32(rim)), _MUSCLE)
+        self.cavity = frame.cover(skin + np.float32(rim + wall))
+
+    def paint(self, mask, value):
+        _paint(self.hu, mask, value)
+
+    def blob(self, centre, radii, value, turn=0.0):
+        """Ellipse in the frame's own unit: for bones and vessels, which do not grow with the belly."""
+        self.paint(self.frame.ellipse(*centre, *radii, turn), value)
+
+    def organ(self, centre, radii, value, turn=0.0):
+        """Ellipse in shares of the cavity, cut off at its wall."""
+        self.paint(self.organ_mask(centre, radii, turn), value)
+
+    def organ_mask(self, centre, radii, turn=0.0):
+        (x, y), (a, b) = centre, radii
+        return self.frame.ellipse(x * self.ix, y * self.iy, a * self.ix, b * self.iy, turn) * self.cavity
+
+    def line(self, points, width, value):
+        self.paint(self.frame.curve(points, width), value)
+
+    def enhanced(self, share=1.0):
+        """Blood with its share of contrast medium."""
+        return 50 + self.contrast * share
+
+    def spine(self, y, size=1.0):
+        """Vertebral body, canal, arch, transverse and spinous processes. ``y`` is the centre of the vertebral body."""
+        rng, s = self.rng, size * self.rng.uniform(0.9, 1.15)
+        bone = self.bone * rng.uniform(0.75, 1.3)
+        for side in (-1, 1):
+            tip = (side * rng.uniform(0.13, 0.2) * s, y + rng.uniform(0.1, 0.17) * s)
+            self.line(((side * 0.05 * s, y + 0.11 * s), tip), 0.026 * s, bone * 0.9)
+        self.line(((0, y + 0.15 * s), (rng.normal(0, 0.01), y + rng.uniform(0.24, 0.31) * s)), 0.024 * s, bone)
+        self.blob((0, y + 0.12 * s), (0.085 * s, 0.07 * s), bone)
+        self.blob((0, y), (0.115 * s, 0.085 * s), bone)
+        self.blob((0, y), (0.09 * s, 0.062 * s), bone * rng.uniform(0.4, 0.75))  # cancellous inside
+        self.blob((0, y + 0.12 * s), (0.045 * s, 0.04 * s), 30)
+
+    def ribs(self, outwards, count, gap):
+        """Ribs cut obliquely: bright strokes of unequal length along the chest wall, ``gap`` radians free in front."""
+        rng, phase = self.rng, self.rng.uniform(0, 1)
+        rx, ry = self.ix + outwards, self.iy + outwards
+        for side in (-1, 1):
+            for k in range(count):
+                if rng.random() < 0.15:  # the slice passes between two ribs
+                    continue
+                angle = -np.pi / 2 + gap + (k + phase + rng.normal(0, 0.15)) / count * (np.pi - 0.25 - gap)
+                half = rng.uniform(0.01, 0.07) * (1 + (angle > 0.3) * rng.uniform(0, 1.5))
+                depth = 1 - rng.uniform(0, 0.02)
+                ends = [(side * rx * depth * np.cos(t), ry * depth * np.sin(t)) for t in (angle - half, angle + half)]
+                self.line(ends, rng.uniform(0.013, 0.024), self.bone * rng.uniform(0.4, 1.4))
+
+    def heart(self, y):
+        rng, x = self.rng, self.rng.uniform(0.0, 0.12)
+        radii = rng.uniform((0.24, 0.19), (0.34, 0.27))
+        self.blob((x, y), radii, self.enhanced(0.3), rng.uniform(15, 50))
+        for _ in range(3):  # chambers fill with contrast medium one after the other
+            place = rng.normal((x, y), (0.11, 0.08))
+            self.blob(place, rng.uniform(0.06, 0.13, 2), self.enhanced(rng.uniform(0.4, 1)), rng.uniform(0, 90))
+
+    def table(self):
+        rng, y = self.rng, self.ry + self.rng.uniform(0.06, 0.2)
+        if rng.random() < 0.8:
+            bend, value = rng.uniform(0.04, 0.16), rng.uniform(60, 180)
+            points = [(x, y - bend * x * x) for x in np.linspace(-0.95, 0.95, 7)]
+            self.paint(0.8 * self.frame.curve(points, 0.008), value)
 
 
-def _ribs(frame, hu, rng, rx, ry, cy, bone, count, gap=0.3):
-    """Ribs cut obliquely: bright strokes of unequal length along the chest wall, ``gap`` radians free at the front."""
-    phase = rng.uniform(0, 1)
-    for side in (-1, 1):
-        for k in range(count):
-            if rng.random() < 0.15:  # the slice passes between two ribs
-                continue
-            angle = -np.pi / 2 + gap + (k + phase + rng.normal(0, 0.15)) / count * (np.pi - 0.25 - gap)
-            half = rng.uniform(0.01, 0.07) * (1 + (angle > 0.3) * rng.uniform(0, 1.5))
-            depth = 1 - rng.uniform(0, 0.02)
-            a, b = ((side * rx * depth * np.cos(t), cy + ry * depth * np.sin(t)) for t in (angle - half, angle + half))
-            _paint(hu, frame.limb(a, b, rng.uniform(0.013, 0.024)), bone * rng.uniform(0.4, 1.4))
-
-
-def _table(frame, hu, rng, y):
-    if rng.random() < 0.8:
-        bend = rng.uniform(0.04, 0.16)
-        xs = np.linspace(-0.95, 0.95, 7)
-        points = [(x, y - bend * x * x) for x in xs]
-        _paint(hu, frame.curve(points, 0.008) * 0.8, rng.uniform(60, 180))
-
-
-def _vessel_dots(frame, hu, rng, count, centre, spread, radius, value):
-    for _ in range(count):
-        x, y = rng.normal(centre, spread)
-        _paint(hu, frame.ellipse(x, y, *(radius * rng.uniform(0.5, 1.3, 2)), rng.uniform(0, 180)), value)
-
-
-def _heart(frame, hu, rng, y, contrast):
-    cx = rng.uniform(0.0, 0.12)
-    _paint(
-        hu,
-        frame.ellipse(cx, y, rng.uniform(0.24, 0.34), rng.uniform(0.19, 0.27), rng.uniform(15, 50)),
-        45 + 0.3 * contrast,
-    )
-    for _ in range(3):
-        x, dy = rng.normal(cx, 0.11), rng.normal(0, 0.08)
-        _paint(
-            hu,
-            frame.ellipse(x, y + dy, *rng.uniform(0.06, 0.13, 2), rng.uniform(0, 90)),
-            45 + contrast * rng.uniform(0.4, 1),
-        )
-
-
-def _body(frame, hu, rx, ry, rim, cy=0.0, power=2.4):
-    """Skin, fat rim and muscle wall; returns the distance to the inner wall."""
-    outer = frame.box_distance(0, cy, rx, ry, power)
-    _paint(hu, frame.cover(outer), 20)
-    _paint(hu, frame.cover(outer + 0.018), _FAT)
-    inner = outer + np.float32(rim)
-    _paint(hu, frame.cover(inner), _MUSCLE)
-    return inner
-
-
-def _liver_level(frame, hu, rng, rx, ry, rim, contrast, dome):
-    """Upper abdomen: liver, stomach, spleen, aorta; with ``dome`` the lungs' lower tips around the liver."""
-    inner = _body(frame, hu, rx, ry, rim)
-    wall = rng.uniform(0.05, 0.08)
-    cavity = frame.cover(inner + np.float32(wall))
-    _paint(hu, cavity, _LUNG if dome else _FAT)
-    liver = rng.uniform(70, 130) + 0.3 * contrast
-    ix, iy = rx - rim - wall, ry - rim - wall
-    right = frame.ellipse(
-        -0.45 * ix, -0.05 * iy, rng.uniform(0.5, 0.58) * ix, rng.uniform(0.72, 0.9) * iy, rng.uniform(-12, 12)
-    )
-    left = frame.ellipse(
-        rng.uniform(-0.05, 0.2) * ix,
-        -0.38 * iy,
-        rng.uniform(0.4, 0.6) * ix,
-        rng.uniform(0.3, 0.42) * iy,
-        rng.uniform(-25, 0),
-    )
-    organ = np.maximum(right, left) * cavity
-    _paint(hu, organ, liver + 8 * frame.texture(rng, 9))
+def _liver_level(trunk, rng, dome):
+    """Upper abdomen: liver, spleen, stomach; with ``dome`` heart and lungs instead of the stomach."""
+    trunk.paint(trunk.cavity, _LUNG if dome else _FAT)
+    liver = rng.uniform(70, 130) + 0.3 * trunk.contrast
+    right = trunk.organ_mask((-0.45, -0.05), rng.uniform((0.5, 0.72), (0.58, 0.9)), rng.uniform(-12, 12))
+    left = trunk.organ_mask((rng.uniform(-0.05, 0.2), -0.38), rng.uniform((0.4, 0.3), (0.6, 0.42)), rng.uniform(-25, 0))
+    lobes = np.maximum(right, left)
+    trunk.paint(lobes, liver + 8 * trunk.frame.texture(rng, 9))
     for _ in range(rng.integers(1, 5)):  # hepatic vessels
-        x, y = rng.uniform(-0.6, 0.0) * ix, rng.uniform(-0.5, 0.3) * iy
-        _paint(
-            hu,
-            frame.limb((x, y), (x + rng.normal(0, 0.12), y + rng.normal(0, 0.12)), 0.018) * organ,
-            liver + rng.uniform(-35, 45),
-        )
-    _paint(
-        hu,
-        frame.ellipse(0.62 * ix, 0.3 * iy, rng.uniform(0.2, 0.3) * ix, rng.uniform(0.3, 0.46) * iy, rng.uniform(-35, 5))
-        * cavity,
-        liver + rng.uniform(-10, 40),
-    )
+        start = rng.uniform((-0.6, -0.5), (0.0, 0.3)) * (trunk.ix, trunk.iy)
+        vessel = trunk.frame.limb(start, start + rng.normal(0, 0.12, 2), 0.018)
+        trunk.paint(vessel * lobes, liver + rng.uniform(-35, 45))
+    spleen = rng.uniform((0.2, 0.3), (0.3, 0.46))
+    trunk.organ((0.62, 0.3), spleen, liver + rng.uniform(-10, 40), rng.uniform(-35, 5))
     if dome:
-        _heart(frame, hu, rng, -0.3 * iy, contrast)
-        return iy
-    stomach = frame.ellipse(
-        0.45 * ix,
-        rng.uniform(-0.35, -0.15) * iy,
-        rng.uniform(0.22, 0.34) * ix,
-        rng.uniform(0.25, 0.36) * iy,
-        rng.uniform(0, 60),
-    )
-    _paint(hu, stomach * cavity, rng.uniform(35, 60))
-    if rng.random() < 0.6:
-        _paint(hu, frame.ellipse(0.42 * ix, -0.45 * iy, 0.17 * ix, 0.14 * iy, rng.uniform(-20, 20)), _AIR)
-    return iy
+        trunk.heart(-0.3 * trunk.iy)
+        return
+    stomach = rng.uniform((0.22, 0.25), (0.34, 0.36))
+    trunk.organ((0.45, rng.uniform(-0.35, -0.15)), stomach, rng.uniform(35, 60), rng.uniform(0, 60))
+    if rng.random() < 0.6:  # its gas floats up, to the front
+        trunk.organ((0.42, -0.45), (0.17, 0.14), _AIR, rng.uniform(-20, 20))
 
 
-def _kidney_level(frame, hu, rng, rx, ry, rim, contrast):
-    """Mid abdomen: kidneys beside the spine, psoas, bowel loops, liver tip."""
-    inner = _body(frame, hu, rx, ry, rim)
-    wall = rng.uniform(0.05, 0.08)
-    cavity = frame.cover(inner + np.float32(wall))
-    _paint(hu, cavity, _FAT)
-    ix, iy = rx - rim - wall, ry - rim - wall
+def _kidney_level(trunk, rng):
+    """Mid abdomen: kidneys beside the spine, psoas, bowel loops, the liver's tip."""
+    trunk.paint(trunk.cavity, _FAT)
     if rng.random() < 0.65:
-        _paint(
-            hu,
-            frame.ellipse(
-                -0.75 * ix, -0.05 * iy, rng.uniform(0.14, 0.3) * ix, rng.uniform(0.35, 0.6) * iy, rng.uniform(-10, 15)
-            )
-            * cavity,
-            rng.uniform(60, 110) + 0.2 * contrast,
-        )
+        tip = rng.uniform((0.14, 0.35), (0.3, 0.6))
+        trunk.organ((-0.75, -0.05), tip, rng.uniform(60, 110) + 0.2 * trunk.contrast, rng.uniform(-10, 15))
     for side in (-1, 1):
-        x, y = side * rng.uniform(0.42, 0.52) * ix, rng.uniform(0.3, 0.5) * iy
-        turn, a, b = side * rng.uniform(10, 40), rng.uniform(0.14, 0.21), rng.uniform(0.12, 0.17)
-        cortex = rng.uniform(50, 120) + contrast
-        _paint(hu, frame.ellipse(x, y, a, b, turn), cortex)
-        _paint(
-            hu,
-            frame.ellipse(x - side * 0.3 * a, y, a * 0.5, b * 0.4, turn),
-            rng.choice([_FAT, cortex * 0.5, cortex * 1.6]),
-        )
-        _paint(hu, frame.ellipse(side * 0.2, 0.5 * iy, 0.09, 0.11), 55)  # psoas
-    for _ in range(rng.integers(6, 12)):  # bowel
-        x, y = rng.uniform(-0.7, 0.75) * ix, rng.uniform(-0.75, 0.1) * iy
-        a, b, turn = *rng.uniform(0.06, 0.14, 2), rng.uniform(0, 180)
-        _paint(hu, frame.ellipse(x, y, a, b, turn) * cavity, rng.uniform(30, 80))
-        _paint(
-            hu, frame.ellipse(x, y, a * 0.6, b * 0.6, turn) * cavity, rng.choice([_AIR, 15, 15, rng.uniform(30, 200)])
-        )
-    return iy
+        x, y = side * rng.uniform(0.42, 0.52) * trunk.ix, rng.uniform(0.3, 0.5) * trunk.iy
+        turn, (a, b) = side * rng.uniform(10, 40), rng.uniform((0.14, 0.12), (0.21, 0.17))
+        cortex = rng.uniform(50, 120) + trunk.contrast
+        trunk.blob((x, y), (a, b), cortex, turn)
+        sinus = rng.choice([_FAT, cortex * 0.5, cortex * 1.6])
+        trunk.blob((x - side * 0.3 * a, y), (a * 0.5, b * 0.4), sinus, turn)
+        trunk.blob((side * 0.2, 0.5 * trunk.iy), (0.09, 0.11), 55)  # psoas
+    for _ in range(rng.integers(6, 12)):  # bowel: a wall around gas, water or contrast medium
+        x, y = rng.uniform((-0.7, -0.75), (0.75, 0.1)) * (trunk.ix, trunk.iy)
+        (a, b), turn = rng.uniform(0.06, 0.14, 2), rng.uniform(0, 180)
+        trunk.blob((x, y), (a, b), rng.uniform(30, 80), turn)
+        trunk.blob((x, y), (a * 0.6, b * 0.6), rng.choice([_AIR, 15, 15, rng.uniform(30, 200)]), turn)
 
 
-def _pelvis_level(frame, hu, rng, rx, ry, rim, contrast, bone):
-    """Pelvis: iliac wings beside the sacrum, gluteal muscle, bowel."""
-    _body(frame, hu, rx, ry, rim, power=2.2)
-    ix, iy = rx - rim, ry - rim
-    _paint(hu, frame.ellipse(0, -0.25 * iy, 0.72 * ix, 0.55 * iy), _FAT)
+def _pelvis_level(trunk, rng):
+    """Pelvis: iliac wings beside the sacrum, or hip joints beside the bladder; bowel."""
+    bone, ix, iy = trunk.bone, trunk.ix, trunk.iy
+    trunk.organ((0, -0.25), (0.72, 0.55), _FAT)
     low = rng.random() < 0.4
     for side in (-1, 1):
-        if low:  # hip joints
-            _paint(hu, frame.ellipse(side * 0.6 * ix, 0.05, 0.15, 0.14), bone)
-            _paint(hu, frame.ellipse(side * 0.6 * ix, 0.05, 0.1, 0.095), bone * 0.65)
-            _paint(hu, frame.limb((side * 0.68 * ix, 0.08), (side * 0.8 * ix, 0.12), 0.06), bone * 0.8)
-            _paint(hu, frame.limb((side * 0.42 * ix, -0.12), (side * 0.4 * ix, 0.2), 0.035), bone)
+        if low:
+            hip = side * 0.6 * ix
+            trunk.blob((hip, 0.05), (0.15, 0.14), bone)
+            trunk.blob((hip, 0.05), (0.1, 0.095), bone * 0.65)
+            trunk.line(((side * 0.68 * ix, 0.08), (side * 0.8 * ix, 0.12)), 0.06, bone * 0.8)
+            trunk.line(((side * 0.42 * ix, -0.12), (side * 0.4 * ix, 0.2)), 0.035, bone)
         else:
             crest = ((0.8, -0.3), (0.74, -0.08), (0.58, 0.14), (0.27, 0.34))
-            points = [(side * x * ix, y) for x, y in crest]
-            points = [(x + rng.normal(0, 0.015), y + rng.normal(0, 0.015)) for x, y in points]
-            _paint(hu, frame.curve(points, rng.uniform(0.024, 0.04)), bone)
-            _paint(hu, frame.curve(points[1:], 0.014), bone * 0.55)
+            points = [rng.normal((side * x * ix, y), 0.015) for x, y in crest]
+            trunk.line(points, rng.uniform(0.024, 0.04), bone)
+            trunk.line(points[1:], 0.014, bone * 0.55)
     for _ in range(rng.integers(4, 9)):
-        x, y = rng.uniform(-0.5, 0.5) * ix, rng.uniform(-0.6, 0.1) * iy
-        _paint(
-            hu,
-            frame.ellipse(x, y, *rng.uniform(0.06, 0.14, 2), rng.uniform(0, 180)),
-            rng.choice([_AIR, 40, 60, 90 + contrast]),
-        )
+        place = rng.uniform((-0.5, -0.6), (0.5, 0.1)) * (ix, iy)
+        filling = rng.choice([_AIR, 40, 60, 90 + trunk.contrast])
+        trunk.blob(place, rng.uniform(0.06, 0.14, 2), filling, rng.uniform(0, 180))
     if low:
-        _paint(hu, frame.ellipse(0, -0.12 * iy, 0.2, 0.16), rng.uniform(10, 60))  # bladder
-        _paint(hu, frame.ellipse(0, 0.45 * iy, 0.1, 0.06), bone * 0.8)
+        trunk.blob((0, -0.12 * iy), (0.2, 0.16), rng.uniform(10, 60))  # bladder
+        trunk.blob((0, 0.45 * iy), (0.1, 0.06), bone * 0.8)  # coccyx
     else:
-        _paint(hu, frame.ellipse(0, 0.36 * iy + 0.02, 0.2, 0.1), bone)
-        _paint(hu, frame.ellipse(0, 0.36 * iy + 0.02, 0.14, 0.06), bone * 0.6)
+        trunk.blob((0, 0.36 * iy + 0.02), (0.2, 0.1), bone)  # sacrum
+        trunk.blob((0, 0.36 * iy + 0.02), (0.14, 0.06), bone * 0.6)
 
 
 def _stored(rng, image):
@@ -382,124 +351,123 @@ def _stored(rng, image):
 
 def _abdomen_ct(rng, style):
     level = _pick(rng, {"dome": 0.17, "liver": 0.35, "kidney": 0.33, "pelvis": 0.15})
+    pelvis = level == "pelvis"
     zoom = rng.uniform(1.2, 1.5) if rng.random() < 0.1 else rng.uniform(0.92, 1.14)
     frame = _Frame(rng, rng.normal(0, 4), zoom, rng.normal(0, 0.05, 2), warp=0.025)
-    hu = np.full((_GRID, _GRID), _AIR, np.float32)
-    rx, ry, rim = rng.uniform(0.8, 0.96), rng.uniform(0.6, 0.78), rng.uniform(0.03, 0.12)
-    contrast, bone = rng.uniform(0, 200), rng.uniform(350, 600)
-    if level == "pelvis":
-        _pelvis_level(frame, hu, rng, rx, ry, rim, contrast, bone)
+    trunk = _Trunk(
+        rng,
+        frame,
+        axes=rng.uniform((0.8, 0.6), (0.96, 0.78)),
+        rim=rng.uniform(0.03, 0.12),
+        wall=0.0 if pelvis else rng.uniform(0.05, 0.08),
+        contrast=rng.uniform(0, 200),
+        bone=rng.uniform(350, 600),
+        power=2.2 if pelvis else 2.4,
+    )
+    if pelvis:
+        _pelvis_level(trunk, rng)
     else:
         if level == "kidney":
-            iy = _kidney_level(frame, hu, rng, rx, ry, rim, contrast)
+            _kidney_level(trunk, rng)
         else:
-            iy = _liver_level(frame, hu, rng, rx, ry, rim, contrast, level == "dome")
+            _liver_level(trunk, rng, dome=level == "dome")
         for side in (-1, 1):  # back muscles
-            _paint(hu, frame.ellipse(side * 0.19, iy * 0.93, 0.16, 0.1, side * -12), rng.uniform(55, 85))
-        _ribs(
-            frame,
-            hu,
-            rng,
-            rx - rim - 0.03,
-            ry - rim - 0.03,
-            0,
-            bone,
-            rng.integers(3, 6) if level == "kidney" else rng.integers(6, 9),
-            gap=1.2 if level == "kidney" else 0.35,
-        )
-        spine = iy * rng.uniform(0.62, 0.74)
-        _spine(frame, hu, rng, spine, 1.05, bone)
-        _paint(hu, frame.ellipse(rng.normal(0.06, 0.03), spine - 0.15, 0.05, 0.05), 50 + contrast * 1.4)  # aorta
-        _paint(
-            hu, frame.ellipse(rng.normal(-0.12, 0.03), spine - 0.14, 0.055, 0.04), 50 + contrast * rng.uniform(0.2, 1)
-        )
-    _table(frame, hu, rng, ry + rng.uniform(0.06, 0.2))
-    hu = _down(hu) + rng.normal(0, 9 * style.noise, (SIZE, SIZE))
+            trunk.blob((side * 0.19, trunk.iy * 0.93), (0.16, 0.1), rng.uniform(55, 85), side * -12)
+        if level == "kidney":
+            trunk.ribs(0.035, rng.integers(3, 6), gap=1.2)
+        else:
+            trunk.ribs(0.035, rng.integers(6, 9), gap=0.35)
+        spine = trunk.iy * rng.uniform(0.62, 0.74)
+        trunk.spine(spine, 1.05)
+        trunk.blob((rng.normal(0.06, 0.03), spine - 0.15), (0.05, 0.05), trunk.enhanced(1.4))  # aorta
+        cava = trunk.enhanced(rng.uniform(0.2, 1))
+        trunk.blob((rng.normal(-0.12, 0.03), spine - 0.14), (0.055, 0.04), cava)
+    trunk.table()
+    hu = _down(trunk.hu) + rng.normal(0, 9 * style.noise, (SIZE, SIZE))
     # The published images clip everything below water at one mid-grey value, which differs from series to series.
     return _stored(rng, rng.normal(0.4, 0.025) + rng.uniform(0.0011, 0.0019) * np.maximum(hu, 0))
 
 
+def _shoulder_level(trunk, rng, bone):
+    """Shoulder girdle, the lungs' tops, great vessels, trachea."""
+    for side in (-1, 1):
+        joint = side * 0.73 * trunk.rx
+        trunk.blob((joint, 0.05), (0.1, 0.1), bone)  # head of the humerus
+        trunk.blob((joint, 0.05), (0.065, 0.065), bone * 0.5)
+        trunk.line(((side * 0.6 * trunk.rx, 0.1), (side * 0.36 * trunk.rx, 0.3)), 0.023, bone)  # scapula
+        trunk.line(((side * 0.12, -0.22), (side * rng.uniform(0.3, 0.55), -0.26)), 0.026, bone)  # clavicle
+    trunk.blob((0, -0.02), (0.05, 0.045), _AIR)  # trachea
+    for _ in range(5):
+        trunk.blob(rng.normal((0, -0.1), 0.12), rng.uniform(0.02, 0.05, 2), trunk.enhanced(), rng.uniform(0, 180))
+
+
+def _thorax_level(trunk, rng, level, lungs, spine, bone):
+    """Mediastinum between the lungs: aortic arch, or heart, or heart and the top of the liver."""
+    ix, iy = trunk.ix, trunk.iy
+    trunk.blob((0, -0.1 * iy), (0.14, 0.6 * iy), rng.choice([_MUSCLE, _MUSCLE, 10]))
+    if level == "arch":
+        trunk.paint(trunk.frame.limb((-0.06, -0.25 * iy), (0.1, 0.1 * iy), 0.09, 0.075), trunk.enhanced())
+        trunk.blob((-0.13, -0.25 * iy), (0.06, 0.07), trunk.enhanced(rng.uniform(0.5, 1.3)))  # superior vena cava
+        trunk.blob((0, 0.12 * iy), (0.05, 0.045), _AIR)  # trachea
+        for side in (-1, 1):
+            blade = ((0.95, 0.45), (0.8, 0.75), (rng.uniform(0.5, 0.62), 1.0))
+            points = [rng.normal((side * x * ix, y * iy + 0.03), 0.02) for x, y in blade]
+            trunk.line(points, rng.uniform(0.012, 0.02), bone)  # scapula
+    else:
+        if level == "base":
+            liver = trunk.organ_mask((-0.5, -0.15), rng.uniform((0.3, 0.4), (0.42, 0.6)))
+            trunk.paint(liver * lungs, rng.uniform(60, 110))
+        trunk.heart(rng.uniform(-0.3, -0.12) * iy)
+        trunk.blob((0.12, spine - 0.12), (0.06, 0.06), trunk.enhanced())  # descending aorta
+    trunk.line(((-0.07, -iy - 0.01), (0.07, -iy - 0.01)), 0.026, bone * 0.7)  # sternum
+    trunk.ribs(0.035, rng.integers(6, 10), gap=0.3)
+
+
 def _chest_ct(rng, style):
     level = _pick(rng, {"shoulder": 0.2, "arch": 0.25, "heart": 0.35, "base": 0.2})
+    shoulder = level == "shoulder"
     frame = _Frame(rng, rng.normal(0, 4), rng.uniform(0.88, 1.16), rng.normal(0, 0.06, 2), warp=0.025)
-    hu = np.full((_GRID, _GRID), _AIR, np.float32)
-    bone, contrast = rng.uniform(350, 700), rng.uniform(20, 320)
-    rx, ry, rim = rng.uniform(0.76, 0.92), rng.uniform(0.55, 0.7), rng.uniform(0.03, 0.1)
-    if level == "shoulder":
-        rx, ry = rng.uniform(0.88, 0.98), rng.uniform(0.42, 0.52)
+    trunk = _Trunk(
+        rng,
+        frame,
+        axes=rng.uniform((0.88, 0.42), (0.98, 0.52)) if shoulder else rng.uniform((0.76, 0.55), (0.92, 0.7)),
+        rim=rng.uniform(0.03, 0.1),
+        wall=0.07,
+        contrast=rng.uniform(20, 320),
+        bone=rng.uniform(350, 700),
+    )
+    ix, iy = trunk.ix, trunk.iy
+    if not shoulder and rng.random() < 0.25:  # arms beside the body
         for side in (-1, 1):
-            _paint(hu, frame.ellipse(side * 0.72, 0.08, 0.24, 0.24), _MUSCLE)
-    _body(frame, hu, rx, ry, rim)
-    ix, iy = rx - rim - 0.07, ry - rim - 0.07
-    if level != "shoulder" and rng.random() < 0.25:  # arms beside the body
-        for side in (-1, 1):
-            _paint(hu, frame.ellipse(side * (rx + 0.12), 0.1, 0.12, 0.14), _MUSCLE)
-            _paint(hu, frame.ellipse(side * (rx + 0.12), 0.1, 0.045, 0.045), bone)
-    narrow = {"shoulder": 0.42, "arch": 0.9, "heart": 1.0, "base": 1.0}[level]
-    gap = {"shoulder": 0.1, "arch": 0.09, "heart": 0.08, "base": 0.08}[level]
-    lungs = np.zeros_like(hu)
+            trunk.blob((side * (trunk.rx + 0.12), 0.1), (0.12, 0.14), _MUSCLE)
+            trunk.blob((side * (trunk.rx + 0.12), 0.1), (0.045, 0.045), trunk.bone)
+    reach = {"shoulder": 0.42, "arch": 0.9}.get(level, 1.0)  # the lungs get wider downwards
+    lungs = np.zeros_like(trunk.hu)
     for side in (-1, 1):
-        width = (ix * narrow - gap) / 2 * rng.uniform(0.9, 1.0)
-        height = iy * (0.5 if level == "shoulder" else rng.uniform(0.86, 0.97))
-        lung = frame.ellipse(
-            side * (gap + width), 0.02 + 0.08 * (level == "shoulder"), width, height, side * rng.uniform(-8, 4)
-        )
-        np.maximum(lungs, lung, out=lungs)
-    _paint(hu, lungs, _LUNG)
+        width = (ix * reach - 0.09) / 2 * rng.uniform(0.9, 1.0)
+        height = iy * (0.5 if shoulder else rng.uniform(0.86, 0.97))
+        place = (side * (0.09 + width), 0.1 if shoulder else 0.02)
+        np.maximum(lungs, frame.ellipse(*place, width, height, side * rng.uniform(-8, 4)), out=lungs)
+    trunk.paint(lungs, _LUNG)
     for _ in range(rng.integers(8, 18)):  # vessels of the lungs, thinner outwards
-        side, t, angle = rng.choice([-1, 1]), rng.uniform(0.25, 0.85), rng.uniform(-1.2, 1.2)
-        x, y = side * t * ix * narrow, 0.7 * t * iy * np.sin(angle)
-        _paint(
-            hu, frame.limb((x * 0.8, y * 0.8), (x, y), 0.02 * (1.1 - t)) * lungs, rng.uniform(60, 120) + 0.5 * contrast
-        )
-    spine = iy * rng.uniform(0.62, 0.75)
-    if level == "shoulder":
-        spine = iy * 0.55
-        for side in (-1, 1):
-            _paint(hu, frame.ellipse(side * 0.73 * rx, 0.05, 0.1, 0.1), bone)  # head of the humerus
-            _paint(hu, frame.ellipse(side * 0.73 * rx, 0.05, 0.065, 0.065), bone * 0.5)
-            _paint(hu, frame.limb((side * 0.6 * rx, 0.1), (side * 0.36 * rx, 0.3), 0.025, 0.02), bone)  # scapula
-            _paint(
-                hu, frame.limb((side * 0.12, -0.22), (side * rng.uniform(0.3, 0.55), -0.26), 0.03, 0.022), bone
-            )  # clavicle
-        _paint(hu, frame.ellipse(0, -0.02, 0.05, 0.045), _AIR)  # trachea
-        _vessel_dots(frame, hu, rng, 5, (0, -0.1), 0.12, 0.04, 60 + contrast)
+        side, far, angle = rng.choice([-1, 1]), rng.uniform(0.25, 0.85), rng.uniform(-1.2, 1.2)
+        end = far * np.array((side * ix * reach, 0.7 * iy * np.sin(angle)))
+        vessel = frame.limb(0.8 * end, end, 0.02 * (1.1 - far))
+        trunk.paint(vessel * lungs, rng.uniform(60, 120) + 0.5 * trunk.contrast)
+    spine = iy * (0.55 if shoulder else rng.uniform(0.62, 0.75))
+    if shoulder:
+        _shoulder_level(trunk, rng, trunk.bone)
     else:
-        _paint(hu, frame.ellipse(0, -0.1 * iy, 0.14, 0.6 * iy), rng.choice([_MUSCLE, _MUSCLE, 10]))  # mediastinum
-        if level == "arch":
-            _paint(hu, frame.limb((-0.06, -0.25 * iy), (0.1, 0.1 * iy), 0.09, 0.075), 50 + contrast)
-            _paint(hu, frame.ellipse(-0.13, -0.25 * iy, 0.06, 0.07), 50 + contrast * rng.uniform(0.5, 1.3))
-            _paint(hu, frame.ellipse(0, 0.12 * iy, 0.05, 0.045), _AIR)
-        else:
-            if level == "base":
-                liver = frame.ellipse(-0.5 * ix, -0.1, rng.uniform(0.3, 0.42) * ix, rng.uniform(0.4, 0.6) * iy) * lungs
-                _paint(hu, liver, rng.uniform(60, 110))
-            _heart(frame, hu, rng, rng.uniform(-0.3, -0.12) * iy, contrast)
-            _paint(hu, frame.ellipse(0.12, spine - 0.12, 0.06, 0.06), 50 + contrast)  # descending aorta
-        _paint(hu, frame.limb((-0.07, -iy - 0.01), (0.07, -iy - 0.01), 0.026), bone * 0.7)  # sternum
-        _ribs(frame, hu, rng, ix + 0.035, iy + 0.035, 0, bone, rng.integers(6, 10), gap=0.3)
-        if level == "arch":
-            for side in (-1, 1):
-                points = [
-                    (side * 0.95 * ix, iy * 0.45),
-                    (side * 0.8 * ix, iy * 0.75),
-                    (side * rng.uniform(0.5, 0.62) * ix, iy),
-                ]
-                points = [(x + rng.normal(0.0, 0.02), y + rng.normal(0.03, 0.02)) for x, y in points]
-                _paint(hu, frame.curve(points, rng.uniform(0.012, 0.02)), bone)  # scapula
-    _spine(frame, hu, rng, spine, 0.95, bone * 0.85)
-    _table(frame, hu, rng, ry + rng.uniform(0.06, 0.2))
+        _thorax_level(trunk, rng, level, lungs, spine, trunk.bone)
+    trunk.spine(spine, 0.92)
+    trunk.table()
     # Stored without averaging: every second sample as it is, with its noise, as the published images show.
-    hu = hu[::_FINE, ::_FINE]
+    hu = trunk.hu[::_FINE, ::_FINE]
     grain = rng.uniform(25, 90) * (0.6 + 0.4 * style.noise)
     hu = hu + rng.normal(0, grain, hu.shape) * (hu > -300)
     lung = np.clip((-hu - 600) / 200, 0, 1) * np.clip((hu + 950) / 50, 0, 1)
-    return _stored(
-        rng,
-        rng.normal(0.487, 0.025)
-        + rng.uniform(0.0006, 0.00085) * np.maximum(hu + rng.uniform(-20, 40), 0)
-        - rng.uniform(0, 0.05) * lung,
-    )
+    grey = rng.normal(0.487, 0.025) + rng.uniform(0.0006, 0.00085) * np.maximum(hu + rng.uniform(-20, 40), 0)
+    return _stored(rng, grey - rng.uniform(0, 0.05) * lung)
 
 
 # ---- head CT ----
