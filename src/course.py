@@ -267,6 +267,8 @@ async def _execute(notebook, folder: Path, label: str, progress: _Progress) -> d
             raise asyncio.CancelledError from None
         error = "The kernel died: often a lack of memory."
     except RuntimeError as failure:  # nbclient's word for a kernel that does not come up
+        if progress.cell:
+            raise
         error = f"The kernel did not start: {failure}"
     finally:
         ticking.cancel()

@@ -162,6 +162,13 @@ def test_one_notebook_again_keeps_the_entries_of_the_others(course, capsys):
     assert re.search(r"^01_first +\d+ s  test accuracy 0\.988 · images 1,200 · best round 3 of 5$", out, re.MULTILINE)
 
 
+def test_kernel_that_dies_is_told_from_a_cell_that_fails(tmp_path):
+    write(tmp_path / "notebooks", "01_dies", "print('alive')", "import os; os._exit(3)", "print('never')")
+    summary = run_course(tmp_path / "notebooks", tmp_path / "build")
+    assert summary["01_dies"]["error"] == "code cell 2 of 3: The kernel died: often a lack of memory."
+    assert "alive" in (tmp_path / "build" / "01_dies.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("prepare", "names", "message"),
     [
