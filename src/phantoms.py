@@ -31,7 +31,7 @@ ABOUT = "ABOUT.txt"
 _FINE = 2  # drawn this many times finer than stored, so that thin bones keep their shape
 _GRID = SIZE * _FINE
 _BOTTOM_UP = 0.1  # share of CT and MRI stored with the last row first
-_INVERTED = 0.03  # share of radiographs stored as on film, bone dark
+_INVERTED = 0.025  # share of radiographs stored as on film, bone dark
 _VERSION = 1  # of the drawings: raise it when the same seed gives other pictures
 
 
@@ -385,7 +385,7 @@ def _abdomen_ct(rng, style):
     trunk.table()
     hu = _down(trunk.hu) + rng.normal(0, 9 * style.noise, (SIZE, SIZE))
     # The published images clip everything below water at one mid-grey value, which differs from series to series.
-    return _stored(rng, rng.normal(0.4, 0.025) + rng.uniform(0.0011, 0.0019) * np.maximum(hu, 0))
+    return _stored(rng, rng.normal(0.402, 0.024) + rng.uniform(0.0011, 0.0019) * np.maximum(hu, 0))
 
 
 def _shoulder_level(trunk, rng, bone):
@@ -466,7 +466,7 @@ def _chest_ct(rng, style):
     grain = rng.uniform(25, 90) * (0.6 + 0.4 * style.noise)
     hu = hu + rng.normal(0, grain, hu.shape) * (hu > -300)
     lung = np.clip((-hu - 600) / 200, 0, 1) * np.clip((hu + 950) / 50, 0, 1)
-    grey = rng.normal(0.487, 0.025) + rng.uniform(0.0006, 0.00085) * np.maximum(hu + rng.uniform(-20, 40), 0)
+    grey = rng.normal(0.492, 0.024) + rng.uniform(0.0006, 0.00085) * np.maximum(hu + rng.uniform(-20, 40), 0)
     return _stored(rng, grey - rng.uniform(0, 0.05) * lung)
 
 
@@ -621,6 +621,7 @@ def _head_jaw(frame, image, rng, brain):
 
 
 def _hand(rng, style):
+    right = rng.random() < 0.35
     # Most lie straight; some plates were exposed with the arm from the side.
     turn = rng.normal(6, 15) if rng.random() < 0.8 else rng.uniform(-110, 110)
     frame = _Frame(
@@ -630,7 +631,7 @@ def _hand(rng, style):
         (rng.normal(0, 0.07), rng.normal(0.1, 0.07)),
         warp=0.012,
         aspect=rng.uniform(0.92, 1.1),
-        mirror=rng.random() < 0.35,
+        mirror=right,
     )
     soft = np.zeros((_GRID, _GRID), np.float32)
     bone = np.zeros_like(soft)
@@ -708,8 +709,16 @@ def _hand(rng, style):
         row, column = rng.integers(2, 46), rng.choice([rng.integers(1, 8), rng.integers(50, 56)])
         patch = image[row : row + height, column : column + width]
         patch *= 0.3
-        patch[1:-1, 1] = rng.uniform(0.7, 1)
-        patch[-2, 1:-1] = patch[1, 1]
+        white = rng.uniform(0.7, 1)
+        patch[1:-1, 1] = white
+        if right:
+            middle = height // 2
+            patch[1, 1:-1] = white
+            patch[middle, 1:-1] = white
+            patch[1:middle, -2] = white
+            patch[middle + 1 : -1, -2] = white
+        else:
+            patch[-2, 1:-1] = white
     if rng.random() < 0.5:  # collimator's edge
         edge, value = rng.integers(0, 2), rng.choice([0.0, 0.3, 0.6])
         for _ in range(2):
@@ -893,6 +902,7 @@ def _breast_mri(rng, style):
     return _stored(rng, image)
 
 
+# Each takes ``(rng, style)`` and gives grey values of about 0…1, ``(64, 64)``, before the scanner's style is applied.
 _PAINTERS: dict[str, Callable] = {
     "AbdomenCT": _abdomen_ct,
     "BreastMRI": _breast_mri,
@@ -908,13 +918,14 @@ def _render(image, rng, style: ScannerStyle, ct: bool):
     image = np.clip(image, 0, 1.2)
     if style.blur:
         image = ndimage.gaussian_filter(image, style.blur * rng.uniform(0.6, 1.2) * (0.8 if ct else 1))
-    if style.shading and not ct:  # CT is calibrated to water: its grey values do not drift over the picture
+    if style.shading and not ct:  # CT is calibrated to water: no drift over the picture
         axis = np.linspace(-1, 1, SIZE)
         a, b, c = rng.normal(0, style.shading, 3)
         image = image * (1 + a * axis[:, None] + b * axis[None] + c * axis[:, None] * axis[None])
-    gain = style.gain * rng.normal(1, 0.03)
-    image = np.clip(image, 0, 1) ** (style.gamma * rng.normal(1, 0.03))
-    image = np.where(image > 0.01, image * gain + style.offset, image)
+    own = 0.5 if ct else 1.0  # share of the style's contrast that survives calibration
+    gain, gamma = (np.array((style.gain, style.gamma)) * rng.normal(1, 0.03, 2)) ** own
+    image = np.clip(image, 0, 1) ** gamma
+    image = np.where(image > 0.01, image * gain + own * style.offset, image)
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 

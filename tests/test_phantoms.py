@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neighbors import NearestCentroid
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
@@ -99,11 +100,12 @@ def test_no_two_pictures_are_equal(mednist):
 
 def test_a_linear_classifier_finds_them_no_easier_than_real_images(mednist):
     pictures, labels = load(mednist)
-    held_out = np.arange(len(labels)) % 5 == 4
     with threadpool_limits(1):  # the matrices are small: threads that share cores with other tests only wait
-        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.001, max_iter=1000))
-        classifier.fit(pictures[~held_out], labels[~held_out])
-    accuracy = classifier.score(pictures[held_out], labels[held_out])
+        # Rotating the pixels onto the pictures' own 1200 axes changes nothing for a linear classifier, but saves time.
+        rotated = PCA(svd_solver="full").fit_transform(StandardScaler().fit_transform(pictures.astype(np.float32)))
+        classifier = LogisticRegression(C=0.001, max_iter=2000)
+        splits = StratifiedKFold(5, shuffle=True, random_state=0)
+        accuracy = cross_val_score(classifier, rotated, labels, cv=splits).mean()
     assert 0.80 <= accuracy <= 0.96, accuracy
 
 
