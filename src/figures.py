@@ -1,7 +1,12 @@
 """The pictures of the course. Every function draws on data it is given and returns a matplotlib figure.
 
-``python -m src.figures`` remakes those under ``figs/`` that show the generated data; see ``make figures``.
+``python -m src.figures [NAME ...]`` draws the pictures in ``figs/`` again, which is what ``make figures`` calls. Those that show
+a run make that run first, with the notebook's settings.
 """
+
+import argparse
+import sys
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -205,3 +210,73 @@ def fedavg_flow():
     axis.text(5, 1.0, "no image\nleaves\na site", ha="center", va="center", color=INK, style="italic", fontsize=10.5)
     figure.tight_layout()
     return figure
+
+
+def example_images(items: list[dict], class_names, columns: int = 10, seed: int = 0) -> dict[str, list[np.ndarray]]:
+    """``columns`` images of each class, chosen at random from items with ``image`` and ``label``, for a montage."""
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in class_names}
+    for index in np.random.default_rng(seed).permutation(len(items)):
+        row = rows[class_names[items[index]["label"]]]
+        if len(row) < columns:
+            row.append(plt.imread(items[index]["image"]))
+    return rows
+
+
+def _draw_mednist_classes():
+    from src import mednist
+
+    folder = mednist.find_or_make("generated")
+    images = example_images(mednist.read_datalist(folder), mednist.CLASSES, columns=12)
+    return class_montage(images, "MedNIST's six classes, as the course draws them: no patients")
+
+
+def _draw_mednist_partition():
+    from src import mednist
+
+    items = mednist.read_datalist(mednist.find_or_make("generated"))
+    parts = mednist.split(items)
+    sites = [f"site-{number}" for number in range(1, 5)]
+    skewed = mednist.site_datalists(parts["training"] + parts["validation"], sites, how="dirichlet", alpha=0.3)
+    return partition_bars(mednist.partition_table(skewed), "Four sites with skewed labels: Dirichlet, α = 0.3")
+
+
+def _draw_mednist_curves():
+    from src.jobs import mednist_fedavg
+
+    run = mednist_fedavg().simulate()
+    return federated_curves(run, MEDNIST_CURVES)
+
+
+MEDNIST_CURVES = {
+    "train_loss": "training loss, each site's own",
+    "val_accuracy": "validation accuracy of the received model",
+}
+PICTURES = {
+    "mednist_classes.png": _draw_mednist_classes,
+    "mednist_partition.svg": _draw_mednist_partition,
+    "fedavg_flow.svg": fedavg_flow,
+    "mednist_curves.svg": _draw_mednist_curves,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Draw pictures for ``figs/``; by default all of them."""
+    parser = argparse.ArgumentParser(prog="python -m src.figures", description="Draw the pictures in figs/ again.")
+    parser.add_argument("names", nargs="*", choices=[[], *PICTURES], metavar="NAME", help=", ".join(PICTURES))
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "figs")
+    options = parser.parse_args(arguments)
+    plt.switch_backend("agg")
+    use_style()
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in options.names or PICTURES:
+        figure = PICTURES[name]()
+        # Without a date, the same picture is the same file.
+        dated = {"metadata": {"Date": None}} if name.endswith(".svg") else {}
+        figure.savefig(options.out / name, facecolor="white", **dated)
+        plt.close(figure)
+        print(f"drew {options.out / name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

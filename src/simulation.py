@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -60,10 +59,10 @@ class CourseSimEnv(SimEnv):
         workspace = Path(self.workspace_root) / job.name
         self._ensure_default_component_policy(str(workspace))
         job.export_job(str(self.run_folder / "job"))
-        with _paths_without_blanks(Path(sys.executable), workspace, self.run_folder / "job" / job.name) as short:
-            python, short_workspace, job_folder = short
-            command = [python, "-m", "nvflare.private.fed.app.simulator.simulator", job_folder, "-w", short_workspace]
-            command += ["-c", ",".join(self.clients), "-n", str(self.num_clients), "-t", str(self.num_threads)]
+        with _paths_without_blanks(Path(sys.executable), self.run_folder) as (python, folder):
+            command = [python, "-m", "nvflare.private.fed.app.simulator.simulator", f"{folder}/job/{job.name}"]
+            command += ["-w", f"{folder}/{job.name}", "-c", ",".join(self.clients)]
+            command += ["-n", str(self.num_clients), "-t", str(self.num_threads)]
             returncode = self._run(command, workspace)
         self.last_run_failed = returncode != 0
         if self.last_run_failed:
@@ -81,7 +80,7 @@ class CourseSimEnv(SimEnv):
                     time.sleep(POLL_SECONDS)
                     self._show_progress(bar, workspace)
             finally:
-                _end_processes_of(process)
+                _end_processes_of(process, command[command.index("-w") + 1])
         return process.returncode
 
     def _show_progress(self, bar, workspace: Path) -> None:
@@ -94,50 +93,39 @@ class CourseSimEnv(SimEnv):
 
 
 @contextlib.contextmanager
-def _paths_without_blanks(python: Path, *folders: Path):
-    """Yield ``python`` and ``folders`` as strings without blanks: as they are, or through links that live only here."""
-    paths = [python, *folders]
-    if not any(" " in str(path) for path in paths):
-        yield [str(path) for path in paths]
+def _paths_without_blanks(python: Path, folder: Path):
+    """Yield an interpreter and a folder as strings without blanks: as they are, or through links that live only here."""
+    if " " not in f"{python}{folder}":
+        yield str(python), str(folder)
         return
     links = Path(tempfile.mkdtemp(prefix="course-"))
     if " " in str(links):
         links.rmdir()
         raise CourseError(f"FLARE's simulator needs a temporary folder without blanks, not {links}; set TMPDIR to one.")
     try:
-        short = []
-        for number, path in enumerate(paths):
-            # The interpreter finds its packages from its own folder, so link the environment, not the binary.
-            target = path.parent.parent if path == python else path
-            target.mkdir(parents=True, exist_ok=True)
-            link = links / str(number)
-            link.symlink_to(target, target_is_directory=True)
-            short.append(str(link / path.relative_to(target)) if path == python else str(link))
-        yield short
+        # The interpreter finds its packages from its own place, so the environment is linked, not the binary.
+        (links / "environment").symlink_to(python.parent.parent, target_is_directory=True)
+        (links / "run").symlink_to(folder, target_is_directory=True)
+        yield str(links / "environment" / python.parent.name / python.name), str(links / "run")
     finally:
         shutil.rmtree(links)
 
 
-def _end_processes_of(process: subprocess.Popen, patience: float = 5.0) -> None:
-    """End a simulator and all that it started; a no-op after a normal end."""
-    try:
-        family = psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        family = []
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-    for child in family:
+def _end_processes_of(process: subprocess.Popen, workspace: str, patience: float = 5.0) -> None:
+    """End a simulator and all that it started; a no-op after a normal end.
+
+    Its sites are found by the workspace in their command lines: they are sessions of their own, and lose their parent
+    when Ctrl-C in a terminal reaches the simulator first.
+    """
+    family = [one for one in psutil.process_iter(["cmdline"]) if workspace in " ".join(one.info["cmdline"] or ())]
+    for member in family:
         with contextlib.suppress(psutil.NoSuchProcess):
-            child.terminate()
+            member.terminate()
     _, alive = psutil.wait_procs(family, timeout=patience)
-    for child in alive:
+    for member in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()
-    try:
-        process.wait(timeout=patience)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+            member.kill()
+    process.wait()
 
 
 def simulate(job: FedJob, run_folder: Path, sites: list[str], rounds: int, about: dict) -> Run:
