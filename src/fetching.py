@@ -128,8 +128,9 @@ def unpack(archive: Path, folder: Path, check: Callable[[Path], object]) -> Path
 
 
 def _damaged(archive: Path, reason: str) -> CourseError:
+    reason = " ".join(reason.split()).rstrip(".")
     return CourseError(
-        f"{archive} cannot be unpacked: {reason.rstrip('.')}. "
+        f"{archive} cannot be unpacked: {reason}. "
         "Nothing was left behind; delete the archive and run again to download it anew."
     )
 
@@ -151,8 +152,8 @@ def _receive(url: str, part: Path, hint: str, timeout: float) -> None:
     from tqdm import tqdm
 
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
         response = urllib.request.urlopen(request, timeout=timeout)
     except urllib.error.HTTPError as error:
         if have and error.code == _RANGE_NOT_SATISFIABLE:
