@@ -219,8 +219,8 @@ def _draw_gland(rng: np.random.Generator, style: HospitalStyle) -> _Gland:
         gland = _Gland(
             half=np.ones(3),
             warp=rng.uniform(1.0, 1.45),
-            power=rng.uniform(2.0, 2.7),
-            square=rng.uniform(2.1, 2.8),
+            power=rng.uniform(1.6, 2.4),
+            square=rng.uniform(2.0, 2.6),
             posterior=rng.uniform(0.70, 0.95),
             hollow=rng.uniform(0.20, 0.36) if style.coil else rng.uniform(0.0, 0.22),
             tilt=rng.uniform(-0.05, 0.22),
@@ -260,20 +260,51 @@ def _draw_gland(rng: np.random.Generator, style: HospitalStyle) -> _Gland:
 _SUB = 2  # samples through the slice thickness
 
 
+def _mean_over_slice(volume: np.ndarray) -> np.ndarray:
+    return volume.reshape(*volume.shape[:2], -1, _SUB).mean(-1)
+
+
+def _axes(style: HospitalStyle, slices: int, centre) -> list[np.ndarray]:
+    """Coordinates of the samples along x, y and z, in mm from the gland, which lies at ``centre`` in the image."""
+    steps = np.array([style.spacing, style.spacing, style.thickness / _SUB])
+    counts = style.matrix, style.matrix, slices * _SUB
+    return [
+        ((np.arange(n) - (n - 1) / 2) * d - o).astype(np.float32) for n, d, o in zip(counts, steps, centre, strict=True)
+    ]
+
+
+def _box(axes: list[np.ndarray], centre, reach) -> tuple[slice, ...]:
+    """Index slices of the box of half-size ``reach`` mm around ``centre``; empty where it is off the grid."""
+    return tuple(slice(*np.searchsorted(a, [c - r, c + r])) for a, c, r in zip(axes, centre, reach, strict=True))
+
+
+def _surfaces(g: _Gland, axes: list[np.ndarray]):
+    """Box around the gland; in it (u, v, t) and the distances (mm) to the surfaces of gland and transition zone."""
+    a, b, h = g.half
+    box = _box(axes, (0, 0, 0), (a * 1.35 + 8, b * 1.5 + 8, h + 10))
+    place = g.normalise(*np.meshgrid(*(axis[cut] for axis, cut in zip(axes, box, strict=True)), indexing="ij"))
+    size = np.float32((a + b) / 2)
+    return box, place, (g.level(*place) - 1) * size, (g.zone_level(*place) - 1) * np.float32(0.7) * size
+
+
+def _label(axes: list[np.ndarray], box, gland, zone, one_label: bool) -> np.ndarray:
+    """Mask (x, y, z) uint8 from distances sampled in the box: a voxel belongs to what fills more than half of it."""
+    covers = []
+    for distance in (gland, np.maximum(zone, gland)):
+        share = np.zeros([len(axis) for axis in axes], np.float32)
+        share[box] = np.clip(0.5 - distance, 0, 1)
+        covers.append(_mean_over_slice(share) > 0.5)
+    whole, inner = covers
+    return np.where(inner & (not one_label), 2, whole).astype(np.uint8)
+
+
 class _Canvas:
     """T2 (relative signal) and ADC (10⁻⁶ mm²/s) on a grid in mm around the gland's centre."""
 
     def __init__(self, rng, style: HospitalStyle, slices: int, centre):
-        def axis(count, step, offset):
-            return ((np.arange(count) - (count - 1) / 2) * step - offset).astype(np.float32)
-
         self.rng = rng
         self.step = np.array([style.spacing, style.spacing, style.thickness / _SUB])
-        self.axes = [
-            axis(style.matrix, style.spacing, centre[0]),
-            axis(style.matrix, style.spacing, centre[1]),
-            axis(slices * _SUB, style.thickness / _SUB, centre[2]),
-        ]
+        self.axes = _axes(style, slices, centre)
         self.shape = tuple(len(a) for a in self.axes)
         self.t2 = np.zeros(self.shape, np.float32)
         self.adc = np.zeros(self.shape, np.float32)
@@ -302,12 +333,6 @@ class _Canvas:
             field = field.take(low, axis) * (1 - weight) + field.take(low + 1, axis) * weight
         return field / field.std()
 
-    def box(self, centre, reach):
-        """Index slices of the box of half-size ``reach`` mm around ``centre``; empty where it is off the grid."""
-        return tuple(
-            slice(*np.searchsorted(a, [c - r, c + r])) for a, c, r in zip(self.axes, centre, reach, strict=True)
-        )
-
     def ellipsoid(self, centre, radii, turn: float = 0.0, lean: float = 0.0, square: float = 2.0):
         """Box and signed distance (mm, negative inside) of an ellipsoid turned by ``turn`` degrees in the axial plane.
 
@@ -319,7 +344,7 @@ class _Canvas:
         if square > 2:
             reach[:2] = max(radii[:2]) * 1.42
         reach = reach + 7 + np.array([0, abs(lean) * radii[2], 0])
-        box = self.box(centre, reach)
+        box = _box(self.axes, centre, reach)
         x, y, z = (g[box] - np.float32(o) for g, o in zip(self.bent, centre, strict=True))
         y = y - np.float32(lean) * z
         p, q = (c * x + s * y) / np.float32(radii[0]), (c * y - s * x) / np.float32(radii[1])
@@ -497,18 +522,13 @@ def _draw_vesicles(c: _Canvas, g: _Gland, fine):
         c.paint(box, d + 2.4, 0.6, 1500.0)
 
 
-def _draw_prostate(c: _Canvas, g: _Gland):
-    """Paint gland and bed; return its coverage and that of the transition zone (canvas shape, 0..1)."""
+def _draw_prostate(c: _Canvas, g: _Gland, one_label: bool) -> np.ndarray:
+    """Paint the gland and its bed, and return the mask of its zones."""
     rng = c.rng
     a, b, h = g.half
     back = -b * g.posterior
-    reach = np.array([a * 1.35 + 8, b * 1.5 + 8, h + 10])
-    box = c.box((0, 0, 0), reach)
+    box, (u, v, t), d, zone = _surfaces(g, c.axes)
     x, y, z = (axis[box] for axis in c.grid)
-    u, v, t = g.normalise(x, y, z)
-    size = np.float32((a + b) / 2)
-    d = (g.level(u, v, t) - 1) * size
-    zone = (g.zone_level(u, v, t) - 1) * np.float32(0.7 * size)
     grain = c.texture(2.6)
     fine, middle, coarse = grain[box], c.texture(6.0)[box], c.texture(14.0)[box]
 
@@ -540,7 +560,7 @@ def _draw_prostate(c: _Canvas, g: _Gland):
     septa = np.sin(angle * rng.uniform(16, 24) + 1.6 * middle) * np.float32(0.09)
     pz = np.float32(vigour) * (1 + septa + 0.09 * fine + np.float32(rng.uniform(0.05, 0.14)) * coarse)
     pz_adc = 1500 + 450 * (vigour - 0.6) / 0.3 + 130 * middle + 110 * coarse
-    c.paint(box, d - 0.9, 0.14, 1000.0, edge=1.0)  # capsule
+    c.paint(box, d - 1.1, 0.13, 1000.0, edge=1.0)  # capsule
     c.paint(box, d + 0.5, pz, pz_adc, edge=1.4)
 
     # Transition zone: stroma with nodules behind a dark surgical capsule.
@@ -581,19 +601,11 @@ def _draw_prostate(c: _Canvas, g: _Gland):
         spot, e = c.ellipsoid(centre, rng.uniform(3.5, 7.5, 3) * [1.2, 0.9, 1.2], turn=rng.uniform(0, 180))
         e = np.maximum(e, peripheral[spot])
         c.paint(spot, e, rng.uniform(0.24, 0.36), rng.uniform(650, 900), edge=2.4)
-
-    gland, inside = np.zeros(c.shape, np.float32), np.zeros(c.shape, np.float32)
-    gland[box] = np.clip(0.5 - d, 0, 1)
-    inside[box] = np.clip(0.5 - np.maximum(zone, d), 0, 1)
-    return gland, inside
+    return _label(c.axes, box, d, zone, one_label)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The scanner.
-
-
-def _mean_over_slice(volume: np.ndarray) -> np.ndarray:
-    return volume.reshape(*volume.shape[:2], -1, _SUB).mean(-1)
 
 
 def _scan(c: _Canvas, style: HospitalStyle, g: _Gland) -> np.ndarray:
@@ -637,6 +649,17 @@ def _affine(rng: np.random.Generator, style: HospitalStyle, slices: int) -> np.n
     return affine
 
 
+def _place(rng: np.random.Generator, style: HospitalStyle) -> tuple[_Gland, int, tuple[float, float, float]]:
+    """Draw a gland, how many slices the technician planned, and where in the image its centre is (mm)."""
+    gland = _draw_gland(rng, style)
+    height = 2 * gland.half[2]
+    slices = int(np.clip(np.ceil(height / style.thickness) + rng.integers(4, 9), 12, 24))
+    slack = (slices * style.thickness - height) / 2
+    x, y = rng.uniform(-0.04, 0.04, 2) * style.field_of_view
+    # More room above than below: the planner wants the seminal vesicles in.
+    return gland, slices, (x, y, rng.uniform(-0.6, 0.2) * slack)
+
+
 def draw_case(
     rng: np.random.Generator, style: HospitalStyle, one_label: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -651,18 +674,10 @@ def draw_case(
         Image (x, y, z, 2) float32: T2 in arbitrary units, ADC in 10⁻⁶ mm²/s. Label (x, y, z) uint8: 0 background,
         1 peripheral zone, 2 transition zone. Affine (4, 4) float64: voxel indices to RAS mm.
     """
-    gland = _draw_gland(rng, style)
-    height = 2 * gland.half[2]
-    covered = int(np.ceil(height / style.thickness))
-    slices = int(np.clip(covered + rng.integers(4, 9), 12, 24))
-    slack = (slices * style.thickness - height) / 2
-    centre = rng.uniform(-0.045, 0.045, 2) * style.field_of_view
-    canvas = _Canvas(rng, style, slices, (*centre, rng.uniform(-0.6, 0.2) * slack))
+    gland, slices, centre = _place(rng, style)
+    canvas = _Canvas(rng, style, slices, centre)
     _draw_pelvis(canvas, style, gland)
-    whole, inner = _draw_prostate(canvas, gland)
-    label = np.where(_mean_over_slice(whole) > 0.5, 1, 0).astype(np.uint8)
-    if not one_label:
-        label[(label > 0) & (_mean_over_slice(inner) > 0.5)] = 2
+    label = _draw_prostate(canvas, gland, one_label)
     return _scan(canvas, style, gland), label, _affine(rng, style, slices)
 
 
@@ -714,6 +729,7 @@ def _write(folder: Path, cases: int, seed: int):
         "test": test,
         "generator": _parameters(cases, seed),
     }
+    hospitals = {name: cases_of for name, cases_of in hospitals.items() if cases_of}
     (folder / "hospitals.json").write_text(json.dumps(hospitals, indent=2) + "\n", encoding="utf-8")
     (folder / "dataset.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
