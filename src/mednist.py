@@ -201,7 +201,8 @@ def site_datalists(
             mix of classes from a Dirichlet distribution whose mean is the overall mix (Hsu et al., 2019,
             https://arxiv.org/abs/1909.06335).
         counts: images a site.
-        alpha: concentration of the Dirichlet distribution: 100 gives nearly equal sites, 0.1 one or two classes each.
+        alpha: concentration of the Dirichlet distribution, summed over the classes: 100 gives nearly equal sites, 0.1
+            one or two classes each.
         seed: fixes everything.
         validation: fraction of its items that a site does not train on: at least one, unless it has only one.
 
@@ -275,11 +276,11 @@ def partition_table(datalists: dict[str, dict[str, list[dict]]]):
     """Who has what: a ``pandas.DataFrame`` with a row a site, a column a class, and the number of images in each."""
     import pandas as pd
 
-    table = pd.DataFrame(0, index=pd.Index(list(datalists), name="site"), columns=list(CLASSES))
-    for site, parts in datalists.items():
-        for item in (*parts["training"], *parts["validation"]):
-            table.loc[site, CLASSES[item["label"]]] += 1
-    return table
+    rows = [
+        np.bincount([item["label"] for part in parts.values() for item in part], minlength=len(CLASSES))
+        for parts in datalists.values()
+    ]
+    return pd.DataFrame(rows, index=pd.Index(list(datalists), name="site"), columns=list(CLASSES))
 
 
 def write_datalists(folder: Path, datalists: dict[str, dict[str, list[dict]]]) -> None:
