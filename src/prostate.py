@@ -531,12 +531,11 @@ def _convert_all(pairs, problems, expected, origin, out: Path, say) -> Path:
         _stage(pairs, problems, expected, stamps, origin["channel"], staged, progress, say)
         if problems:
             raise _all_of("Nothing was converted", problems)
-        for file in (*staged.glob("images/.*"), *staged.glob("labels/.*")):
+        # An interrupted call may have left half a case, or cases that are no longer in raw.
+        wanted = {file for name in pairs for file in _outputs(staged, name)}
+        for file in {*staged.glob("images/*"), *staged.glob("labels/*")} - wanted:
             file.unlink()
-        for name in progress["cases"].keys() - stamps.keys():  # a case removed from raw since the interruption
-            del progress["cases"][name]
-            for file in _outputs(staged, name):
-                file.unlink(missing_ok=True)
+        progress["cases"] = {name: progress["cases"][name] for name in pairs}
         _save_json(progress, staged / _RECORD)
         _move_into_place(staged, out)
     except (CourseError, OSError):

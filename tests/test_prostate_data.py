@@ -162,6 +162,7 @@ def test_same_input_gives_the_same_bytes(raw, out):
     prostate.convert(raw, out)
     first = {name: content for name, content in files_of(out).items() if name.endswith(".gz")}
     assert len(first) == 8
+    assert {content[4:8] for content in first.values()} == {bytes(4)}  # gzip's time stamp
     prostate.convert(raw, out.with_name("again"))
     again = files_of(out.with_name("again"))
     assert first == {name: again[name] for name in first}
@@ -222,6 +223,14 @@ def test_damaged_headers_never_end_in_a_traceback(seed, raw, out):
         content = content[: rng.integers(0, 348)]
     file.write_bytes(gzip.compress(bytes(content)))
     refuses(raw, out, "prostate_01.nii.gz")
+
+
+def test_header_that_announces_more_than_there_is(raw, out):
+    file = raw / "imagesTr" / "prostate_01.nii.gz"
+    content = bytearray(gzip.decompress(file.read_bytes()))
+    content[42:50] = np.array([32767, 32767, 32767, 2], "<i2").tobytes()  # 280 TB that must not be asked for
+    file.write_bytes(gzip.compress(bytes(content)))
+    refuses(raw, out, "prostate_01.nii.gz", "that its header announces")
 
 
 def test_labels_between_integers_and_nan_are_refused(raw, out):
@@ -346,6 +355,16 @@ def test_killed_half_way_goes_on_where_it_was(raw, out):
     assert {k: v for k, v in files_of(out).items() if k.endswith(".gz")} == {
         k: v for k, v in files_of(reference).items() if k.endswith(".gz")
     }
+
+
+def test_killed_half_way_then_cases_taken_away(raw, out):
+    subprocess.run([sys.executable, "-c", KILLED, raw, out], cwd=REPOSITORY, capture_output=True)
+    for name in ("prostate_00.nii.gz", "prostate_02.nii.gz"):  # one that was done, one that was half done
+        (raw / "imagesTr" / name).unlink()
+        (raw / "labelsTr" / name).unlink()
+    prostate.convert(raw, out)
+    wanted = [f"{kind}/prostate_0{i}.nii.gz" for kind in ("images", "labels") for i in (1, 3)]
+    assert sorted(files_of(out)) == ["conversion.json", *wanted]
 
 
 def test_two_conversions_at_once(raw, out):
