@@ -1,0 +1,50 @@
+"""The network of the prostate part: a 3D U-Net with residual units, as MONAI builds it."""
+
+from collections.abc import Sequence
+
+from monai.networks.nets import UNet as MonaiUNet
+
+
+class UNet(MonaiUNet):
+    """Residual U-Net for volumes with one channel in and one out.
+
+    The U of Ronneberger et al. (MICCAI 2015) in 3D, with the residual units and strided convolutions of Kerfoot et al.,
+    *Left-Ventricle Quantification Using Residual U-Net* (STACOM 2018).
+    https://monai.readthedocs.io/en/stable/networks.html#unet
+
+    Input: ``(batch, in_channels, x, y, z)`` floats; each side a multiple of the product of the strides, 16 by default.
+    Output: ``(batch, out_channels, x, y, z)`` logits. The names of the weights are MONAI's own.
+
+    It normalises by instance, MONAI's default, and in a federation that matters: each volume is centred and scaled by its own
+    statistics, in training as in validation. Batch normalisation would keep running statistics of one hospital's scanner, and
+    the average of four scanners' statistics fits none of them.
+
+    Args:
+        spatial_dims: 3 for volumes.
+        in_channels: channels of the image, 1 for T2.
+        out_channels: channels of the mask, 1 for the whole gland.
+        channels: features on each level, top first.
+        strides: how much smaller each level is than the one above.
+        num_res_units: convolutions in each residual unit.
+        **kwargs: everything else that ``monai.networks.nets.UNet`` takes.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int = 3,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        channels: Sequence[int] = (16, 32, 64, 128, 256),
+        strides: Sequence[int] = (2, 2, 2, 2),
+        num_res_units: int = 2,
+        **kwargs,
+    ):
+        super().__init__(
+            spatial_dims=spatial_dims,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            channels=channels,
+            strides=strides,
+            num_res_units=num_res_units,
+            **kwargs,
+        )
