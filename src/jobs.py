@@ -7,7 +7,7 @@ Each function returns a :class:`Job`, which reads like the sentence that a teach
     run.curve("val_accuracy").plot()
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from nvflare.app_common.widgets.convert_to_fed_event import ConvertToFedEvent
@@ -231,3 +231,82 @@ def _fresh_densenet(seed: int) -> dict:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return DenseNet121().state_dict()
+
+
+def prostate_fedavg(
+    sites: int | list[str] | None = None,
+    rounds: int = 5,
+    local_epochs: int = 6,
+    datalists: Path | str | None = None,
+    dataset: Path | str | None = None,
+    tracker: str = "tensorboard",
+    config: Path | str | None = None,
+    initial_weights: dict | None = None,
+    ignore_failed_sites: bool = True,
+    round_timeout: int = 600,
+    **settings,
+) -> Job:
+    """Federated averaging of a 3D U-Net that finds the prostate on T2 volumes.
+
+    Every site runs FLARE's ``LearnerExecutor`` with a ``SupervisedMonaiProstateLearner``.
+
+    Args:
+        sites: names of the sites, or how many of ``site-1``, ``site-2``, …; by default every site that has a datalist.
+        rounds: how often the models are averaged.
+        local_epochs: passes over its own training cases that a site trains in each round.
+        datalists: folder with ``<site>.json``; by default that of the data source.
+        dataset: folder that the paths in the datalists start from; by default that of the data source.
+        tracker: ``tensorboard`` or ``mlflow``: where the server writes the curves.
+        config: training configuration; by default ``src/config/config_train.json``.
+        initial_weights: ``state_dict`` of the first global model; by default a fresh U-Net of the configuration's seed.
+        ignore_failed_sites: go on with the other sites when one fails; who took part is in ``run.contributions``.
+        round_timeout: seconds after which a round goes on without the sites that have not answered; 0 waits for ever.
+        **settings: keys of the training configuration that replace the file's.
+
+    Raises:
+        CourseError: for arguments that cannot be met, before anything runs.
+    """
+    from nvflare.app_common.executors.learner_executor import LearnerExecutor
+
+    from src import prostate
+    from src.learners.supervised_monai_prostate_learner import KEY_METRIC, SupervisedMonaiProstateLearner
+    from src.prostate_settings import CONFIG_FILE, read_settings, write_settings
+    from src.prostate_training import new_model
+
+    for name, value in {"rounds": rounds, "local_epochs": local_epochs}.items():
+        if value < 1:
+            raise CourseError(f"{name} is {value}; it must be at least 1.")
+    folders = prostate.folders()
+    dataset = Path(dataset or folders.converted).resolve()
+    datalists = Path(datalists or folders.datalists).resolve()
+    names = site_names(sites if sites is not None else [file.stem for file in sorted(datalists.glob("*.json"))])
+    chosen = read_settings(
+        config or CONFIG_FILE,
+        **{"threads": threads_per_site(len(names)), **settings},
+        dataset_base_dir=dataset,
+        datalist_json_path=datalists,
+    )
+    chosen = replace(chosen, cache_dir=str(chosen.cache_folder or chosen.cache_dir))
+    lists = {name: prostate.read_datalist(chosen.datalist_file(name), dataset) for name in names}
+
+    folder = new_run_folder("prostate_fedavg")
+    config_file = write_settings(folder / CONFIG_FILE.name, chosen)
+    initial_model = save_initial_model(folder, initial_weights or new_model(chosen.seed).state_dict())
+    job = fedavg_job(
+        "prostate_fedavg",
+        names,
+        rounds,
+        initial_model,
+        key_metric=KEY_METRIC,
+        tracker=tracker,
+        ignore_failed_sites=ignore_failed_sites,
+        round_timeout=round_timeout,
+    )
+    for name in names:
+        job.add_file_to(str(config_file), name)
+        job.to(LearnerExecutor(learner_id="learner"), name, tasks=["train", "validate"])
+        job.to(SupervisedMonaiProstateLearner(config_file.name, local_epochs), name, id="learner")
+        job.to(ConvertToFedEvent(events_to_convert=["analytix_log_stats"]), name, id="event_to_fed")
+    test = [{**item, "site": name} for name in names for item in lists[name]["testing"]]
+    about = {"local_epochs": local_epochs, "tracker": tracker, "settings": asdict(chosen)}
+    return Job(job, folder, names, rounds, lists, test, about)
