@@ -83,7 +83,7 @@ HOSPITALS = (
         noise=0.02,
         blur=0.55,
         gamma=1.0,
-        fat=0.72,
+        fat=0.62,
         scale=600.0,
     ),
     HospitalStyle(
@@ -97,7 +97,7 @@ HOSPITALS = (
         noise=0.03,
         blur=0.7,
         gamma=0.85,
-        fat=0.62,
+        fat=0.54,
         scale=2200.0,
     ),
     HospitalStyle(
@@ -111,7 +111,7 @@ HOSPITALS = (
         noise=0.035,
         blur=0.6,
         gamma=1.2,
-        fat=0.8,
+        fat=0.68,
         scale=30000.0,
     ),
     HospitalStyle(
@@ -125,7 +125,7 @@ HOSPITALS = (
         noise=0.05,
         blur=0.95,
         gamma=0.75,
-        fat=0.88,
+        fat=0.72,
         scale=1300.0,
     ),
 )
@@ -555,7 +555,7 @@ def _draw_prostate(c: _Canvas, g: _Gland, one_label: bool) -> np.ndarray:
     c.paint(tube, e + 3.6, 0.62, 1500.0)
 
     # Peripheral zone: bright, with dark septa that run to the capsule and diffuse changes in older glands.
-    vigour = rng.uniform(0.55, 0.86)
+    vigour = rng.uniform(0.62, 0.95)
     angle = np.arctan2(v + 0.6, u)
     septa = np.sin(angle * rng.uniform(16, 24) + 1.6 * middle) * np.float32(0.09)
     pz = np.float32(vigour) * (1 + septa + 0.09 * fine + np.float32(rng.uniform(0.05, 0.14)) * coarse)
@@ -623,7 +623,7 @@ def _scan(c: _Canvas, style: HospitalStyle, g: _Gland) -> np.ndarray:
     if style.coil:
         loop = g.back - 6
         distance = np.sqrt(x * x + (y - loop) ** 2 + (z * 0.55) ** 2)
-        signal = signal * (0.45 + 2.6 / (1 + (distance / 26) ** 2.4))
+        signal = signal * (0.50 + 2.1 / (1 + (distance / 30) ** 2.2))
     noise = rng.standard_normal((2, *signal.shape)).astype(np.float32) * style.noise
     signal = np.hypot(signal + noise[0], noise[1])
 
