@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from monai.data import MetaTensor, PersistentDataset
-from monai.networks.layers import GaussianFilter
 from monai.transforms import (
     CenterSpatialCrop,
     Compose,
@@ -37,6 +36,7 @@ from monai.transforms import (
     ToTensord,
     Transform,
 )
+from scipy import ndimage
 
 from src.errors import CourseError
 from src.prostate_settings import TrainSettings
@@ -112,8 +112,9 @@ class SmoothBeforeCoarser(MapTransform):
             old = data[key].pixdim.tolist()
             sigma = [max(0.0, (new / mm - 1) / 2) for new, mm in zip(self.spacing, old, strict=True)]
             if any(sigma):
-                smooth = GaussianFilter(3, [max(s, 1e-3) for s in sigma])(data[key].as_tensor()[None])[0]
-                data[key] = MetaTensor(smooth, meta=data[key].meta)
+                # Not MONAI's filter: it takes what lies beyond the volume for zero, and darkens the rim.
+                smooth = ndimage.gaussian_filter(data[key].numpy(), (0, *sigma), mode="nearest")
+                data[key] = MetaTensor(torch.from_numpy(smooth), meta=data[key].meta)
         return data
 
 
