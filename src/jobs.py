@@ -272,6 +272,7 @@ def prostate_fedavg(
     from src.learners.supervised_monai_prostate_learner import KEY_METRIC, SupervisedMonaiProstateLearner
     from src.prostate_settings import CONFIG_FILE, read_settings, write_settings
     from src.prostate_training import new_model
+    from src.site_watch import SiteWatch
 
     for name, value in {"rounds": rounds, "local_epochs": local_epochs}.items():
         if value < 1:
@@ -302,6 +303,9 @@ def prostate_fedavg(
         ignore_failed_sites=ignore_failed_sites,
         round_timeout=round_timeout,
     )
+    if ignore_failed_sites:
+        job.to_server(SiteWatch(), id="site_watch")
+        job.to_server(SiteWatch.PATIENCE)
     for name in names:
         job.add_file_to(str(config_file), name)
         job.to(LearnerExecutor(learner_id="learner"), name, tasks=["train", "validate"])

@@ -379,7 +379,7 @@ def test_curves_are_streamed_with_plain_text_tags(start):
         tags.setdefault(data["track_key"], []).append(data["global_step"])
     assert tags["train_loss"] == [1, 2, 3, 4]  # epochs
     assert tags["fit"] == [0, 1]  # rounds
-    assert tags["seconds_to_first_step"] == [0]
+    assert tags["seconds_to_first_step"] == tags["seconds_set_up"] == [0]
     assert tags["peak_memory_mb"] == tags["seconds_training"] == tags["seconds_validation"] == [0, 1]
 
 

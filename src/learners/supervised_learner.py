@@ -56,6 +56,7 @@ class SupervisedLearner(Learner, ABC):
         self._validation_error: Exception | None = None
         self._aborted = False
         self._started = 0.0
+        self._set_up_seconds = 0.0
         self._first_step_seen = False
 
     @abstractmethod
@@ -79,6 +80,7 @@ class SupervisedLearner(Learner, ABC):
             self.set_up(fl_ctx.get_identity_name(), fl_ctx)
         except Exception as error:
             self._set_up_error = error
+        self._set_up_seconds = time.perf_counter() - self._started
 
     def abort(self, fl_ctx: FLContext) -> None:
         """Stop the task that is running, at its next step."""
@@ -109,6 +111,8 @@ class SupervisedLearner(Learner, ABC):
         current_round = data.get_header(AppConstants.CURRENT_ROUND)
         for name, value in metrics.items():
             self.stream(name, value, current_round, fl_ctx)
+        if not self._first_step_seen:
+            self.stream("seconds_set_up", self._set_up_seconds, current_round, fl_ctx)
         self.stream("seconds_validation", time.perf_counter() - start, current_round, fl_ctx)
         # The executor takes the metrics of the received model from under INITIAL_METRICS and puts them beside the update.
         before_training = data.get_header(AppConstants.VALIDATE_TYPE) == ValidateType.BEFORE_TRAIN_VALIDATE
@@ -147,18 +151,18 @@ class SupervisedLearner(Learner, ABC):
             fl_ctx: FLARE's context of this task.
         """
 
-        def after_step():
+        def asked_before_a_step():
             if not self._first_step_seen:
                 self._first_step_seen = True
                 self.stream("seconds_to_first_step", time.perf_counter() - self._started, current_round, fl_ctx)
+            return should_stop()
 
         return self.trainer.run(
             self.train_batches,
             epochs=self.aggregation_epochs,
             first_epoch=current_round * self.aggregation_epochs,
             total_epochs=rounds * self.aggregation_epochs,
-            should_stop=should_stop,
-            after_step=after_step,
+            should_stop=asked_before_a_step,
         )
 
     # -- the pieces ----------------------------------------------------------------------------------------------------
