@@ -21,7 +21,7 @@ from scipy import ndimage
 from tqdm.auto import tqdm
 
 from src.prostate_settings import TrainSettings
-from src.prostate_transforms import LoadCase, augmentation, normalisation, prepare
+from src.prostate_transforms import LoadCase, Normalise, augmentation, prepare
 from src.training_loop import LocalTrainer, constant, cosine
 from src.unet import UNet
 
@@ -103,7 +103,7 @@ def gland_probability(model: torch.nn.Module, prepared: Mapping, settings: Train
     https://monai.readthedocs.io/en/stable/inferers.html#sliding-window-inference-function
     """
     model.eval()
-    image = convert_to_tensor(normalisation()({"image": prepared["image"]})["image"], track_meta=False)
+    image = convert_to_tensor(Normalise()({"image": prepared["image"]})["image"], track_meta=False)
     logits = sliding_window_inference(
         image[None].to(device), settings.patch_size, 2, model, overlap=WINDOW_OVERLAP, mode="gaussian"
     )

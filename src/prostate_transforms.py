@@ -20,7 +20,7 @@ from monai.transforms import (
     Compose,
     LoadImage,
     MapTransform,
-    NormalizeIntensityd,
+    NormalizeIntensity,
     Orientationd,
     RandAdjustContrastd,
     RandAffined,
@@ -204,40 +204,49 @@ def preparation(settings: TrainSettings) -> Compose:
     )
 
 
-def normalisation() -> NormalizeIntensityd:
-    """Mean 0 and spread 1 over the voxels that are not background; the last step before the network, always."""
-    return NormalizeIntensityd("image", nonzero=True, channel_wise=True)
+class Normalise(MapTransform):
+    """Mean 0 and spread 1 over the voxels that are not background; the last step before the network, always.
+
+    Works on a copy: MONAI's transform writes into the volume that it is given, which is the one kept for the next epoch.
+    """
+
+    def __init__(self):
+        super().__init__("image")
+        self.normalise = NormalizeIntensity(nonzero=True, channel_wise=True)
+
+    def __call__(self, data):
+        return {**data, "image": self.normalise(data["image"].clone())}
 
 
 def augmentation(settings: TrainSettings) -> Compose:
     """The random part, drawn anew for every patch.
 
     First what the scanner does to the whole volume (shading, contrast, blur), on the 0 to 1 range, where a multiplicative
-    field means what it does in physics. Then the normalisation, then a patch, then flips, rotation, scale and noise.
+    field means what it does in physics. Then the normalisation, then a patch, then flips, rotation, shift, scale and noise.
     Left and right are alike in a pelvis, so x may flip; up and down, front and back are not.
     """
     patch = RandCropByPosNegLabeld(BOTH, "label", settings.patch_size, pos=3, neg=1, num_samples=1)
     to_batch = [SelectItemsd(BOTH), ToTensord(BOTH, track_meta=False)]
     if not settings.augmentation:
-        return Compose([normalisation(), patch, *to_batch])
+        return Compose([Normalise(), patch, *to_batch])
     return Compose(
         [
-            RandBiasFieldd("image", degree=2, coeff_range=(-0.4, 0.4), prob=0.4),
-            RandAdjustContrastd("image", gamma=(0.6, 1.7), prob=0.4),
-            RandGaussianSmoothd("image", sigma_x=(0.3, 1.0), sigma_y=(0.3, 1.0), sigma_z=(0.1, 0.3), prob=0.15),
-            normalisation(),
+            RandBiasFieldd("image", degree=2, coeff_range=(-0.4, 0.4), prob=0.25),
+            RandAdjustContrastd("image", gamma=(0.6, 1.7), prob=0.25),
+            RandGaussianSmoothd("image", sigma_x=(0.3, 1.0), sigma_y=(0.3, 1.0), sigma_z=(0.1, 0.3), prob=0.1),
+            Normalise(),
             patch,
             RandFlipd(BOTH, spatial_axis=0, prob=0.5),
             RandAffined(
                 BOTH,
                 prob=0.5,
                 rotate_range=(0.1, 0.1, 0.2),
-                scale_range=(0.2, 0.2, 0.15),
-                shear_range=None,
+                translate_range=(5, 5, 1),
+                scale_range=(0.15, 0.15, 0.1),
                 mode=("bilinear", "nearest"),
                 padding_mode="border",
             ),
-            RandGaussianNoised("image", std=0.2, prob=0.3),
+            RandGaussianNoised("image", std=0.2, prob=0.2),
             *to_batch,
         ]
     )

@@ -13,7 +13,7 @@ from tests_support import ball_case
 from src import prostate_transforms
 from src.errors import CourseError
 from src.prostate_settings import TrainSettings
-from src.prostate_transforms import augmentation, normalisation, prepare
+from src.prostate_transforms import Normalise, augmentation, prepare
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def test_a_scanner_with_other_units_gives_the_same_volume(tmp_path, settings):
     scaled = prepare([ball_case(tmp_path / "b", scale=200.0)], settings)[0]["image"]
     torch.testing.assert_close(plain, scaled, rtol=0, atol=1e-4)
     assert (float(plain.min()), float(plain.max())) == (0.0, 1.0)
-    normalised = normalisation()({"image": plain})["image"]
+    normalised = Normalise()({"image": plain})["image"]
     body = normalised[torch.as_tensor(plain) != 0]
     assert float(body.mean()) == pytest.approx(0, abs=1e-4)
     assert float(body.std()) == pytest.approx(1, abs=1e-2)
@@ -252,10 +252,21 @@ def test_the_seed_fixes_the_patches(tmp_path, settings):
     def patches(seed):
         random = augmentation(settings)
         random.set_random_state(seed)
-        return torch.stack([random(prepared)[0]["image"] for _ in range(3)])
+        return torch.stack([random(prepared)[0]["image"] for _ in range(8)])
 
     assert torch.equal(patches(1), patches(1))
     assert not torch.equal(patches(1), patches(2))
+
+
+def test_the_kept_volume_is_never_written_to(tmp_path, settings):
+    (prepared,) = prepare([ball_case(tmp_path)], settings)
+    before = {key: prepared[key].clone() for key in ("image", "label")}
+    random = augmentation(settings)
+    random.set_random_state(0)
+    for _ in range(20):
+        random(prepared)
+    Normalise()(prepared)
+    assert all(torch.equal(prepared[key], before[key]) for key in before)
 
 
 def test_image_and_mask_move_together(tmp_path, settings):
@@ -274,7 +285,7 @@ def test_augmentation_can_be_turned_off(tmp_path, settings):
     plain = augmentation(TrainSettings(**{**settings.__dict__, "augmentation": False}))
     first, second = plain(prepared)[0]["image"], plain(prepared)[0]["image"]
     assert torch.equal(first, second)
-    torch.testing.assert_close(first, torch.as_tensor(normalisation()({"image": prepared["image"]})["image"]))
+    torch.testing.assert_close(first, torch.as_tensor(Normalise()({"image": prepared["image"]})["image"]))
 
 
 def test_each_kind_of_augmentation_changes_something(tmp_path, settings):
