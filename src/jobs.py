@@ -160,7 +160,7 @@ def mednist_fedavg(
         tracker: ``tensorboard`` or ``mlflow``: where the server writes the curves.
         seed: fixes the partition, the first global model and the order of the images.
         batch_size: images a step.
-        learning_rate: of Adam, whose state stays at the site from round to round.
+        learning_rate: of Adam in the first round, from which it falls along a cosine. Adam's state stays at the site.
         items: images to share out over the sites; by default the training and validation parts of MedNIST.
         initial_weights: ``state_dict`` of the first global model; by default a fresh DenseNet121.
         client_script: what every site runs; takes the arguments of ``src/monai_mednist_train.py``.
@@ -177,15 +177,16 @@ def mednist_fedavg(
         test = []
     datalists = mednist.site_datalists(items, names, how=partition, counts=counts, alpha=alpha, seed=seed)
     settings = {
+        "rounds": rounds,
         "local_epochs": local_epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "seed": seed,
         "threads": threads_per_site(len(names)),
     }
-    for name, low in {"rounds": rounds, **{k: settings[k] for k in ("local_epochs", "batch_size")}}.items():
-        if low < 1:
-            raise CourseError(f"{name} is {low}; it must be at least 1.")
+    for name in ("rounds", "local_epochs", "batch_size"):
+        if settings[name] < 1:
+            raise CourseError(f"{name} is {settings[name]}; it must be at least 1.")
 
     folder = new_run_folder("mednist_fedavg")
     mednist.write_datalists(folder / "datalists", datalists)
@@ -235,8 +236,8 @@ def _fresh_densenet(seed: int) -> dict:
 
 def prostate_fedavg(
     sites: int | list[str] | None = None,
-    rounds: int = 5,
-    local_epochs: int = 6,
+    rounds: int = 20,
+    local_epochs: int = 4,
     datalists: Path | str | None = None,
     dataset: Path | str | None = None,
     tracker: str = "tensorboard",

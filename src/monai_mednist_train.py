@@ -23,6 +23,7 @@ def parse_arguments() -> argparse.Namespace:
     """The settings of the local training; the same for every site."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--datalists", required=True, help="folder with <site>.json, as a path or a file:// address")
+    parser.add_argument("--rounds", type=int, required=True, help="rounds over which the learning rate falls to 0")
     parser.add_argument("--local_epochs", type=int, default=1)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
@@ -59,6 +60,7 @@ def main() -> None:
 
     model = training.prepare_model(DenseNet121(), device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=args.rounds)
     trainer = training.classification_trainer(model, train_loader, optimizer, device)
 
     while flare.is_running():
@@ -79,6 +81,7 @@ def main() -> None:
 
         start = time.time()
         loss = training.train_for(trainer, args.local_epochs)
+        schedule.step()
         writer.add_scalar("train_loss", loss, received.current_round)
         writer.add_scalar("seconds_training", time.time() - start, received.current_round)
         flare.send(flare.FLModel(params=model.state_dict(), metrics=metrics, meta=samples))

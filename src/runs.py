@@ -176,12 +176,17 @@ def _first_error(folder: Path) -> str | None:
     """The exception that came first in a process's log: later ones only report it upwards."""
     file = folder / "error_log.txt"
     text = file.read_text(errors="replace") if file.is_file() else ""
+    error = None
     for block in text.split("Traceback (most recent call last):\n")[1:]:
         # A traceback ends where the first line that is not indented stands: the exception and its message.
         if found := re.search(r"^[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b.*$", block, re.MULTILINE):
             places = re.findall(r'File "(.+?)", line (\d+)', block[: found.start()])
             at = f" ({Path(places[-1][0]).name}, line {places[-1][1]})" if places else ""
-            return found[0].removeprefix("src.errors.").rstrip(".") + at
-    if found := re.search(r" - ERROR - (?:\[.*?\] - )?(.+)", text):
-        return found[1].rstrip(".")
-    return None
+            error = found[0].removeprefix("src.errors.").rstrip(".") + at
+        # In a chain of exceptions the last one is what was said to the reader.
+        if not re.search(r"^(The above exception was|During handling of the above)", block, re.MULTILINE):
+            break
+    if error is None and (found := re.search(r" - ERROR - (?:\[.*?\] - )?(.+)", text)):
+        error = found[1].rstrip(".")
+    # A site that was told to stop because another one failed is not a cause.
+    return None if error and "request to abort the job" in error else error

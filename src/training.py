@@ -136,22 +136,26 @@ def train_locally(
     learning_rate: float = 1e-3,
     seed: int = 0,
     epochs_per_round: int = 1,
+    keep_best: bool = True,
 ) -> tuple[torch.nn.Module, list[dict]]:
     """Train DenseNet121 on the images of one place, without any federation.
 
-    This is the yardstick of a federated run with the same settings: the same first model, optimiser and order of
-    images, and the same rule to keep the best model, its accuracy on the validation part.
+    This is the yardstick of a federated run with the same settings: the same first model, optimiser, learning rates and
+    order of images, and the same rule to keep the best model, its accuracy on the validation part. The learning rate
+    falls along a cosine from round to round (Loshchilov and Hutter, *SGDR*, ICLR 2017).
 
     Args:
         datalist: ``training`` and ``validation`` items.
         epochs: passes over the training items.
         batch_size: images a step.
-        learning_rate: of Adam.
+        learning_rate: of Adam, at the start.
         seed: of the first model and of the order of the images.
-        epochs_per_round: validate each time that this many epochs have passed.
+        epochs_per_round: validate, and lower the learning rate, each time that this many epochs have passed.
+        keep_best: return the weights of the best validation, not the last ones. Without a validation part the last
+            ones are returned.
 
     Returns:
-        The model with the weights of its best validation, and the history: for each validation a dictionary with
+        The model, and the history: for each validation a dictionary with
         ``epoch``, ``train_loss``, ``accuracy`` and ``loss``.
     """
     from src import mednist
@@ -165,14 +169,17 @@ def train_locally(
 
     model = prepare_model(DenseNet121(), device)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs / epochs_per_round)
     trainer = classification_trainer(model, train_loader, optimizer, device)
 
     best_accuracy, best_weights, history = -1.0, None, []
     while trainer.state.epoch < epochs:
         loss = train_for(trainer, epochs_per_round)
+        schedule.step()
         metrics = evaluate(model, val_loader, device)
         history.append({"epoch": trainer.state.epoch, "train_loss": loss, **metrics})
-        if metrics["accuracy"] > best_accuracy:
+        if keep_best and metrics.get("accuracy", -1.0) > best_accuracy:
             best_accuracy, best_weights = metrics["accuracy"], copy.deepcopy(model.state_dict())
-    model.load_state_dict(best_weights)
+    if best_weights:
+        model.load_state_dict(best_weights)
     return model, history
