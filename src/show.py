@@ -6,24 +6,33 @@ import inspect
 import textwrap
 from collections.abc import Callable
 
-from IPython.display import HTML, Code
+from IPython.display import HTML
+from pygments import highlight
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
 
-_DIFF_STYLE = """<style>
-.code-diff { overflow-x: auto; }
-.code-diff table { border-collapse: collapse; font: 12px/1.45 ui-monospace, Menlo, Consolas, monospace; width: 100%; }
-.code-diff th { font: 600 13px system-ui, sans-serif; text-align: left; padding: .3rem .5rem; }
-.code-diff td { text-align: left !important; padding: 0 .4rem !important; white-space: nowrap; color: #1f2933;
-  background: #fff; }
-.code-diff td.diff_next, .code-diff th.diff_next { display: none; }
-.code-diff td.diff_header { color: #9aa5b1; text-align: right !important; user-select: none; width: 1.5rem; }
-.code-diff .diff_add { background: #cdebd6; } .code-diff .diff_sub { background: #f6d5d0; }
-.code-diff .diff_chg { background: #fbeebc; }
+_FONT = "font: 12px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
+_PRE_STYLE = f"{_FONT}; margin: 0; padding: .7rem .9rem; background: #f7f9fb; color: #1f2933; overflow-x: auto"
+_DIFF_STYLE = f"""<style>
+.code-diff {{ overflow-x: auto; background: #f7f9fb; padding: .4rem; }}
+.code-diff table {{ table-layout: auto !important; border-collapse: collapse; border: 0 !important; {_FONT}; font-size: 11px; }}
+.code-diff tr, .code-diff td, .code-diff th, .code-diff colgroup, .code-diff thead {{ border: 0 !important; background: none; }}
+.code-diff th {{ font: 600 13px system-ui, sans-serif; text-align: left !important; padding: .3rem .5rem; color: #1f2933; }}
+.code-diff td {{ text-align: left !important; padding: 0 .5rem 0 .2rem !important; white-space: nowrap; color: #1f2933;
+  vertical-align: top; }}
+.code-diff td.diff_next, .code-diff th.diff_next {{ display: none; }}
+.code-diff td.diff_header {{ color: #9aa5b1; text-align: right !important; user-select: none; }}
+.code-diff .diff_add {{ background: #cdebd6; }}
+.code-diff .diff_sub {{ background: #f6d5d0; }}
+.code-diff .diff_chg {{ background: #fbeebc; }}
 </style>"""
+_DIFF_COLUMNS = 66  # two columns of this many characters fit on a page
 
 
-def source(*functions: Callable) -> Code:
-    """The source of one or several functions or classes, highlighted, as the installed course runs it."""
-    return Code("\n\n".join(textwrap.dedent(inspect.getsource(one)).rstrip() for one in functions), language="python")
+def source(*functions: Callable) -> HTML:
+    """The source of one or several functions or classes, as the installed course runs it, without docstrings."""
+    text = "\n\n\n".join("\n".join(_without_docstring(function)) for function in functions)
+    return HTML(highlight(text, PythonLexer(), HtmlFormatter(noclasses=True, nobackground=True, prestyles=_PRE_STYLE)))
 
 
 def side_by_side(left: Callable, right: Callable, left_title: str, right_title: str) -> HTML:
@@ -35,7 +44,7 @@ def side_by_side(left: Callable, right: Callable, left_title: str, right_title: 
         left_title: heading of the left column.
         right_title: heading of the right column.
     """
-    table = difflib.HtmlDiff(tabsize=4).make_table(
+    table = difflib.HtmlDiff(tabsize=4, wrapcolumn=_DIFF_COLUMNS).make_table(
         _without_docstring(left), _without_docstring(right), left_title, right_title
     )
     return HTML(f'{_DIFF_STYLE}<div class="code-diff">{table}</div>')
