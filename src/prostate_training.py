@@ -43,6 +43,13 @@ def new_model(seed: int) -> UNet:
         return UNet()
 
 
+def load_model(weights: Mapping[str, torch.Tensor]) -> UNet:
+    """The U-Net with given weights, for example ``run.weights(run.best_model)``, ready to predict."""
+    model = new_model(seed=0)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
 def make_loss(settings: TrainSettings) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """The loss on logits and masks, both ``(batch, 1, x, y, z)``.
 
