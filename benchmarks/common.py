@@ -86,11 +86,11 @@ def parts_of(run: Run, started: float, seconds: float) -> dict:
     ended = next(entry["time"] for entry in run.record if entry["event"] == "run ended")
     rounds = ended - first_work
     return {
-        "start_up": first_work - started,
-        "rounds": rounds,
+        "start_up": float(first_work - started),
+        "rounds": float(rounds),
         "local_training": float(slowest["seconds_training"].sum()),
         "evaluation": float(slowest["seconds_validation"].sum()),
-        "transfer_and_aggregation": rounds - float(busy.max(axis=1).sum()),
+        "transfer_and_aggregation": float(rounds - busy.max(axis=1).sum()),
         "tear_down": started + seconds - ended,
     }
 
@@ -114,7 +114,11 @@ def report(name: str, figures: dict, bars: dict[str, tuple[float, float]], out: 
     """
     machine = {"cores": cores(), "processor": platform.machine(), "python": platform.python_version()}
     verdicts = {
-        bar: {"measured": round(value, 3), "bar": abs(limit), "met": value <= limit if limit > 0 else value >= -limit}
+        bar: {
+            "measured": round(float(value), 3),
+            "bar": abs(limit),
+            "met": bool(value <= limit if limit > 0 else value >= -limit),
+        }
         for bar, (value, limit) in bars.items()
     }
     out.parent.mkdir(parents=True, exist_ok=True)
