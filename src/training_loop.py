@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 
 import torch
+import torch._dynamo  # the first optimiser would import it, a second that belongs to the start and not to the training
 
 
 def cosine(progress: float) -> float:
