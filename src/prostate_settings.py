@@ -29,7 +29,8 @@ class TrainSettings:
         learning_rate: of AdamW, at the start.
         lr_schedule: ``cosine`` falls to zero over all rounds together, ``constant`` stays.
         weight_decay: of AdamW.
-        fedproxloss_mu: weight of FedProx's proximal term; 0 is plain FedAvg.
+        fedproxloss_mu: weight of FedProx's proximal term, which keeps sites that start from random weights in step with one
+            another; 0 is plain FedAvg.
         loss: ``dice_ce``, ``dice_focal`` or ``dice``.
         batch_size: patches a step.
         voxel_spacing: size in mm (x, y, z) of the voxels that the network sees.
@@ -48,7 +49,7 @@ class TrainSettings:
     learning_rate: float = 3e-3
     lr_schedule: str = "cosine"
     weight_decay: float = 1e-4
-    fedproxloss_mu: float = 0.0
+    fedproxloss_mu: float = 0.1
     loss: str = "dice_ce"
     batch_size: int = 2
     voxel_spacing: tuple[float, float, float] = (2.0, 2.0, 3.0)

@@ -81,7 +81,7 @@ class LocalTrainer:
             FloatingPointError: if the loss or a weight is NaN or infinite; the optimiser's state is then forgotten, so that
                 the next call starts clean from whatever weights the model is given.
         """
-        proximal = self._proximal_term()
+        received = [value.detach().clone() for value in self.model.parameters()] if self.fedprox_mu else []
         means = []
         for epoch in range(first_epoch, first_epoch + epochs):
             losses = []
@@ -90,7 +90,7 @@ class LocalTrainer:
                 if should_stop():
                     return means
                 self._set_rate((epoch + step / len(batches)) / total_epochs)
-                losses.append(self._step(batch, proximal))
+                losses.append(self._step(batch, received))
                 after_step()
                 if not math.isfinite(losses[-1]):
                     self._give_up(f"the training loss became {losses[-1]} in epoch {epoch + 1}, step {step + 1}")
@@ -102,32 +102,34 @@ class LocalTrainer:
             )
         return means
 
-    def _step(self, batch: dict, proximal: Callable[[], torch.Tensor] | None) -> float:
+    def _step(self, batch: dict, received: list[torch.Tensor]) -> float:
         images, labels = batch["image"].to(self.device), batch["label"].to(self.device)
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast(self.device.type, enabled=self.amp):
             logits = self.model(images)
         loss = self.loss(logits.float(), labels.float())
-        objective = loss + proximal() if proximal else loss
-        self.scaler.scale(objective).backward()
+        self.scaler.scale(loss).backward()
+        if received:
+            self.scaler.unscale_(self.optimizer)
+            self._pull_towards(received)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss.item()
 
+    @torch.no_grad()
+    def _pull_towards(self, received: list[torch.Tensor]) -> None:
+        """Add the gradient of the proximal term, ``mu * (w - w_received)``.
+
+        The same as adding the term to the loss, as FLARE's ``PTFedProxLoss`` does, without a second pass through all weights
+        by autograd, which takes a quarter of a step of a network as small as this on a CPU.
+        """
+        weights = [value for value in self.model.parameters() if value.grad is not None]
+        away = torch._foreach_sub(weights, received)
+        torch._foreach_add_([value.grad for value in weights], away, alpha=self.fedprox_mu)
+
     def _set_rate(self, progress: float) -> None:
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = base * self.schedule(progress)
-
-    def _proximal_term(self) -> Callable[[], torch.Tensor] | None:
-        if not self.fedprox_mu:
-            return None
-        import copy
-
-        from nvflare.app_opt.pt.fedproxloss import PTFedProxLoss
-
-        received = copy.deepcopy(self.model).requires_grad_(False)
-        term = PTFedProxLoss(mu=self.fedprox_mu)
-        return lambda: term(self.model, received)
 
     def _give_up(self, what: str) -> None:
         self.optimizer.state.clear()

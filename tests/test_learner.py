@@ -186,6 +186,23 @@ def test_the_proximal_term_is_fedproxs():
     assert losses == pytest.approx([np.mean(plain)])  # without the term: comparable with plain FedAvg
 
 
+def test_the_proximal_term_is_flares():
+    """The gradient that the loop adds is the one of the term in FLARE's ``PTFedProxLoss``."""
+    from nvflare.app_opt.pt.fedproxloss import PTFedProxLoss
+
+    trainer = line_trainer(fedprox_mu=0.3)
+    received = copy.deepcopy(trainer.model)
+    with torch.no_grad():
+        for value in trainer.model.parameters():
+            value += torch.randn_like(value)
+    PTFedProxLoss(mu=0.3)(trainer.model, received).backward()
+    expected = [value.grad.clone() for value in trainer.model.parameters()]
+    trainer.optimizer.zero_grad(set_to_none=False)
+    trainer._pull_towards([value.detach() for value in received.parameters()])
+    for value, gradient in zip(trainer.model.parameters(), expected, strict=True):
+        torch.testing.assert_close(value.grad, gradient)
+
+
 def test_the_proximal_term_holds_the_model_back():
     batches = line_batches(20)
     moved = {}
@@ -457,7 +474,7 @@ def tiny(tmp_path_factory):
     datalist = {"training": entries[:3], "validation": entries[3:4], "testing": entries[4:]}
     (root / "site-1.json").write_text(json.dumps(datalist))
     settings = read_settings(
-        **TINY, dataset_base_dir=root, datalist_json_path=root, cache_dir=str(root / "cache"), batch_size=2
+        **TINY, dataset_base_dir=root, datalist_json_path=root, cache_dir=str(root / "cache"), fedproxloss_mu=0
     )
     items = {
         part: [{**{key: str(root / path) for key, path in entry.items()}, "site": "site-1"} for entry in listed]
