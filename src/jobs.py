@@ -196,6 +196,7 @@ def mednist_fedavg(
     client = ScriptRunner(
         script=str(client_script),
         script_args=" ".join(f"--{name} {value}" for name, value in arguments.items()),
+        memory_gc_rounds=1,  # weights of the rounds before are given back at once
     )
     for name in names:
         job.to(client, name)

@@ -1,7 +1,12 @@
 """Local training and evaluation of an image classifier by MONAI's engines: one code for notebooks and clients."""
 
+# ruff: noqa: E402
 import copy
 import math
+
+from src.site_imports import import_monai
+
+import_monai()  # before anything else imports it
 
 import torch
 from ignite.engine import Engine
