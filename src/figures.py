@@ -10,7 +10,9 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.ticker import MaxNLocator
 
 SITE_COLORS = ("#2a6f97", "#e07a5f", "#3d8b5f", "#8e6bbf", "#c9a227", "#5c677d", "#d1495b", "#00798c")
 SERVER_COLOR = "#33415c"
@@ -86,22 +88,23 @@ def partition_bars(table, title: str = "Who holds which images"):
     return figure
 
 
-def federated_curves(run, metrics: dict[str, str], rounds_label: str = "round"):
-    """Curves over the rounds, a panel a metric, a line a site.
+def federated_curves(run, metrics: dict[str, str], labels: dict[str, str] | None = None):
+    """Curves of a run, a panel a metric, a line a site.
 
     Args:
         run: a finished :class:`src.runs.Run`.
         metrics: streamed tag to the panel's title.
-        rounds_label: label of the horizontal axis.
+        labels: streamed tag to the label of its horizontal axis, where that is not ``round``.
     """
     figure, axes = plt.subplots(1, len(metrics), figsize=(4.6 * len(metrics), 3.4), squeeze=False)
     for axis, (tag, title) in zip(axes[0], metrics.items(), strict=True):
         curve = run.curve(tag)
+        marks = {"marker": "o", "ms": 4} if len(curve) <= 25 else {}
         for number, site in enumerate(curve.columns):
-            axis.plot(curve.index, curve[site], marker="o", ms=4, color=site_color(number), label=site)
+            axis.plot(curve.index, curve[site], color=site_color(number), label=site, lw=1.5, **marks)
         axis.set_title(title, loc="left")
-        axis.set_xlabel(rounds_label)
-        axis.set_xticks(list(curve.index))
+        axis.set_xlabel((labels or {}).get(tag, "round"))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(axis="y")
     axes[0][0].legend()
     figure.tight_layout()
@@ -208,6 +211,105 @@ def fedavg_flow():
         answer = f"$w_{number + 1}$, $n_{number + 1}$, metrics"
         axis.text((top_inner + inner) / 2 + shift, 2.4, answer, ha=side, va="center", color=color, weight="bold")
     axis.text(5, 1.0, "no image\nleaves\na site", ha="center", va="center", color=INK, style="italic", fontsize=10.5)
+    figure.tight_layout()
+    return figure
+
+
+LABEL_COLOR, PREDICTION_COLOR = "#00b4a0", "#ff8c42"
+
+
+def planes(image, label, spacing, title: str = "", channel_names=("T2",)):
+    """A volume in three planes through the middle of its mask, a row a channel, the mask as an outline.
+
+    Args:
+        image: ``(x, y, z)`` or ``(x, y, z, channels)``, axes towards left, anterior and superior or their opposites.
+        label: ``(x, y, z)``; everything above 0 is outlined.
+        spacing: voxel size ``(x, y, z)`` in mm, so that the body has its true proportions.
+        title: of the figure.
+        channel_names: a name a channel.
+    """
+    image, mask = np.asarray(image), np.asarray(label) > 0
+    image = image[..., None] if image.ndim == 3 else image
+    inside = np.argwhere(mask)
+    center = np.round(inside.mean(axis=0) if len(inside) else np.array(mask.shape) / 2).astype(int)
+    views = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}
+    figure, axes = plt.subplots(
+        image.shape[3],
+        3,
+        figsize=(10, 3.2 * image.shape[3] + 0.4),
+        squeeze=False,
+        gridspec_kw={"width_ratios": [mask.shape[view[1]] * spacing[view[1]] for view in views.values()]},
+    )
+    for row, name, channel in zip(axes, channel_names, np.moveaxis(image, 3, 0), strict=True):
+        low, high = np.percentile(channel, (1, 99))
+        for axis, (view, (through, across, up)) in zip(row, views.items(), strict=True):
+            _slice(axis, np.take(channel, center[through], axis=through), spacing[up] / spacing[across], low, high)
+            _outline(axis, np.take(mask, center[through], axis=through), LABEL_COLOR)
+            axis.set_title(f"{name}, {view}", loc="left", fontsize=9)
+    figure.suptitle(title, fontsize=11, fontweight="bold")
+    figure.tight_layout()
+    return figure
+
+
+def case_grid(cases: list[dict], title: str = "", columns: int = 4):
+    """Axial slices of several cases with the outlines of mask and prediction.
+
+    Args:
+        cases: dictionaries with ``image`` and ``label`` ``(x, y, z)``, ``spacing`` in mm, ``caption`` and optionally
+            ``prediction`` ``(x, y, z)`` and ``z``, the slice; by default the one with the largest mask.
+        title: of the figure.
+        columns: cases a row.
+    """
+    rows = int(np.ceil(len(cases) / columns))
+    figure, axes = plt.subplots(rows, columns, figsize=(2.6 * columns, 2.85 * rows + 0.5), squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, case in zip(axes.flat, cases, strict=False):
+        image, mask = np.asarray(case["image"]), np.asarray(case["label"]) > 0
+        z = case.get("z", int(mask.sum(axis=(0, 1)).argmax()))
+        low, high = np.percentile(image, (1, 99))
+        _slice(axis, image[:, :, z], case["spacing"][1] / case["spacing"][0], low, high)
+        _outline(axis, mask[:, :, z], LABEL_COLOR)
+        if "prediction" in case:
+            _outline(axis, np.asarray(case["prediction"])[:, :, z] > 0, PREDICTION_COLOR)
+        axis.set_title(case["caption"], fontsize=8.5, fontweight="normal")
+    if any("prediction" in case for case in cases):
+        lines = [Line2D([], [], color=color, lw=2) for color in (LABEL_COLOR, PREDICTION_COLOR)]
+        figure.legend(lines, ["mask", "prediction"], loc="lower center", ncols=2, fontsize=9)
+    figure.suptitle(title, fontsize=11, fontweight="bold")
+    figure.tight_layout(rect=(0, 0.03, 1, 1))
+    return figure
+
+
+def _slice(axis, plane, aspect, low, high):
+    axis.imshow(plane.T, cmap="gray", origin="lower", aspect=aspect, vmin=low, vmax=high, interpolation="bilinear")
+    axis.set_axis_off()
+
+
+def _outline(axis, mask, color):
+    if mask.any() and not mask.all():
+        axis.contour(mask.T.astype(float), levels=[0.5], colors=[color], linewidths=1.4)
+
+
+def intensity_curves(volumes: dict[str, list[np.ndarray]], title: str, axis_label: str):
+    """Distribution of the voxel values of several sites, a line a case, a colour a site.
+
+    Args:
+        volumes: site to volumes of any shape.
+        title: of the figure.
+        axis_label: what the values are, with their unit.
+    """
+    figure, axis = plt.subplots(figsize=(7, 3))
+    for number, (site, arrays) in enumerate(volumes.items()):
+        for position, values in enumerate(arrays):
+            values = np.asarray(values).ravel()
+            edges = np.linspace(*np.percentile(values, (0.5, 99.5)), 60)
+            share, _ = np.histogram(values, bins=edges)
+            label = site if position == 0 else None
+            axis.plot((edges[1:] + edges[:-1]) / 2, share / share.max(), color=site_color(number), lw=1.1, label=label)
+    axis.set(xlabel=axis_label, ylabel="share of voxels, peak = 1")
+    axis.set_title(title, loc="left")
+    axis.legend()
     figure.tight_layout()
     return figure
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from src.errors import CourseError
 
 RECORD_FILE = "course_record.jsonl"
+REASON_HEADER = "course_reason"
+"""Header of a site's failed answer: its own error in one line, for the server's record."""
 MLFLOW_FILE = "mlflow.db"
 
 

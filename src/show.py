@@ -1,12 +1,18 @@
-"""Shows code inside a notebook: the real source of a function, or two of them side by side with their differences."""
+"""What a notebook shows beside figures: the source of a function, two of them side by side, pictures with a slider."""
 
 import ast
+import base64
 import difflib
 import inspect
+import io
+import json
 import textwrap
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
 
+import matplotlib.pyplot as plt
 from IPython.display import HTML
+from matplotlib.figure import Figure
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
@@ -48,6 +54,33 @@ def side_by_side(left: Callable, right: Callable, left_title: str, right_title: 
         _without_docstring(left), _without_docstring(right), left_title, right_title
     )
     return HTML(f'{_DIFF_STYLE}<div class="code-diff">{table}</div>')
+
+
+def slice_slider(figures: Sequence[Figure], start: int, label: str = "slice") -> HTML:
+    """One picture at a time, with a slider below; a page without JavaScript shows the picture ``start`` alone.
+
+    Args:
+        figures: matplotlib figures of one size, in order. They are closed.
+        start: number of the first one to show.
+        label: what the slider counts.
+    """
+    pictures = []
+    for figure in figures:
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", dpi=90)
+        plt.close(figure)
+        pictures.append("data:image/png;base64," + base64.b64encode(stream.getvalue()).decode())
+    name = f"slider-{uuid.uuid4().hex}"
+    return HTML(f"""<div id="{name}"><img src="{pictures[start]}" alt="{label} {start}"><br>
+<input type="range" min="0" max="{len(pictures) - 1}" value="{start}" style="width: 22rem; max-width: 90%">
+<span>{label} {start}</span>
+<script>(() => {{
+  const box = document.getElementById("{name}"), pictures = {json.dumps(pictures)};
+  box.querySelector("input").oninput = event => {{
+    box.querySelector("img").src = pictures[event.target.value];
+    box.querySelector("span").textContent = "{label} " + event.target.value;
+  }};
+}})();</script></div>""")
 
 
 def _without_docstring(function: Callable) -> list[str]:

@@ -15,7 +15,7 @@ from nvflare.app_common.app_event_type import AppEventType
 from nvflare.app_common.workflows.fedavg import FedAvg
 from nvflare.widgets.widget import Widget
 
-from src.runs import RECORD_FILE
+from src.runs import REASON_HEADER, RECORD_FILE
 
 
 class FedAvgWithFinalValidation(FedAvg):
@@ -128,7 +128,9 @@ class RunRecorder(Widget):
             reason = aggregator.refused.get(site) if aggregator else None
             accepted = bool(fl_ctx.get_prop(AppConstants.AGGREGATION_ACCEPTED)) and reason is None
             if reason is None and not accepted:
-                reason = f"the site answered with {answer.get_return_code()}"
+                code = answer.get_return_code() if answer else "nothing"
+                said = answer.get_header(REASON_HEADER) if answer else None
+                reason = said or f"the site answered with {code}"
             self._write(event="answer", round=current_round, site=site, accepted=accepted, reason=reason)
 
     def _write(self, **entry):

@@ -64,6 +64,8 @@ def test_the_others_finish_and_the_table_says_who_did_not(run):
     }
     assert "NaN" in table.loc[("poisons", 0), "reason"]
     assert "model.0.conv.unit0.conv.weight" in table.loc[("poisons", 0), "reason"]
+    assert "corrupt: cannot read" in table.loc[("corrupt", 0), "reason"]
+    assert "c1.nii.gz" in table.loc[("corrupt", 2), "reason"]
     assert table.loc[("dies", 1), "reason"] == "no answer"
     # A dead site is not waited for until the timeout.
     assert run.about["seconds"] < 100

@@ -18,10 +18,8 @@ from nvflare.app_common.abstract.learner_spec import Learner
 from nvflare.app_common.app_constant import AppConstants, ValidateType
 from nvflare.security.logging import secure_format_exception
 
+from src.runs import REASON_HEADER
 from src.training_loop import LocalTrainer
-
-REASON_HEADER = "course_reason"
-"""Header of a failed reply: the site's own error in one line, for the server's record."""
 
 
 class SupervisedLearner(Learner, ABC):
