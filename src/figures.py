@@ -349,6 +349,39 @@ def _draw_mednist_curves():
     return federated_curves(run, MEDNIST_CURVES)
 
 
+def _draw_prostate_cases():
+    import nibabel as nib
+
+    from src import prostate
+
+    raw = prostate.find_or_make("generated")
+    cases = []
+    hospitals = prostate.read_sites(raw / "hospitals.json")
+    for site, names in hospitals.items():
+        for name in names[:2]:
+            image, label = nib.load(raw / "imagesTr" / f"{name}.nii.gz"), nib.load(raw / "labelsTr" / f"{name}.nii.gz")
+            volume, spacing = image.get_fdata()[..., 0], image.header.get_zooms()[:3]
+            cases.append(
+                {"image": volume, "label": label.get_fdata(), "spacing": spacing, "caption": f"{site} · {name}"}
+            )
+    return case_grid(cases[::2] + cases[1::2], "T2 volumes of four hospitals, as the course draws them: no patients")
+
+
+def _draw_prostate_curves():
+    from src import prostate
+    from src.jobs import prostate_fedavg
+
+    raw, converted, datalists = prostate.folders("generated")
+    prostate.convert(prostate.find_or_make("generated"), converted)
+    prostate.make_datalists(converted, datalists, prostate.read_sites(raw / "hospitals.json"))
+    return federated_curves(prostate_fedavg().simulate(), PROSTATE_CURVES, PROSTATE_LABELS)
+
+
+PROSTATE_CURVES = {
+    "train_loss": "training loss, each site's own",
+    "val_dice": "validation Dice of the received model",
+}
+PROSTATE_LABELS = {"train_loss": "epoch"}
 MEDNIST_CURVES = {
     "train_loss": "training loss, each site's own",
     "val_accuracy": "validation accuracy of the received model",
@@ -358,6 +391,8 @@ PICTURES = {
     "mednist_partition.svg": _draw_mednist_partition,
     "fedavg_flow.svg": fedavg_flow,
     "mednist_curves.svg": _draw_mednist_curves,
+    "prostate_cases.png": _draw_prostate_cases,
+    "prostate_curves.svg": _draw_prostate_curves,
 }
 
 
