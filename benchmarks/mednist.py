@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     site_memory = max(memory for name, memory in watch.peak_memory.items() if name != "server") / 1e9
     figures = {
-        "data": mednist.describe(mednist.find_or_make()),
+        "data": mednist.describe(mednist.find_or_make()).split(" in /")[0],
         "plain_loop_images_per_second": {"training": train_rate, "evaluation": evaluation_rate},
         "images": {"trained": trained, "evaluated": evaluated},
         "limit_seconds": limit,
