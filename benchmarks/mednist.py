@@ -32,18 +32,25 @@ def plain_loop(items: list, batch_size: int, device: torch.device) -> tuple[floa
         optimizer.step()
 
     step(*batches[0])  # the first step also plans the memory
-    started = time.perf_counter()
+    started = _now(device)
     for images, labels in batches:
         step(images, labels)
-    trained = len(items) / (time.perf_counter() - started)
+    trained = len(items) / (_now(device) - started)
 
     model.eval()
     with torch.inference_mode():
         model(batches[0][0])
-        started = time.perf_counter()
+        started = _now(device)
         for images, _ in batches:
             model(images)
-    return trained, len(items) / (time.perf_counter() - started)
+        return trained, len(items) / (_now(device) - started)
+
+
+def _now(device: torch.device) -> float:
+    """Seconds on a clock, when all that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def main(arguments: list[str] | None = None) -> int:

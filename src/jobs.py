@@ -232,7 +232,7 @@ def _fresh_densenet(seed: int) -> dict:
 
     from src.densenet import DenseNet121
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return DenseNet121().state_dict()
 

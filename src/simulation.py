@@ -118,7 +118,12 @@ def _end_processes_of(process: subprocess.Popen, workspace: str, patience: float
     Its sites are found by the workspace in their command lines: they are sessions of their own, and lose their parent
     when Ctrl-C in a terminal reaches the simulator first.
     """
-    family = [one for one in psutil.process_iter(["cmdline"]) if workspace in " ".join(one.info["cmdline"] or ())]
+    # Only FLARE's own: a TensorBoard that a reader opened on the same folder stays.
+    family = [
+        one
+        for one in psutil.process_iter(["cmdline"])
+        if workspace in (command := " ".join(one.info["cmdline"] or ())) and "nvflare." in command
+    ]
     for member in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.terminate()

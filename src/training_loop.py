@@ -51,7 +51,10 @@ class LocalTrainer:
         self.device = torch.device(device)
         self.schedule = schedule
         self.amp = amp and self.device.type == "cuda"
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp)
+        # bfloat16 has the range of float32 and cannot overflow; older GPUs have only float16, whose gradients need scaling.
+        wide = self.device.type != "cuda" or torch.cuda.is_bf16_supported()
+        self.low_precision = torch.bfloat16 if wide else torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp and not wide)
         self.fedprox_mu = fedprox_mu
         self.base_rates = [group["lr"] for group in optimizer.param_groups]
 
@@ -105,9 +108,11 @@ class LocalTrainer:
     def _step(self, batch: dict, received: list[torch.Tensor]) -> float:
         images, labels = batch["image"].to(self.device), batch["label"].to(self.device)
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, enabled=self.amp):
+        with torch.autocast(self.device.type, dtype=self.low_precision, enabled=self.amp):
             logits = self.model(images)
         loss = self.loss(logits.float(), labels.float())
+        if not math.isfinite(loss.item()):
+            return loss.item()  # before it reaches the weights
         self.scaler.scale(loss).backward()
         if received:
             self.scaler.unscale_(self.optimizer)
@@ -123,9 +128,10 @@ class LocalTrainer:
         The same as adding the term to the loss, as FLARE's ``PTFedProxLoss`` does, without a second pass through all weights
         by autograd, which takes a quarter of a step of a network as small as this on a CPU.
         """
-        weights = [value for value in self.model.parameters() if value.grad is not None]
-        away = torch._foreach_sub(weights, received)
-        torch._foreach_add_([value.grad for value in weights], away, alpha=self.fedprox_mu)
+        pairs = [(w, r) for w, r in zip(self.model.parameters(), received, strict=True) if w.grad is not None]
+        weights, origins = [weight for weight, _ in pairs], [origin for _, origin in pairs]
+        away = torch._foreach_sub(weights, origins)
+        torch._foreach_add_([weight.grad for weight in weights], away, alpha=self.fedprox_mu)
 
     def _set_rate(self, progress: float) -> None:
         for group, base in zip(self.optimizer.param_groups, self.base_rates, strict=True):

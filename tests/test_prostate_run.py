@@ -1,8 +1,9 @@
-"""One real federation of four hospitals of which three fail, each in its own way."""
+"""One real federation of six hospitals, most of which fail, each in its own way."""
 
 import json
 import os
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,7 +14,7 @@ from src.errors import CourseError
 from src.jobs import prostate_fedavg
 from src.prostate_training import new_model
 
-SITES = ["healthy", "corrupt", "dies", "poisons"]
+SITES = ["healthy", "corrupt", "dies", "poisons", "shape", "empty"]
 TINY = {"voxel_spacing": [2, 2, 3], "field_of_view": [64, 64], "patch_size": [32, 32, 16]}
 
 
@@ -29,6 +30,10 @@ def data(tmp_path_factory):
             entries.append({"image": f"{site}/c{number}.nii.gz", "label": f"{site}/c{number}_mask.nii.gz"})
         parts = {"training": entries[:2], "validation": entries[2:3], "testing": entries[3:]}
         (root / "lists" / f"{site}.json").write_text(json.dumps(parts))
+    mask = nib.load(root / "shape" / "c0_mask.nii.gz")
+    nib.save(mask.slicer[:, :, :-1], root / "shape" / "c0_mask.nii.gz")
+    mask = nib.load(root / "empty" / "c0_mask.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros(mask.shape, np.uint8), mask.affine), root / "empty" / "c0_mask.nii.gz")
     image = root / "corrupt" / "c1.nii.gz"
     image.write_bytes(image.read_bytes()[:2000])
     return root
@@ -61,7 +66,10 @@ def test_the_others_finish_and_the_table_says_who_did_not(run):
         "corrupt": {0: False, 1: False, 2: False},
         "dies": {0: True, 1: False, 2: False},
         "poisons": {0: False, 1: False, 2: False},
+        "shape": {0: False, 1: False, 2: False},
+        "empty": {0: True, 1: True, 2: True},  # a case without a gland teaches where none is
     }
+    assert "c0" in table.loc[("shape", 0), "reason"] and "shape" in table.loc[("shape", 0), "reason"]
     assert "NaN" in table.loc[("poisons", 0), "reason"]
     assert "model.0.conv.unit0.conv.weight" in table.loc[("poisons", 0), "reason"]
     assert "corrupt: cannot read" in table.loc[("corrupt", 0), "reason"]
@@ -93,7 +101,7 @@ def test_the_run_remembers_its_settings_with_whole_paths(run, data):
 
 def test_curves_of_all_sites_are_on_the_server(run):
     val_dice = run.curve("val_dice")
-    assert list(val_dice.columns) == ["dies", "healthy", "poisons"]
+    assert list(val_dice.columns) == ["dies", "empty", "healthy", "poisons"]
     assert list(val_dice.index) == [0, 1, 2, 3]  # before each of three rounds, and the final model
     assert val_dice["healthy"].between(0, 1).all()
     assert np.isfinite(run.curve("train_loss")["healthy"]).all()
