@@ -32,7 +32,7 @@ _DIFF_STYLE = f"""<style>
 .code-diff .diff_sub {{ background: #f6d5d0; }}
 .code-diff .diff_chg {{ background: #fbeebc; }}
 </style>"""
-_DIFF_COLUMNS = 66  # two columns of this many characters fit on a page
+_DIFF_COLUMNS = 60  # two columns of this many characters fit on a page
 
 
 def source(*functions: Callable) -> HTML:
