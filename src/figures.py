@@ -261,7 +261,8 @@ def case_grid(cases: list[dict], title: str = "", columns: int = 4):
         columns: cases a row.
     """
     rows = int(np.ceil(len(cases) / columns))
-    figure, axes = plt.subplots(rows, columns, figsize=(2.6 * columns, 2.85 * rows + 0.5), squeeze=False)
+    size = (2.6 * columns, 3.0 * rows + 0.5)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, case in zip(axes.flat, cases, strict=False):
@@ -275,9 +276,9 @@ def case_grid(cases: list[dict], title: str = "", columns: int = 4):
         axis.set_title(case["caption"], fontsize=8.5, fontweight="normal")
     if any("prediction" in case for case in cases):
         lines = [Line2D([], [], color=color, lw=2) for color in (LABEL_COLOR, PREDICTION_COLOR)]
-        figure.legend(lines, ["mask", "prediction"], loc="lower center", ncols=2, fontsize=9)
-    figure.suptitle(title, fontsize=11, fontweight="bold")
-    figure.tight_layout(rect=(0, 0.03, 1, 1))
+        figure.legend(lines, ["mask", "prediction"], loc="outside lower center", ncols=2, fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=11, fontweight="bold")
     return figure
 
 

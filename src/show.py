@@ -8,7 +8,7 @@ import io
 import json
 import textwrap
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import matplotlib.pyplot as plt
 from IPython.display import HTML
@@ -56,11 +56,11 @@ def side_by_side(left: Callable, right: Callable, left_title: str, right_title: 
     return HTML(f'{_DIFF_STYLE}<div class="code-diff">{table}</div>')
 
 
-def slice_slider(figures: Sequence[Figure], start: int, label: str = "slice") -> HTML:
+def slice_slider(figures: Iterable[Figure], start: int, label: str = "slice") -> HTML:
     """One picture at a time, with a slider below; a page without JavaScript shows the picture ``start`` alone.
 
     Args:
-        figures: matplotlib figures of one size, in order. They are closed.
+        figures: matplotlib figures of one size, in order. Each is closed before the next one is asked for.
         start: number of the first one to show.
         label: what the slider counts.
     """
