@@ -22,7 +22,8 @@ class TrainSettings:
     """What a site needs to know to train. Every field is a key of ``config_train.json``; a key left out takes its default.
 
     Attributes:
-        dataset_base_dir: folder that the paths in the datalists start from; a relative one starts from ``COURSE_DATA``.
+        dataset_base_dir: folder that the paths in the datalists start from; a relative one starts from ``COURSE_DATA``. The
+            default is that of the drawings; a job sets this and the next one for the data that it runs on.
         datalist_json_path: folder with ``<site>.json``, or one such file; a relative one starts from ``COURSE_DATA``.
         cache_dataset: keep the resampled and normalised volumes on disk, so that a second run need not make them again.
         cache_dir: where; a relative folder starts from ``COURSE_DATA``.

@@ -21,17 +21,12 @@ from tqdm.auto import tqdm
 
 from src.prostate_settings import TrainSettings
 from src.prostate_transforms import LoadCase, Normalise, augmentation, prepare
-from src.training_loop import LocalTrainer, constant, cosine
+from src.training_loop import LocalTrainer, constant, cosine, pick_device
 from src.unet import UNet
 
 WINDOW_OVERLAP = 0.25
 HEAD_RATE = 10
 _global_state = threading.Lock()
-
-
-def pick_device() -> torch.device:
-    """The first GPU when there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def new_model(seed: int) -> UNet:

@@ -15,10 +15,7 @@ from monai.engines import IterationEvents, SupervisedEvaluator, SupervisedTraine
 from monai.engines.utils import CommonKeys
 from monai.inferers import SimpleInferer
 
-
-def pick_device() -> torch.device:
-    """The first GPU when there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+from src.training_loop import pick_device
 
 
 def prepare_model(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:

@@ -1,10 +1,18 @@
-"""One loop for every training of a volume network: at a site of a federation, at a site alone, and on pooled data."""
+"""One loop for every training of a volume network: at a site of a federation, at a site alone, and on pooled data.
+
+And the device, for every training of the course.
+"""
 
 import math
 from collections.abc import Callable, Iterable
 
 import torch
 import torch._dynamo  # the first optimiser would import it, a second that belongs to the start and not to the training
+
+
+def pick_device() -> torch.device:
+    """The first GPU when there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def cosine(progress: float) -> float:
