@@ -1,6 +1,6 @@
 # Two commands: `make course` runs the course, `make test` proves that it works. Only relative paths: the folder may have spaces.
 PYTHON ?= python3
-# Another build of PyTorch than PyPI's, from its own index (see README): make course TORCH_INDEX=https://...
+# Another build of PyTorch than pip's default, from its own index (see README): make course TORCH_INDEX=https://...
 TORCH_INDEX ?=
 
 SHELL := bash
