@@ -92,6 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     dice = {name: row["dice"] for name, row in scores.items()}
     bars = {
         "wall time / limit": (watch.seconds / limit, 2.0),
+        "second / first run, time to first step": (second[0] / first[0], 1 / 3),
         "second / first run, first step without validation": (second[1] / first[1], 1 / 3),
         "peak memory of a site (GB)": (site_memory, 1.5),
         "mean test Dice of the best global model": (dice["federated"], -0.85),
