@@ -1,6 +1,13 @@
-"""The classifier of parts 1 and 2: DenseNet121, as MONAI builds it, with the shapes of MedNIST."""
+"""The classifier of MedNIST: DenseNet121, as MONAI builds it."""
+
+# ruff: noqa: E402
+from src.common.lean import import_monai
+
+import_monai()  # before anything else imports it
 
 from monai.networks.nets import DenseNet121 as MonaiDenseNet121
+
+from src.common.seeds import seeded
 
 
 class DenseNet121(MonaiDenseNet121):
@@ -13,8 +20,13 @@ class DenseNet121(MonaiDenseNet121):
         spatial_dims: 2 for images, 3 for volumes.
         in_channels: channels of the image, 1 for grey.
         out_channels: number of classes, 6 in MedNIST.
+        seed: of the first weights; a server and a notebook that name the same seed start from the same model.
         **kwargs: everything else that ``monai.networks.nets.DenseNet121`` takes.
     """
 
-    def __init__(self, spatial_dims: int = 2, in_channels: int = 1, out_channels: int = 6, **kwargs):
-        super().__init__(spatial_dims=spatial_dims, in_channels=in_channels, out_channels=out_channels, **kwargs)
+    def __init__(
+        self, spatial_dims: int = 2, in_channels: int = 1, out_channels: int = 6, seed: int | None = None, **kwargs
+    ):
+        with seeded(seed):
+            super().__init__(spatial_dims=spatial_dims, in_channels=in_channels, out_channels=out_channels, **kwargs)
+        self.seed = seed  # FLARE writes a model into a job by the attributes that bear its arguments' names

@@ -1,9 +1,16 @@
 """The network of the prostate part: a 3D U-Net with residual units, as MONAI builds it."""
 
+# ruff: noqa: E402
 from collections.abc import Sequence
+
+from src.common.lean import import_monai
+
+import_monai()  # before anything else imports it
 
 from monai.networks.nets import UNet as MonaiUNet
 from torch import nn
+
+from src.common.seeds import seeded
 
 
 class UNet(MonaiUNet):
@@ -27,6 +34,7 @@ class UNet(MonaiUNet):
         channels: features on each level, top first.
         strides: how much smaller each level is than the one above.
         num_res_units: convolutions in each residual unit.
+        seed: of the first weights; a server and a notebook that name the same seed start from the same model.
         **kwargs: everything else that ``monai.networks.nets.UNet`` takes.
     """
 
@@ -38,17 +46,20 @@ class UNet(MonaiUNet):
         channels: Sequence[int] = (16, 32, 64, 128, 256),
         strides: Sequence[int] = (2, 2, 2, 2),
         num_res_units: int = 2,
+        seed: int | None = None,
         **kwargs,
     ):
-        super().__init__(
-            spatial_dims=spatial_dims,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            channels=channels,
-            strides=strides,
-            num_res_units=num_res_units,
-            **kwargs,
-        )
+        with seeded(seed):
+            super().__init__(
+                spatial_dims=spatial_dims,
+                in_channels=in_channels,
+                out_channels=out_channels,
+                channels=channels,
+                strides=strides,
+                num_res_units=num_res_units,
+                **kwargs,
+            )
+        self.seed = seed  # FLARE writes a model into a job by the attributes that bear its arguments' names
 
     def head(self) -> nn.Module:
         """The last unit. With one channel out it holds 28 numbers: a 3×3×3 kernel on an instance-normalised map, and a bias.

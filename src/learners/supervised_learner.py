@@ -1,7 +1,5 @@
 """What every supervised learner of a federation shares, whatever it learns: the way between FLARE and a local training."""
 
-import resource
-import sys
 import time
 from abc import ABC, abstractmethod
 
@@ -18,8 +16,8 @@ from nvflare.app_common.abstract.learner_spec import Learner
 from nvflare.app_common.app_constant import AppConstants, ValidateType
 from nvflare.security.logging import secure_format_exception
 
-from src.runs import REASON_HEADER
-from src.training_loop import LocalTrainer
+from src.common.engine import train_for
+from src.federation.site import REASON, short_reason
 
 
 class SupervisedLearner(Learner, ABC):
@@ -30,55 +28,48 @@ class SupervisedLearner(Learner, ABC):
     https://nvflare.readthedocs.io/en/2.7/programming_guide/execution_api_type/model_learner.html
 
     What goes back to the server is the *difference* between the trained and the received weights, with the number of training
-    cases, which is the weight of the site in the average, and the metrics of the received model. The optimiser, with its state,
-    stays here from round to round, see :class:`src.training_loop.LocalTrainer`.
+    items, which is the weight of the site in the average, and the metrics of the received model. The optimiser, with its state,
+    stays here from round to round.
 
-    An error at a site (a file that cannot be read, a loss that became NaN) does not end the process: it is logged in the site's
-    log, and the reply says that the task failed, and in the header ``course_reason`` why. What the server makes of it is the
-    server's business. A site whose :meth:`set_up` failed says the same thing again in each round.
+    An error at a site (a file that cannot be read, a loss that became NaN) does not end the process. It is written to the site's
+    own log; the answer says that the task failed, and in a header in a few words why. A site whose :meth:`set_up` failed says the
+    same thing again in each round.
 
     A subclass says what is learned, in :meth:`set_up` and :meth:`evaluate`.
 
     Args:
-        aggregation_epochs: passes over the site's training cases in each round.
+        aggregation_epochs: passes over the site's training items in each round.
     """
 
     def __init__(self, aggregation_epochs: int = 1):
         super().__init__()
         self.aggregation_epochs = aggregation_epochs
-        # Given by set_up():
-        self.trainer: LocalTrainer | None = None
-        self.train_batches = None
-        self.training_cases = 0
-        self._set_up_error: Exception | None = None
-        self._validation_error: Exception | None = None
+        self.trainer = None
+        self.training_items = 0
+        self._error: Exception | None = None
         self._aborted = False
-        self._started = 0.0
-        self._set_up_seconds = 0.0
-        self._first_step_seen = False
 
     @abstractmethod
     def set_up(self, site: str, fl_ctx: FLContext) -> None:
-        """Read the settings and the data; set ``trainer``, ``train_batches`` and ``training_cases``."""
+        """Read settings and data; set ``trainer``, a trainer of :mod:`src.common.engine`, and ``training_items``."""
 
     @abstractmethod
     def evaluate(self, should_stop) -> dict[str, float]:
-        """Metrics of the model in ``trainer.model`` on this site's validation cases, higher is better; names are plain text.
+        """Metrics of the model in ``trainer.network`` on this site's validation items, higher is better.
 
         Args:
             should_stop: to be asked from time to time; true means that the result will not be used.
         """
 
-    # -- the life cycle ------------------------------------------------------------------------------------------------
+    # -- what the executor calls ---------------------------------------------------------------------------------------
 
     def initialize(self, parts: dict, fl_ctx: FLContext) -> None:
         """Set up once, before the first task; an error is kept and answered to every task."""
-        self._started = time.perf_counter()
         try:
             self.set_up(fl_ctx.get_identity_name(), fl_ctx)
         except Exception as error:
-            self._set_up_error = error
-        self._set_up_seconds = time.perf_counter() - self._started
+            self._error = error
+            self.log_exception(fl_ctx, f"this site cannot take part: {secure_format_exception(error)}")
 
     def abort(self, fl_ctx: FLContext) -> None:
         """Stop the task that is running, at its next step."""
@@ -87,128 +78,68 @@ class SupervisedLearner(Learner, ABC):
     def finalize(self, fl_ctx: FLContext) -> None:
         """Let go of the data and the model."""
         self.trainer = None
-        self.train_batches = None
-
-    # -- the tasks -----------------------------------------------------------------------------------------------------
 
     def validate(self, data: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
-        """Evaluate the received global model on this site's validation cases and stream the metrics to the server."""
+        """Evaluate the received global model on this site's validation items; in a round, stream the metrics to the server."""
         self._aborted = False
-        self._validation_error = None
-        try:
-            self._raise_if_not_set_up()
-            start = time.perf_counter()
+
+        def evaluate() -> DXO:
+            start = time.time()
             self._load(from_shareable(data))
-            metrics = self.evaluate(self._should_stop(abort_signal))
-            if self._should_stop(abort_signal)():
-                return make_reply(ReturnCode.TASK_ABORTED)
-            self._check_metrics(metrics)
-        except Exception as error:
-            self._validation_error = error
-            return self._failure("validation", error, data, fl_ctx)
-        current_round = data.get_header(AppConstants.CURRENT_ROUND)
-        for name, value in metrics.items():
-            self.stream(name, value, current_round, fl_ctx)
-        if not self._first_step_seen:
-            self.stream("seconds_set_up", self._set_up_seconds, current_round, fl_ctx)
-        self.stream("seconds_validation", time.perf_counter() - start, current_round, fl_ctx)
-        # The executor takes the metrics of the received model from under INITIAL_METRICS and puts them beside the update.
-        before_training = data.get_header(AppConstants.VALIDATE_TYPE) == ValidateType.BEFORE_TRAIN_VALIDATE
-        answer = {MetaKey.INITIAL_METRICS: metrics} if before_training else metrics
-        return DXO(DataKind.METRICS, data=answer, meta=self._weight()).to_shareable()
+            metrics = self.evaluate(lambda: self._stopped(abort_signal))
+            if not np.isfinite(list(metrics.values())).all():
+                raise FloatingPointError(f"the received model's metrics are {metrics}")
+            if data.get_header(AppConstants.VALIDATE_TYPE) != ValidateType.BEFORE_TRAIN_VALIDATE:
+                return DXO(DataKind.METRICS, data=metrics)
+            # A round's validation; after the last round a model comes to be validated alone, and belongs to no round.
+            self._stream({**metrics, "seconds_validation": time.time() - start}, data, fl_ctx)
+            # The executor takes the metrics of the received model from here and puts them beside the update.
+            return DXO(DataKind.METRICS, data={MetaKey.INITIAL_METRICS: metrics})
+
+        return self._answer("validation", evaluate, fl_ctx, abort_signal)
 
     def train(self, data: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Train from the received global model and return the weight difference."""
-        if self._validation_error is not None:  # of this very task: it has been logged, and its cause is still there
-            return self._failed_reply(self._validation_error)
-        try:
+
+        def train() -> DXO:
+            start = time.time()
             received = from_shareable(data)
             self._load(received)
-            current_round = data.get_header(AppConstants.CURRENT_ROUND)
-            rounds = data.get_header(AppConstants.NUM_ROUNDS)
-            start = time.perf_counter()
-            losses = self.local_train(current_round, rounds, self._should_stop(abort_signal), fl_ctx)
-            if self._should_stop(abort_signal)():
-                return make_reply(ReturnCode.TASK_ABORTED)
-            difference = self._difference(received.data)
-        except Exception as error:
-            return self._failure("training", error, data, fl_ctx)
-        for number, loss in enumerate(losses, start=1):
-            self.stream("train_loss", loss, current_round * self.aggregation_epochs + number, fl_ctx)
-        self.stream("seconds_training", time.perf_counter() - start, current_round, fl_ctx)
-        self.stream("peak_memory_mb", _peak_memory_mb(), current_round, fl_ctx)
-        return DXO(DataKind.WEIGHT_DIFF, data=difference, meta=self._weight()).to_shareable()
+            loss = train_for(self.trainer, self.aggregation_epochs, lambda: self._stopped(abort_signal))
+            self._stream({"train_loss": loss, "seconds_training": time.time() - start}, data, fl_ctx)
+            trained = self.trainer.network.state_dict()
+            change = {name: value.cpu().numpy() - np.asarray(received.data[name]) for name, value in trained.items()}
+            return DXO(DataKind.WEIGHT_DIFF, data=change, meta={MetaKey.NUM_STEPS_CURRENT_ROUND: self.training_items})
 
-    def local_train(self, current_round: int, rounds: int, should_stop, fl_ctx: FLContext) -> list[float]:
-        """Train ``aggregation_epochs`` passes of the site's cases; returns the mean loss of each.
-
-        Args:
-            current_round: number of this round, from 0.
-            rounds: how many rounds there are; fixes the learning rate's schedule.
-            should_stop: asked before every step.
-            fl_ctx: FLARE's context of this task.
-        """
-
-        def asked_before_a_step():
-            if not self._first_step_seen:
-                self._first_step_seen = True
-                self.stream("seconds_to_first_step", time.perf_counter() - self._started, current_round, fl_ctx)
-            return should_stop()
-
-        return self.trainer.run(
-            self.train_batches,
-            epochs=self.aggregation_epochs,
-            first_epoch=current_round * self.aggregation_epochs,
-            total_epochs=rounds * self.aggregation_epochs,
-            should_stop=asked_before_a_step,
-        )
+        return self._answer("training", train, fl_ctx, abort_signal)
 
     # -- the pieces ----------------------------------------------------------------------------------------------------
 
-    def stream(self, tag: str, value: float, step: int, fl_ctx: FLContext) -> None:
-        """Send one number to the server's tracker. ``tag`` becomes plain text: FLARE drops an enum without an error here."""
-        dxo = create_analytic_dxo(
-            tag=str(tag), value=float(value), data_type=AnalyticsDataType.SCALAR, global_step=int(step)
-        )
-        send_analytic_dxo(self, dxo, fl_ctx)
+    def _answer(self, what: str, work, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
+        """What ``work`` returns, as FLARE sends it; or that it was stopped; or, in a few words, why it failed."""
+        if self._error is None:
+            try:
+                answer = work()
+                return make_reply(ReturnCode.TASK_ABORTED) if self._stopped(abort_signal) else answer.to_shareable()
+            except Exception as error:
+                # Kept for the training that the executor asks for after a validation that failed: it would fail in the same way.
+                self._error = error
+                self.log_exception(fl_ctx, f"{what} failed: {secure_format_exception(error)}")
+        error = self._error
+        if what == "training" and self.trainer is not None:
+            self._error = None  # the next round brings another model
+        return make_reply(ReturnCode.EXECUTION_EXCEPTION, headers={REASON: short_reason(error)})
+
+    def _stopped(self, abort_signal: Signal) -> bool:
+        return self._aborted or abort_signal.triggered
 
     def _load(self, received: DXO) -> None:
         """Put the received weights into the model, each in the type that the model holds."""
-        weights = {name: torch.as_tensor(np.asarray(value)) for name, value in received.data.items()}
-        self.trainer.model.load_state_dict(weights)
+        self.trainer.network.load_state_dict({k: torch.as_tensor(np.asarray(v)) for k, v in received.data.items()})
 
-    def _difference(self, received: dict) -> dict[str, np.ndarray]:
-        trained = self.trainer.model.state_dict()
-        return {name: trained[name].cpu().numpy() - np.asarray(received[name]) for name in trained}
-
-    def _weight(self) -> dict:
-        return {MetaKey.NUM_STEPS_CURRENT_ROUND: self.training_cases}
-
-    def _should_stop(self, abort_signal: Signal):
-        return lambda: self._aborted or abort_signal.triggered
-
-    def _raise_if_not_set_up(self) -> None:
-        if self._set_up_error is not None:
-            raise self._set_up_error
-
-    @staticmethod
-    def _check_metrics(metrics: dict[str, float]) -> None:
-        broken = {name: value for name, value in metrics.items() if not np.isfinite(value)}
-        if broken:
-            raise FloatingPointError(f"the received model's metrics are {broken}")
-
-    def _failure(self, what: str, error: Exception, data: Shareable, fl_ctx: FLContext) -> Shareable:
-        number = data.get_header(AppConstants.CURRENT_ROUND)
-        self.log_exception(fl_ctx, f"{what} failed in round {number}: {secure_format_exception(error)}")
-        return self._failed_reply(error)
-
-    @staticmethod
-    def _failed_reply(error: Exception) -> Shareable:
-        return make_reply(
-            ReturnCode.EXECUTION_EXCEPTION, headers={REASON_HEADER: secure_format_exception(error).splitlines()[0]}
-        )
-
-
-def _peak_memory_mb() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024**2 if sys.platform == "darwin" else 1024)
+    def _stream(self, numbers: dict[str, float], data: Shareable, fl_ctx: FLContext) -> None:
+        """Send numbers of this round to the server's tracker."""
+        for tag, value in numbers.items():
+            step = int(data.get_header(AppConstants.CURRENT_ROUND))
+            dxo = create_analytic_dxo(tag=tag, value=float(value), data_type=AnalyticsDataType.SCALAR, global_step=step)
+            send_analytic_dxo(self, dxo, fl_ctx)

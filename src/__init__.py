@@ -1,1 +1,0 @@
-"""The support package of the course: data, models, learners, jobs, runs and figures."""

@@ -1,0 +1,26 @@
+"""The one exception that the course raises for something a reader can mend."""
+
+
+class CourseError(RuntimeError):
+    """Bad input or a failed step. The message says what was wrong, where, and what to do about it.
+
+    Args:
+        message: for the person at this machine; it may name files and cases.
+        kind: what of it may leave a site: a few words without a file name, a case name or a path.
+    """
+
+    def __init__(self, message: str, kind: str = "something is wrong with its settings or its data"):
+        super().__init__(message)
+        self.kind = kind
+
+
+def all_of(what: str, problems: list[str], kind: str = "several things are wrong with its data") -> CourseError:
+    """One error that lists all problems, on one line for one problem and as a list for more."""
+    if len(problems) == 1:
+        return CourseError(f"{what}: {problems[0]}", kind)
+    return CourseError(f"{what}, {len(problems)} problems:\n" + "\n".join(f"  - {one}" for one in problems), kind)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, short enough for a sentence."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,71 @@
+"""Where data and runs live: two folders, each set by one environment variable; nothing else is written to."""
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from src.common.errors import CourseError
+from src.common.files import writing
+
+
+def _is_checkout(folder: Path) -> bool:
+    return (folder / "pyproject.toml").is_file() and (folder / "src" / "common" / "paths.py").is_file()
+
+
+def _home() -> Path:
+    """The checkout that this module lies in or, for an installed copy, that the reader works in, else their folder.
+
+    Every notebook, script and shell in one checkout thus shares its data, whichever folder each was started from.
+    """
+    here = Path.cwd()
+    return next(filter(_is_checkout, (Path(__file__).resolve().parents[2], here, *here.parents)), here)
+
+
+def data_root() -> Path:
+    """Folder of all data sets: ``COURSE_DATA``, by default ``data`` in the checkout. It may not exist yet."""
+    return Path(os.environ.get("COURSE_DATA") or _home() / "data").expanduser().resolve()
+
+
+def runs_root() -> Path:
+    """Folder of all run folders: ``COURSE_RUNS``, by default ``runs`` in the checkout. It may not exist yet."""
+    return Path(os.environ.get("COURSE_RUNS") or _home() / "runs").expanduser().resolve()
+
+
+def data_source(source: str | None = None) -> str:
+    """Which data to use: ``source``, by default ``COURSE_DATA_SOURCE``: ``generated`` (default) or ``real``.
+
+    Raises:
+        CourseError: for any other value.
+    """
+    source = source or os.environ.get("COURSE_DATA_SOURCE") or "generated"
+    if source not in ("generated", "real"):
+        raise CourseError(f"The data source is {source!r}; set COURSE_DATA_SOURCE to 'generated' (default) or 'real'.")
+    return source
+
+
+def raw_folder(name: str, source: str | None = None, root: Path | None = None) -> Path:
+    """Where a raw data set lies: ``<data folder>/<name>`` for real data, ``<data folder>/generated/<name>`` for drawings."""
+    root = Path(root or data_root()).expanduser().resolve()
+    return root / name if data_source(source) == "real" else root / "generated" / name
+
+
+def sites_folder(data: str) -> Path:
+    """The folder of all sites that this machine holds of one shared-out data set; at a hospital, that is one."""
+    return data_root() / "sites" / data
+
+
+def new_run_folder(name: str, root: Path | None = None) -> Path:
+    """Create and return an empty folder ``<root>/<name>/<date>-<time>-<random>`` that no other run uses.
+
+    Args:
+        name: what runs, used as a folder name.
+        root: default :func:`runs_root`.
+
+    Raises:
+        CourseError: if the folder cannot be created.
+    """
+    parent = Path(root or runs_root()) / name
+    with writing(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=parent))

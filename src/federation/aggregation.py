@@ -1,0 +1,103 @@
+"""How the server turns the models of the sites into one: the weighted mean of FedAvg, and what it refuses."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from nvflare.apis.fl_constant import FLMetaKey
+from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
+from nvflare.app_common.abstract.model import ModelLearnableKey
+from nvflare.app_common.aggregators.model_aggregator import ModelAggregator
+from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedAggregationHelper
+from nvflare.app_common.app_constant import AppConstants
+
+
+class SampleWeightedMean(ModelAggregator):
+    """The weighted mean of McMahan et al., *Communication-Efficient Learning* (AISTATS 2017), by number of samples.
+
+    FLARE's own mean, which a recipe uses without an ``aggregator``, adds up in the type in which weights arrive, takes 1 for a
+    missing or senseless number of samples, and averages whatever comes. This one
+
+    * sums in double precision, so that the order in which sites answer does not show in the result;
+    * rounds integer tensors (BatchNorm's ``num_batches_tracked``) and keeps them integers;
+    * refuses by name, and goes on without, an update with a NaN or an infinity, with other tensors than the global model has, or
+      without a positive number of samples.
+
+    It works on what one round brings: call ``reset_stats``, then ``accept_model`` for each site, then ``aggregate_model``.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.reset_stats()
+
+    def reset_stats(self) -> None:
+        """Forget everything of the last round."""
+        self._sums: dict[str, np.ndarray] = {}
+        self._dtypes: dict[str, np.dtype] = {}
+        self._params_type = None
+        self._metrics = WeightedAggregationHelper()
+        self.accepted: dict[str, float] = {}
+        self.refused: dict[str, str] = {}
+
+    def accept_model(self, model: FLModel) -> None:
+        """Add one site's model to the sum, or refuse it with a warning that names the site and the reason."""
+        meta = model.meta or {}
+        site, weight = meta.get("client_name", "unknown site"), meta.get(FLMetaKey.NUM_STEPS_CURRENT_ROUND)
+        params = {name: np.asarray(value) for name, value in model.params.items()}
+        reason = self._reason_to_refuse(params, weight, self._global_shapes() or _shapes(self._sums))
+        if reason:
+            self.refused[site] = reason
+            self.warning(f"refused the update of {site} in round {model.current_round}: {reason}")
+            return
+        self._params_type = self._params_type or model.params_type
+        for name, value in params.items():
+            self._dtypes.setdefault(name, value.dtype)
+            scaled = np.multiply(value, float(weight), dtype=np.float64)
+            if name in self._sums:
+                self._sums[name] += scaled
+            else:
+                self._sums[name] = scaled
+        self._metrics.add(dict(model.metrics or {}), float(weight), site, model.current_round)
+        self.accepted[site] = float(weight)
+
+    def aggregate_model(self) -> FLModel:
+        """Return the weighted mean of the accepted models, each tensor in the type in which it arrived, and of their metrics.
+
+        Raises:
+            ValueError: if no update was accepted in this round; the message lists who was refused and why.
+        """
+        if not self.accepted:
+            reasons = "; ".join(f"{site}: {reason}" for site, reason in self.refused.items()) or "no site answered"
+            raise ValueError(f"no usable update in this round ({reasons})")
+        total, mean = sum(self.accepted.values()), {}
+        for name, value in self._sums.items():
+            value /= total
+            integer = np.issubdtype(self._dtypes[name], np.integer)
+            mean[name] = np.asarray(np.rint(value) if integer else value).astype(self._dtypes[name])
+        return FLModel(
+            params_type=self._params_type or ParamsType.FULL, params=mean, metrics=self._metrics.get_result() or None
+        )
+
+    def _global_shapes(self) -> dict[str, tuple]:
+        """Shapes of the global model's tensors; empty outside of a run."""
+        model = self.fl_ctx.get_prop(AppConstants.GLOBAL_MODEL) if self.fl_ctx else None
+        return _shapes(model[ModelLearnableKey.WEIGHTS]) if model else {}
+
+    @staticmethod
+    def _reason_to_refuse(
+        params: Mapping[str, np.ndarray], weight: object, expected: Mapping[str, tuple]
+    ) -> str | None:
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not np.isfinite(weight) or weight <= 0:
+            return f"its number of samples is {weight!r}, not a positive number"
+        found = _shapes(params)
+        if expected and found != expected:
+            odd = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+            was, due = found.get(odd[0], "missing"), expected.get(odd[0], "none")
+            return f"{len(odd)} of its tensors are not those of the global model, the first is {odd[0]!r}: {was} instead of {due}"
+        broken = [name for name, value in params.items() if not np.isfinite(value).all()]
+        if broken:
+            return f"{len(broken)} of {len(params)} tensors hold NaN or infinity, the first is {broken[0]!r}"
+        return None
+
+
+def _shapes(tensors: Mapping[str, object]) -> dict[str, tuple]:
+    return {name: tuple(np.shape(value)) for name, value in tensors.items()}

@@ -1,0 +1,169 @@
+"""What the course adds to a recipe on the server, one function each: the record of who took part, and a quicker pace."""
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import ClassVar
+
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_context import FLContext
+from nvflare.app_common.app_constant import AppConstants
+from nvflare.app_common.app_event_type import AppEventType
+from nvflare.recipe.spec import Recipe
+from nvflare.recipe.utils import add_experiment_tracking, add_final_global_evaluation
+from nvflare.widgets.widget import Widget
+
+from src.common.errors import CourseError
+from src.federation.site import said_reason
+
+RECORD = "course_record.jsonl"
+LOOK_SECONDS = 0.5
+QUICK_SECONDS = 0.1
+
+
+def add_everything(recipe: Recipe, at_least: int | None = None, tracker: str = "tensorboard") -> Recipe:
+    """All that the course adds to a recipe beside its aggregator; what notebook 02 switches on line by line.
+
+    Args:
+        recipe: of a PyTorch model, before it is executed.
+        at_least: see :func:`add_record`.
+        tracker: where the server writes the sites' curves: ``tensorboard`` or ``mlflow``.
+
+    Raises:
+        CourseError: for an unknown tracker.
+    """
+    if tracker not in ("tensorboard", "mlflow"):
+        raise CourseError(f"Unknown tracker {tracker!r}; choose tensorboard or mlflow.")
+    add_experiment_tracking(recipe, tracker)
+    add_final_global_evaluation(recipe)
+    weigh_selection(recipe)
+    add_record(recipe, at_least)
+    add_quick_pace(recipe)
+    return recipe
+
+
+def add_record(recipe: Recipe, at_least: int | None = None) -> None:
+    """Keep a record of who took part, and say what happens when a site fails.
+
+    FLARE's ``MetricsArtifactWriter``, which every recipe has, writes down the metrics of the updates that were accepted. The
+    record also holds what was not: refused updates, sites that failed and sites that are gone, with reasons and times. And FLARE's
+    simulator has no heartbeat: a site whose process was killed is waited for without end. The record notices.
+
+    Args:
+        recipe: of any kind, before it is executed.
+        at_least: a round goes on without the others as long as so many sites take part. By default all must: the first site that
+            fails ends the run, with an error that names it.
+    """
+    job, server = recipe._job, recipe._job._deploy_map["server"]
+    everyone = job.job.min_clients
+    at_least = everyone if at_least is None else at_least
+    job.job.min_clients = at_least
+    if at_least < everyone:  # FLARE would end the run at the first site that answers with an error
+        server.app_config.workflows[0].controller._ignore_result_error = True
+    job.to_server(RunRecorder(at_least), id="recorder")
+    # FLARE waits 60 s for a site that is gone to come back, and does not count one as gone in a task's first 30 s.
+    recipe.add_server_config({"dead_client_grace_period": 1.0, "dead_client_check_lead_time": 2.0})
+
+
+def add_quick_pace(recipe: Recipe) -> None:
+    """Let sites ask for work, and the server look for answers, ten times a second.
+
+    FLARE's sites ask every 2 s and its server looks every 0.5 s: right for hospitals, and a third of the time of a course's run.
+    """
+    for workflow in recipe._job._deploy_map["server"].app_config.workflows:
+        workflow.controller._task_check_period = QUICK_SECONDS
+    recipe.add_server_config({"server": {"task_request_interval": QUICK_SECONDS}})
+
+
+def weigh_selection(recipe: Recipe) -> None:
+    """Let FLARE's model selector weigh the sites' metrics by their number of samples, as the average does; else all count alike."""
+    recipe._job._deploy_map["server"].app_config.components["model_selector"].weigh_by_local_iter = True
+
+
+class RunRecorder(Widget):
+    """Writes what happened on the server, and when, as one JSON object a line, and ends a run that too many sites have left.
+
+    The file is ``course_record.jsonl`` in the job's run folder on the server. Every line has ``time`` (seconds since
+    the epoch), ``event`` and ``round``; lines about a site's answer also have ``site``, ``accepted`` and ``reason``.
+
+    Args:
+        at_least: so many sites must take part in every round.
+    """
+
+    EVENTS: ClassVar = {
+        EventType.START_RUN: "run started",
+        AppEventType.INITIAL_MODEL_LOADED: "initial model loaded",
+        AppEventType.ROUND_STARTED: "round started",
+        AppEventType.BEFORE_AGGREGATION: "all answers in",
+        AppEventType.AFTER_LEARNABLE_PERSIST: "model saved",
+        AppEventType.GLOBAL_BEST_MODEL_AVAILABLE: "best model",
+        AppEventType.CROSS_VAL_INIT: "final validation",
+        EventType.END_RUN: "run ended",
+    }
+
+    def __init__(self, at_least: int):
+        super().__init__()
+        self.at_least = at_least
+        self._file: Path | None = None
+        self._ended = threading.Event()
+        self._round = self._rounds = None
+        self._failed: dict[str, str] = {}
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        """Append one line for each event of interest."""
+        if event_type == EventType.START_RUN:
+            engine, job_id = fl_ctx.get_engine(), fl_ctx.get_job_id()
+            self._file = Path(engine.get_workspace().get_run_dir(job_id)) / RECORD
+            threading.Thread(target=self._watch, args=(engine, job_id), name="site_watch", daemon=True).start()
+        elif event_type in (EventType.ABOUT_TO_END_RUN, EventType.END_RUN):
+            self._ended.set()
+        if self._file is None:
+            return
+        if event_type == AppEventType.ROUND_STARTED:
+            self._round, self._failed = fl_ctx.get_prop(AppConstants.CURRENT_ROUND), {}
+        self._rounds = fl_ctx.get_prop(AppConstants.NUM_ROUNDS) or self._rounds
+        if event_type in self.EVENTS:
+            self._write(self.EVENTS[event_type], rounds=self._rounds)
+        elif event_type == AppEventType.AFTER_CONTRIBUTION_ACCEPT:
+            self._note_answer(fl_ctx)
+
+    def _note_answer(self, fl_ctx: FLContext) -> None:
+        site = fl_ctx.get_peer_context().get_identity_name()
+        aggregator = getattr(fl_ctx.get_prop(FLContextKey.RUNNER).current_wf.controller, "aggregator", None)
+        reason = getattr(aggregator, "refused", {}).get(site)
+        if reason is None and not fl_ctx.get_prop(AppConstants.AGGREGATION_ACCEPTED):
+            reason = said_reason(fl_ctx.get_peer_context().get_prop(FLContextKey.SHAREABLE))
+        samples = getattr(aggregator, "accepted", {}).get(site)
+        self._write("answer", site=site, accepted=reason is None, reason=reason, samples=samples)
+        if reason is not None:
+            self._fail(site, reason, fl_ctx)
+
+    def _fail(self, site: str, reason: str, fl_ctx: FLContext) -> None:
+        self._failed[site] = reason
+        everyone = len(fl_ctx.get_engine().get_clients())
+        if everyone - len(self._failed) < self.at_least:
+            causes = "; ".join(f"{name}: {why}" for name, why in self._failed.items())
+            self.system_panic(f"round {(self._round or 0) + 1} needs {self.at_least} site(s). {causes}", fl_ctx)
+
+    def _watch(self, engine, job_id: str) -> None:
+        """Look whether the connection of every site's process that was there still is; report one that is not as FLARE would."""
+        seen: set[str] = set()
+        lost: set[str] = set()
+        while not self._ended.wait(LOOK_SECONDS):
+            for site in sorted(client.name for client in engine.get_clients()):
+                if engine.server.cell.is_cell_connected(f"{site}.{job_id}"):
+                    seen.add(site)
+                elif site in seen and not self._ended.is_set():
+                    with engine.new_context() as fl_ctx:
+                        if site not in lost:
+                            lost.add(site)
+                            self._write("site lost", site=site)
+                            self._fail(site, "its process has ended; often a lack of memory", fl_ctx)
+                        # Each workflow has a list of its own: that of the rounds, then that of the final validation.
+                        fl_ctx.get_prop(FLContextKey.RUNNER).handle_dead_job(site, fl_ctx)
+
+    def _write(self, event: str, **more) -> None:
+        with self._file.open("a") as file:
+            file.write(json.dumps({"time": time.time(), "event": event, "round": self._round, **more}) + "\n")

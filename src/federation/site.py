@@ -1,0 +1,97 @@
+"""A site's own side: what it decides for itself, and what leaves it when it fails: a few words.
+
+Its messages, file names and tracebacks stay in its own log.
+"""
+
+import logging
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import nvflare.client as flare
+import torch
+from nvflare.apis.shareable import Shareable
+from nvflare.app_common.utils.fl_model_utils import FLModelUtils
+
+from src.common.errors import CourseError
+from src.common.files import read_json
+from src.common.paths import sites_folder
+from src.common.settings import Checked, Count, StudySettings
+from src.common.sites import read_site
+
+REASON = "course_reason"
+"""Where a failed answer says why: a key of an ``FLModel``'s ``meta``, or a header of a ``Shareable``."""
+
+
+class SiteOptions(Checked):
+    """What a site decides for itself: ``options.json`` in its folder, where there is one.
+
+    Attributes:
+        threads: CPU threads; 0 leaves PyTorch's choice, which follows ``OMP_NUM_THREADS``.
+        cache: keep prepared volumes in the site's folder, so that a second run need not make them again.
+        batch_size: items a step, instead of the study's, for a GPU with little memory.
+    """
+
+    threads: int = 0
+    cache: bool = True
+    batch_size: Count | None = None
+
+
+Study = TypeVar("Study", bound=StudySettings)
+
+
+def open_site(site: str, settings: Study) -> tuple[dict[str, list[dict]], Study, Path | None]:
+    """What a site needs to take part: its datalist, the study's settings with its own options, and its folder for a cache or None.
+
+    Raises:
+        CourseError: if the datalist or the options cannot be used.
+    """
+    folder = sites_folder(settings.data) / site
+    options = SiteOptions.checked(read_json(folder / "options.json") or {}, f"{folder / 'options.json'}")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.batch_size:
+        settings = settings.changed(batch_size=options.batch_size)
+    return read_site(settings.data, site), settings, folder / "cache" if options.cache else None
+
+
+def short_reason(error: BaseException) -> str:
+    """What of an error may leave a site: its kind, never its message, which may name files, cases or folders."""
+    if isinstance(error, CourseError):
+        return error.kind
+    if isinstance(error, FloatingPointError):
+        return "its loss or its weights became NaN or infinite"
+    if isinstance(error, MemoryError):
+        return "it ran out of memory"
+    return f"its software raised {type(error).__name__}"
+
+
+def said_reason(answer: Shareable | None) -> str:
+    """The short reason that a failed answer gives, or its code."""
+    if answer is None:
+        return "it sent nothing"
+    if said := answer.get_header(REASON):
+        return said
+    try:
+        return FLModelUtils.from_shareable(answer).meta[REASON]
+    except (KeyError, ValueError):  # no reason, or, in an answer with an error code, no model
+        return f"it answered with {answer.get_return_code()}"
+
+
+def run_site(main: Callable[[], None]) -> None:
+    """Run a Client API script's ``main``; when it fails, write the error to the site's log and tell the server the kind alone.
+
+    FLARE would end the script, and the server would only know that it ended. Here the site goes on to answer: to each task that
+    comes, without weights and with the reason, so that the server's record can say who is missing and why.
+    """
+    flare.init()
+    try:
+        main()
+    except Exception as error:
+        # As one text: inside of a script FLARE takes over print(), by which logging would write the traceback.
+        told = "".join(traceback.format_exception(error))
+        logging.getLogger(__name__).error("this site cannot take part any more: %s", told)
+        while flare.is_running():
+            flare.receive()
+            flare.send(flare.FLModel(metrics={}, meta={REASON: short_reason(error)}))

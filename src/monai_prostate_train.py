@@ -1,0 +1,56 @@
+"""The prostate client: what one hospital runs. The same training as the learner's, as a script for FLARE's Client API.
+
+https://nvflare.readthedocs.io/en/main/programming_guide/execution_api_type/client_api.html
+"""
+
+import sys
+import time
+
+import nvflare.client as flare
+from nvflare.apis.fl_constant import FLMetaKey
+from nvflare.client.tracking import SummaryWriter
+
+from src.common.engine import pick_device, train_for
+from src.common.seeds import site_seed
+from src.federation.site import open_site, run_site
+from src.prostate.card import Settings
+from src.prostate.training import evaluate, make_trainer, new_model, to_device
+from src.prostate.transforms import batches, prepare
+
+
+def main() -> None:
+    """Take part in one federated run: receive, validate, train, send, until the server says that it is over."""
+    site = flare.get_site_name()
+    parts, settings, cache = open_site(site, Settings.from_words(sys.argv[1:]))
+    device = pick_device()
+    writer = SummaryWriter()  # to the server: every site's curves end up in one place
+
+    training, validation = prepare(parts["training"], settings, cache), prepare(parts["validation"], settings, cache)
+    loader = batches(training, settings, train=True, seed=site_seed(settings.seed, site))
+    model = to_device(new_model(settings.seed), device)
+    trainer = make_trainer(model, loader, settings, device)
+
+    while flare.is_running():
+        received = flare.receive()
+        model.load_state_dict(received.params)
+
+        start = time.time()
+        metrics = evaluate(model, validation, settings, device)
+        if flare.is_evaluate():  # the final model, after the last round
+            flare.send(flare.FLModel(metrics=metrics))
+            continue
+        step = received.current_round
+        for name, value in metrics.items():
+            writer.add_scalar(name, value, step)
+        writer.add_scalar("seconds_validation", time.time() - start, step)
+
+        start = time.time()
+        loss = train_for(trainer, settings.local_epochs)
+        writer.add_scalar("train_loss", loss, step)
+        writer.add_scalar("seconds_training", time.time() - start, step)
+        samples = {FLMetaKey.NUM_STEPS_CURRENT_ROUND: len(training)}
+        flare.send(flare.FLModel(params=model.state_dict(), metrics=metrics, meta=samples))
+
+
+if __name__ == "__main__":
+    run_site(main)
