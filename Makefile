@@ -19,7 +19,7 @@ help:  ## show this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1	\2/p' Makefile
 
 course: $(STAMP)  ## run every notebook and build pages to read in build/course/ (ONLY="01_monai_101" for some)
-	@$(RUN) src.course $(ONLY)
+	@$(RUN) book $(ONLY)
 
 # Notebooks call `tensorboard` and FLARE `python3` by name, so the environment comes first on the path.
 test: export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -36,12 +36,12 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab (LAB="--no-browser" and other
 	@$(RUN) jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $$([ "$$(id -u)" != 0 ] || echo --allow-root) $(LAB)
 
 figures: $(STAMP)  ## draw the pictures in figs/ again
-	@$(RUN) src.figures
+	@$(RUN) book.figures
 
 tidy: $(STAMP)  ## format the code, clear the notebooks' outputs
 	@$(RUN) ruff check --fix
 	@$(RUN) ruff format
-	@$(RUN) src.notebook_tools
+	@$(RUN) book.tidy
 
 clean:  ## remove the environment and the pages; data and runs stay
 	rm -rf .venv build *.egg-info
@@ -56,5 +56,5 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml
 	@echo "Setting up the environment in .venv (minutes the first time, nothing to do later)"
 	@$(PYTHON) -m venv .venv
 	@$(PIP) -q -r requirements.txt
-	@$(PIP) -q --editable '.[test]'
+	@$(PIP) -q --editable '.[test,book]'
 	@pwd -P > $(STAMP)

@@ -1,1 +1,1 @@
-"""What federation costs: each module times a federated run against a plain training loop, on one machine in one run."""
+"""What federation costs, and brings, against a plain training of the same data on the same machine in the same run."""

@@ -1,4 +1,4 @@
-"""What the three command lines share: how they end, and how they name their defaults."""
+"""What the command lines share: how they end, and how they name their defaults."""
 
 import argparse
 import os
@@ -29,22 +29,25 @@ def folder(text: str) -> Path:
 
 def run(main: Callable[[], None]):
     """Call ``main`` and leave with 0, or with 2 and one message when there is something to mend."""
-    from src.errors import CourseError
+    from src.common.errors import CourseError
 
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a file's name may not be text in the terminal's encoding
     try:
         main()
     except CourseError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        print("\nStopped, and nothing half was left. The same command starts again.", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:  # `... | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 try:
-    import src.prostate  # noqa: F401
+    import src.mednist.data
+    import src.prostate.data  # noqa: F401
 except ModuleNotFoundError as missing:
     print(
         f"error: {sys.executable} has no module {missing.name!r}. Run 'make course' first, "

@@ -1,15 +1,15 @@
-"""Behind datalists_gen.sh: the arguments of src.prostate.make_datalists."""
+"""Behind datalists_gen.sh: the arguments of src.prostate.data.share_out."""
 
 import _cli
 
-from src import prostate
+from src.prostate.data import read_hospitals, share_out
 
 TEXT = """\
-Split the cases of each site 50 : 25 : 25 into training, validation and testing and write one JSON file per site in the
-format of the Medical Segmentation Decathlon, with paths relative to the folder of the converted data.
+Give every site a folder of its own, COURSE_DATA/sites/NAME/SITE: its cases, and datalist.json in the format of the
+Medical Segmentation Decathlon, in which they are split 50 : 25 : 25 into training, validation and testing.
 
-Cases are dealt out to sites at random, or with --sites they keep the hospitals that they come from. Then each site is
-split by itself. No case is in two parts or at two sites."""
+Cases keep the hospitals that they come from: those of --sites, or of hospitals.json beside the raw data. Without either
+they are dealt out at random. No case is in two parts or at two sites."""
 
 
 def main():
@@ -17,17 +17,14 @@ def main():
     parser.add_argument(
         "data", nargs="?", type=_cli.folder, help="converted data; default: prostate_t2 of the data folder"
     )
-    parser.add_argument(
-        "out", nargs="?", type=_cli.folder, help="folder to make; default: prostate_datalists beside DATA"
-    )
+    parser.add_argument("--name", help="what jobs call these data (default: prostate)")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--num-sites", type=int, default=4, help="sites to deal out to (default: %(default)s)")
+    which.add_argument("--num-sites", type=int, help="sites to deal out to at random (default: 4, without hospitals)")
     which.add_argument("--sites", type=_cli.folder, metavar="FILE", help='JSON: {"site name": ["case name", ...], ...}')
     parser.add_argument("--seed", type=int, default=0, help="of the random generator (default: %(default)s)")
     arguments = parser.parse_args()
-    data = arguments.data or prostate.folders().converted
-    sites = prostate.read_sites(arguments.sites) if arguments.sites else arguments.num_sites
-    prostate.make_datalists(data, arguments.out or data.parent / "prostate_datalists", sites, arguments.seed)
+    sites = read_hospitals(arguments.sites) if arguments.sites else arguments.num_sites
+    share_out(sites, arguments.seed, arguments.name, arguments.data)
 
 
 _cli.run(main)

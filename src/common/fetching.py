@@ -45,7 +45,7 @@ def fetch(
             return folder
         brought = archive.exists()
         if brought:
-            _verify(archive, md5)
+            _verify(archive, md5, f"Delete {archive} and run this again: it")
         else:
             say(f"Downloading {folder.name} from {url}")
             _download(archive, md5, [lambda path: _from_web(url, path), *others], say)
@@ -71,7 +71,7 @@ def _download(archive: Path, md5: str, sources: list[Source], say: Callable[[str
         for source in sources:
             try:
                 source(part)
-                _verify(part, md5)
+                _verify(part, md5, "what arrived")
                 part.replace(archive)
                 return
             except (requests.RequestException, CourseError, OSError) as error:
@@ -86,14 +86,12 @@ def _download(archive: Path, md5: str, sources: list[Source], say: Callable[[str
     )
 
 
-def _verify(archive: Path, md5: str) -> None:
+def _verify(archive: Path, md5: str, what: str) -> None:
     import pooch
 
     found = pooch.file_hash(str(archive), alg="md5")
     if found != md5:
-        raise CourseError(
-            f"{archive.name} has the MD5 checksum {found}, expected {md5}. Delete {archive} and run this again."
-        )
+        raise CourseError(f"{what} has the MD5 checksum {found}, expected {md5}")
 
 
 def _unpack(archive: Path, folder: Path, check: Callable[[Path], object]) -> None:

@@ -43,7 +43,8 @@ def write_file(path: Path, content: str | bytes) -> Path:
         beside = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
+                # File names that are no UTF-8 arrive as surrogates, and go back to the bytes that they were.
+                file.write(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
             beside.chmod(0o644)  # mkstemp's 0600 would shut out colleagues
             beside.replace(path)
         except BaseException:
@@ -60,7 +61,7 @@ def write_json(path: Path, content: object) -> Path:
 def read_json(path: Path) -> dict | None:
     """The JSON object in a file; None where there is none that can be read."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8", errors="surrogateescape"))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None

@@ -23,13 +23,16 @@ def _home() -> Path:
 
 
 def data_root() -> Path:
-    """Folder of all data sets: ``COURSE_DATA``, by default ``data`` in the checkout. It may not exist yet."""
-    return Path(os.environ.get("COURSE_DATA") or _home() / "data").expanduser().resolve()
+    """Folder of all data sets: ``COURSE_DATA``, by default ``data`` in the checkout. It may not exist yet.
+
+    A relative one starts from the checkout, so that it is the same folder in a notebook, a script and a shell.
+    """
+    return (_home() / Path(os.environ.get("COURSE_DATA") or "data").expanduser()).resolve()
 
 
 def runs_root() -> Path:
-    """Folder of all run folders: ``COURSE_RUNS``, by default ``runs`` in the checkout. It may not exist yet."""
-    return Path(os.environ.get("COURSE_RUNS") or _home() / "runs").expanduser().resolve()
+    """Folder of all run folders: ``COURSE_RUNS``, by default ``runs`` in the checkout; see :func:`data_root`."""
+    return (_home() / Path(os.environ.get("COURSE_RUNS") or "runs").expanduser()).resolve()
 
 
 def data_source(source: str | None = None) -> str:

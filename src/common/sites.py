@@ -9,7 +9,7 @@ paths relative to the folder. A hospital makes its own by whatever means; here, 
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,13 @@ def site_names(sites: int | Sequence[str]) -> list[str]:
                 f"host's name, and none of {', '.join(_RESERVED)}."
             )
     return names
+
+
+def random_numbers(seed: int, site: str = "") -> np.random.Generator:
+    """NumPy's generator, fixed by a seed and the name of a site; a ``CourseError`` for a negative seed."""
+    if seed < 0:
+        raise CourseError(f"seed is {seed}; it must be 0 or more.")
+    return np.random.default_rng([seed, *site.encode()])
 
 
 # -- who gets what -----------------------------------------------------------------------------------------------------
@@ -89,7 +96,7 @@ def split(
         raise CourseError(f"The shares validation={validation} and testing={testing} must leave some for training.")
     if not items:
         raise CourseError(f"{site or 'This place'} has no items to split.")
-    order = mixed(items, np.random.default_rng([seed, *site.encode()]))
+    order = mixed(items, random_numbers(seed, site))
     count = len(order)
     tests = round(count * testing)
     held = round(count * (testing + validation)) - tests
@@ -125,7 +132,7 @@ def partition(
     Raises:
         CourseError: for an unknown ``how``, more sites than items, wrong ``counts``, or ``alpha`` ≤ 0.
     """
-    names, rng = site_names(sites), np.random.default_rng(seed)
+    names, rng = site_names(sites), random_numbers(seed)
     if len(names) > len(items):
         raise CourseError(f"{len(items)} items cannot be shared out over {len(names)} sites; every site needs one.")
     if how == "even":
@@ -199,29 +206,27 @@ def write_sites(
         site: {part: [_below(item, base) for item in items] for part, items in parts.items()}
         for site, parts in datalists.items()
     }
-    files = sorted(
-        {str(name) for parts in relative.values() for items in parts.values() for i in items for name in _files(i)}
-    )
-    contents = hashlib.sha256(json.dumps([relative, [stamp(base / name) for name in files]]).encode()).hexdigest()
-    about = {"data": data, **about, "sites": list(datalists), "contents": contents}
+    files = {(site, name) for site, _, item in _each(relative) for name in _files(item)}
+    stamps = [stamp(base / name) for name in sorted({name for _, name in files})]
+    about = {"data": data, **about, "sites": list(datalists)}
+    about["contents"] = hashlib.sha256(json.dumps([relative, stamps]).encode()).hexdigest()
     with one_at_a_time(folder.parent):
         found = read_json(folder / ABOUT)
-        if found == json.loads(json.dumps(about)):
+        there = all((folder / site / name).is_file() for site, name in files | {(site, DATALIST) for site in relative})
+        if there and found == json.loads(json.dumps(about)):
             say(f"{folder}: shared out already over {', '.join(datalists)}, nothing to do.")
             return data
-        if found is None and folder.exists() and any(folder.iterdir()):
+        if found is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise CourseError(
                 f"{folder} holds sites that were not made by sharing out here. Choose another name for the data, or move "
                 "the folder away."
             )
         with staged(folder) as new:
+            for site, name in files:
+                target = new / site / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy(base / name, target)
             for site, parts in relative.items():
-                for item in (item for items in parts.values() for item in items):
-                    for name in _files(item):
-                        target = new / site / name
-                        target.parent.mkdir(parents=True, exist_ok=True)
-                        if not target.exists():
-                            link_or_copy(base / name, target)
                 write_json(new / site / DATALIST, parts)
             write_json(new / ABOUT, about)
     for site, parts in datalists.items():
@@ -229,17 +234,24 @@ def write_sites(
     return data
 
 
+def _each(datalists: Datalists) -> Iterator[tuple[str, str, dict]]:
+    """Site, part and item of all items."""
+    return ((site, part, item) for site, parts in datalists.items() for part, items in parts.items() for item in items)
+
+
 def _refuse_shared(datalists: Datalists) -> None:
-    seen: dict[str, str] = {}
-    for site, parts in datalists.items():
-        for part, items in parts.items():
-            for item in items:
-                here = f"{site} {part}"
-                if item["image"] in seen:
-                    raise CourseError(
-                        f"{item['image']} is in {seen[item['image']]} and in {here}; give it to one of them."
-                    )
-                seen[item["image"]] = here
+    """No image may be in two places, a scan not under another name either. Small pictures with a class may well be equal."""
+    seen: dict[str, tuple[dict, str]] = {}
+    problems = []
+    for site, part, item in _each(datalists):
+        image, here = item["image"], f"{site} {part}"
+        key = hashlib.sha256(Path(image).read_bytes()).hexdigest() if _is_file(item, "label") else image
+        other, there = seen.setdefault(key, (item, here))
+        if other is not item and (here != there or image == other["image"]):
+            names = " and ".join(dict.fromkeys((other["image"], image)))
+            problems.append(f"{names}: the same image is in {there} and in {here}; take it out of one of them")
+    if problems:
+        raise all_of("Nothing was shared out", problems)
 
 
 def _below(item: dict, base: Path) -> dict:
@@ -255,6 +267,11 @@ def _is_file(item: Mapping, key: str) -> bool:
 
 def _files(item: Mapping) -> list[str]:
     return [item[key] for key in ("image", "label") if _is_file(item, key)]
+
+
+def cache_folder(data: str, site: str) -> Path:
+    """Where a site keeps what it prepared from its data, for its next run."""
+    return sites_folder(data) / site / "cache"
 
 
 def sites_of(data: str) -> list[str]:

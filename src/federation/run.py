@@ -195,17 +195,16 @@ def _tensorboard_rows(folder: Path):
 
 def _mlflow_rows(run: Run):
     from mlflow import MlflowClient
+    from sqlalchemy import URL
 
-    places = [path for pattern in ("mlruns", "mlflow.db") for path in run.folder.rglob(pattern)]
-    if not places:
-        raise CourseError(
-            "The run streamed no metrics: neither TensorBoard events nor MLflow's are there; see add_experiment_tracking."
-        )
-    client = MlflowClient(tracking_uri=places[0].as_uri() if places[0].is_dir() else f"sqlite:///{places[0]}")
+    database = next(iter(run.folder.rglob("mlflow.db")), None)
+    if database is None:
+        raise CourseError("The run streamed no metrics: neither TensorBoard's events nor MLflow's database are there.")
+    client = MlflowClient(tracking_uri=URL.create("sqlite", database=str(database)).render_as_string())
     for one in client.search_runs([experiment.experiment_id for experiment in client.search_experiments()]):
         # FLARE names a run <site>-<job id>-…; the longest site that fits is the one ("site-1" against "site-11").
-        site = max((name for name in run.sites if one.info.run_name.startswith(f"{name}-")), key=len, default=None)
-        for tag in one.data.metrics if site else ():
+        site = max((name for name in run.sites if one.info.run_name.startswith(f"{name}-")), key=len)
+        for tag in one.data.metrics:
             for metric in client.get_metric_history(one.info.run_id, tag):
                 yield site, tag, metric.step, metric.value
 

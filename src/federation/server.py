@@ -41,6 +41,7 @@ def add_everything(recipe: Recipe, at_least: int | None = None, tracker: str = "
     weigh_selection(recipe)
     add_record(recipe, at_least)
     add_quick_pace(recipe)
+    forget_script_folder(recipe)
     return recipe
 
 
@@ -80,6 +81,18 @@ def add_quick_pace(recipe: Recipe) -> None:
 def weigh_selection(recipe: Recipe) -> None:
     """Let FLARE's model selector weigh the sites' metrics by their number of samples, as the average does; else all count alike."""
     recipe._job._deploy_map["server"].app_config.components["model_selector"].weigh_by_local_iter = True
+
+
+def forget_script_folder(recipe: Recipe) -> None:
+    """Let a site look for the training script in the job by its name alone, also where the recipe was given a whole path.
+
+    FLARE writes ``train_script`` into the job as it was given, and a site then looks for a whole path on its own disk.
+    """
+    recipe._ensure_client_apps_prepared()
+    for app in recipe._job._deploy_map.values():
+        for entry in getattr(app.app_config, "executors", ()):
+            if script := getattr(entry.executor, "_task_script_path", None):
+                entry.executor._task_script_path = Path(script).name
 
 
 class RunRecorder(Widget):

@@ -18,7 +18,7 @@ from src.common.errors import CourseError
 from src.common.files import read_json
 from src.common.paths import sites_folder
 from src.common.settings import Checked, Count, StudySettings
-from src.common.sites import read_site
+from src.common.sites import cache_folder, read_site
 
 REASON = "course_reason"
 """Where a failed answer says why: a key of an ``FLModel``'s ``meta``, or a header of a ``Shareable``."""
@@ -53,7 +53,7 @@ def open_site(site: str, settings: Study) -> tuple[dict[str, list[dict]], Study,
         torch.set_num_threads(options.threads)
     if options.batch_size:
         settings = settings.changed(batch_size=options.batch_size)
-    return read_site(settings.data, site), settings, folder / "cache" if options.cache else None
+    return read_site(settings.data, site), settings, cache_folder(settings.data, site) if options.cache else None
 
 
 def short_reason(error: BaseException) -> str:

@@ -4,13 +4,11 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from src.common.errors import CourseError
 from src.common.fetching import fetch
 from src.common.files import generated, is_generated
 from src.common.paths import data_source, raw_folder
-from src.common.sites import partition, split, write_sites
+from src.common.sites import partition, random_numbers, split, write_sites
 from src.mednist.card import CARD, Settings
 from src.phantoms.mednist import parameters, write
 
@@ -88,7 +86,7 @@ def read_items(folder: Path, per_class: int | None = None, seed: int = 0) -> lis
     most = _per_class(folder) if per_class is None else per_class
     if most is not None and most < 1:
         raise CourseError(f"per_class is {most}; it must be at least 1.")
-    rng = np.random.default_rng(seed)
+    rng = random_numbers(seed)
     items = []
     for label, name in enumerate(CARD.labels):
         images = _images(folder / name)

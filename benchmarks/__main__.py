@@ -1,0 +1,167 @@
+"""What a federated run costs and brings, task by task: ``python -m benchmarks [TASK ...] [--out FOLDER]``.
+
+Every folder of ``src`` that has a card is a task. For each one: a plain PyTorch loop on the pooled data (the limit), the
+federated run of its recipe, and pooled training at equal work, on the same data in the same run. One JSON report a task.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.measure import (
+    Watch,
+    beside_a_busy_program,
+    model_bytes,
+    parts_of,
+    plain_seconds,
+    plain_seconds_side_by_side,
+)
+from src.common.engine import pick_device
+from src.common.files import write_json
+from src.common.local import train_locally
+from src.common.sites import cache_folder, pooled, read_sites
+from src.common.task import Card, tasks
+from src.federation.environments import CourseSimEnv
+from src.federation.run import Run
+
+BARS = Path(__file__).with_name("bars.json")
+"""Task → figure → limit; a negative limit means "at least". A task without an entry is measured and has no bar."""
+
+
+def measure(card: Card) -> dict:
+    """All figures of one task."""
+    settings = card.room("card").Settings()
+    data = card.room("data").prepare()
+    datalists = read_sites(data)
+    everything, device = pooled(datalists), pick_device()
+    training, transforms = card.room("training"), card.room("transforms")
+
+    few = max(1, round(4000 / len(everything["training"]) / settings.epochs))
+    together = plain_seconds(card.name, everything["training"], settings, few)
+    apart = plain_seconds_side_by_side(card.name, everything["training"], settings, few)
+    prepared = transforms.prepare(everything["validation"], settings)
+    model = training.to_device(training.new_model(0), device)
+    training.evaluate(model, prepared[:1], settings, device)
+    started = time.perf_counter()
+    training.evaluate(model, prepared, settings, device)
+    validation = (settings.rounds + 1) * (time.perf_counter() - started)
+    bare, whole = (min(a, b) * settings.epochs + validation for a, b in zip(together, apart, strict=True))
+
+    runs, seconds = [], []
+    for number in range(2):  # the first run prepares the volumes of a task that keeps them, the second one finds them
+        if number == 0:
+            _forget_caches(data)
+        simulator = CourseSimEnv(list(datalists), card.name)
+        recipe = card.room("recipe").recipe(len(datalists), settings if number else settings.changed(rounds=1))
+        started = time.time()
+        with Watch() as watch:
+            run = Run(recipe.execute(simulator).get_result())
+        runs.append(run)
+        seconds.append(parts_of(run, started, watch.seconds))
+    run, parts = runs[1], seconds[1]
+
+    local = train_locally(card, everything, settings)
+    scores = {
+        name: training.evaluate_cases(one, everything["testing"], settings)
+        for name, one in {"federated": training.load_model(run.weights(run.final_model)), "pooled": local.model}.items()
+    }
+    measure_name = card.key_metric.removeprefix("val_")
+    test = {name: float(table[measure_name].mean()) for name, table in scores.items()}
+    busy = beside_a_busy_program(card.name, everything["training"][: 4 * settings.batch_size], settings)
+    sites = [memory for name, memory in watch.peak_memory.items() if name != "server"]
+    figures = {
+        "wall time / limit": watch.seconds / whole,
+        "peak memory of a site (GB)": max(sites) / 1e9,
+        f"test {measure_name} of the global model": test["federated"],
+        f"federated / pooled test {measure_name}": test["federated"] / test["pooled"],
+        "watching idle cores, alone / not watching": busy["alone_watching"] / busy["alone"],
+        "watching idle cores, beside a busy process / alone": busy["beside_watching"] / busy["alone"],
+    }
+    return {
+        "task": card.name,
+        "data": card.room("data").describe(card.room("data").find_or_make()).split(" in ")[0].split(" (/")[0],
+        "machine": machine(),
+        "items": {part: len(items) for part, items in everything.items()},
+        "epochs": settings.epochs,
+        "rounds": settings.rounds,
+        "plain_loop_seconds_an_epoch": {"all threads": together[1], "a process a core": apart[1]},
+        "limit_seconds": whole,
+        "limit_seconds_without_augmentation": bare,
+        "wall_seconds": watch.seconds,
+        "seconds": parts,
+        "first_start_up_seconds": seconds[0]["start_up"],
+        "peak_memory_gb": {name: memory / 1e9 for name, memory in sorted(watch.peak_memory.items())},
+        "bytes_per_round": {
+            "weights": 2 * len(datalists) * model_bytes(run),
+            "loopback": watch.loopback_bytes // (run.rounds + 2) if watch.loopback_bytes else "not measured",
+        },
+        "steps_per_second": busy,
+        "test": test,
+        "figures": {name: round(value, 3) for name, value in figures.items()},
+    }
+
+
+def _forget_caches(data: str) -> None:
+    for site in read_sites(data):
+        folder = cache_folder(data, site)
+        for file in folder.glob("*.pt") if folder.is_dir() else ():
+            file.unlink()
+
+
+def machine() -> dict[str, object]:
+    """What the figures were measured with."""
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "processor": platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def verdicts(report: dict) -> dict[str, dict]:
+    """Which bars of ``bars.json`` a report meets: figure → measured, bar, met."""
+    bars = json.loads(BARS.read_text(encoding="utf-8")).get(report["task"], {})
+    found = {}
+    for name, limit in bars.items():
+        value = report["figures"][name]
+        met = value <= limit if limit > 0 else value >= -limit
+        found[name] = {
+            "measured": value,
+            "bar": ("at most " if limit > 0 else "at least ") + f"{abs(limit):g}",
+            "met": met,
+        }
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmarks. Returns 0 if all bars were met, else 1."""
+    known = tasks()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "tasks", nargs="*", choices=[[], *known], metavar="TASK", help=f"{', '.join(known)}; default: all"
+    )
+    parser.add_argument("--out", type=Path, default=Path("build/benchmarks"), help="folder for the reports")
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    missed = 0
+    for name in options.tasks or known:
+        report = measure(known[name])
+        report["bars"] = verdicts(report)
+        write_json(options.out / f"{name}.json", report)
+        print(
+            json.dumps(
+                {key: report[key] for key in ("seconds", "wall_seconds", "limit_seconds", "figures", "bars")}, indent=1
+            )
+        )
+        missed += sum(not bar["met"] for bar in report["bars"].values())
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

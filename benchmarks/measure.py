@@ -1,0 +1,214 @@
+"""What a benchmark measures: memory and traffic while a run goes on, where its time went, and what a plain loop needs."""
+
+import multiprocessing
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+
+import psutil
+import torch
+
+from src.common.engine import IdleCores, pick_device
+from src.common.settings import StudySettings
+from src.common.task import tasks
+from src.federation.run import Run
+
+SAMPLE_SECONDS = 0.25
+
+
+@dataclass
+class Watch:
+    """Watches this process's children while a ``with`` block runs.
+
+    Attributes:
+        peak_memory: largest resident memory of each process in bytes: the sites by name, and ``server``.
+        loopback_bytes: bytes that went over the loopback interface meanwhile; None where the system does not tell.
+        seconds: wall time of the block.
+    """
+
+    peak_memory: dict[str, int] = field(default_factory=dict)
+    loopback_bytes: int | None = None
+    seconds: float = 0.0
+
+    def __enter__(self):
+        self._stop = threading.Event()
+        self._traffic = _loopback_bytes()
+        self._started = time.time()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.seconds = time.time() - self._started
+        self._stop.set()
+        self._thread.join()
+        after = _loopback_bytes()
+        self.loopback_bytes = None if after is None or self._traffic is None else after - self._traffic
+
+    def _sample(self):
+        me = psutil.Process()
+        while not self._stop.wait(SAMPLE_SECONDS):
+            for process in me.children(recursive=True):
+                try:
+                    name, memory = _role(process.cmdline()), process.memory_info().rss
+                except psutil.Error:  # ended between the listing and the look
+                    continue
+                if name:
+                    self.peak_memory[name] = max(memory, self.peak_memory.get(name, 0))
+
+
+def _role(command: list[str]) -> str | None:
+    if "--client" in command:
+        return command[command.index("--client") + 1]
+    return "server" if any("simulator.simulator" in word for word in command) else None
+
+
+def _loopback_bytes() -> int | None:
+    counters = psutil.net_io_counters(pernic=True)
+    return next((c.bytes_sent for name, c in counters.items() if name.startswith(("lo", "Loopback"))), None)
+
+
+def parts_of(run: Run, started: float, seconds: float) -> dict[str, float]:
+    """Where the wall time of a run went, in seconds.
+
+    Training and validation are what the slowest site of each round streamed; start-up ends when the first site has the
+    model and begins to work; ``transfer and aggregation`` is what is left of the rounds. The final validation comes after them.
+
+    Args:
+        run: a finished run.
+        started: when the run was started, seconds since the epoch.
+        seconds: its wall time.
+    """
+    # Only what the slower site needs is waited for: the sum of both, per site, then the maximum.
+    busy = run.curve("seconds_training").add(run.curve("seconds_validation"), fill_value=0)
+    first = [entry for entry in run.record if entry["event"] == "answer" and entry["round"] == 0]
+    at = {entry["event"]: entry["time"] for entry in run.record}
+    work = min(entry["time"] - busy.loc[0, entry["site"]] for entry in first if entry["site"] in busy.columns)
+    rounds_end = at.get("final validation", at["run ended"])
+    return {
+        "start_up": float(work - started),
+        "local_training": float(run.curve("seconds_training").max(axis=1).sum()),
+        "evaluation": float(run.curve("seconds_validation").max(axis=1).sum()),
+        "transfer_and_aggregation": float(rounds_end - work - busy.max(axis=1).sum()),
+        "final_validation": float(at["run ended"] - rounds_end),
+        "tear_down": float(started + seconds - at["run ended"]),
+    }
+
+
+def model_bytes(run: Run) -> int:
+    """Bytes of the weights that travel to one site, or back from it, in one round."""
+    return sum(tensor.numpy().nbytes for tensor in run.weights(run.final_model).values())
+
+
+def plain_seconds(task: str, items: list, settings: StudySettings, epochs: int) -> tuple[float, float]:
+    """Seconds for one epoch of a plain PyTorch loop, data prepared and in memory: without and with the augmentation.
+
+    No handler, no validation, no copy of the data: optimiser, loss and network are the task's. The first step is not counted.
+    """
+    card = tasks()[task]
+    training, transforms, device = card.room("training"), card.room("transforms"), pick_device()
+    loader = transforms.batches(transforms.prepare(items, settings), settings, train=True, seed=0)
+    model = training.to_device(training.new_model(0), device)
+    trainer = training.make_trainer(model, loader, settings, device)
+    optimizer, loss = trainer.optimizer, trainer.loss_function
+
+    def step(batch) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss(model(batch["image"].to(device)), batch["label"].to(device)).backward()
+        optimizer.step()
+
+    model.train()
+    drawn = list(loader)
+    step(drawn[0])  # the first step also plans the memory
+    started = _now(device)
+    for _ in range(epochs):
+        for batch in drawn:
+            step(batch)
+    bare = (_now(device) - started) / epochs
+    started = _now(device)
+    for _ in range(epochs):
+        for _ in loader:
+            pass
+    return bare, bare + (_now(device) - started) / epochs
+
+
+def _now(device: torch.device) -> float:
+    """Seconds on a clock, when all that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def plain_seconds_side_by_side(task: str, items: list, settings: StudySettings, epochs: int) -> tuple[float, float]:
+    """As :func:`plain_seconds`, by one process a core with one thread each, which share the items; the slowest counts."""
+    count = len(os.sched_getaffinity(0))
+    context = multiprocessing.get_context("spawn")
+    barrier, answers = context.Barrier(count), context.Queue()
+    workers = [
+        context.Process(target=_one_of_many, args=(task, items[i::count], settings, epochs, barrier, answers))
+        for i in range(count)
+    ]
+    for worker in workers:
+        worker.start()
+    measured = [answers.get() for _ in workers]
+    for worker in workers:
+        worker.join()
+    return max(bare for bare, _ in measured), max(whole for _, whole in measured)
+
+
+def _one_of_many(task, items, settings, epochs, barrier, answers) -> None:
+    torch.set_num_threads(1)
+    plain_seconds(task, items[: settings.batch_size], settings, 1)  # imports and first steps, before all start together
+    barrier.wait()
+    answers.put(plain_seconds(task, items, settings, epochs))
+
+
+def beside_a_busy_program(task: str, items: list, settings: StudySettings, seconds: float = 8.0) -> dict[str, float]:
+    """How much of its speed a training keeps: alone and beside one busy process, with and without a look at idle cores.
+
+    Returns:
+        Steps a second: ``alone``, ``alone_watching``, ``beside`` and ``beside_watching``, all cores.
+    """
+    card = tasks()[task]
+    training, transforms, device = card.room("training"), card.room("transforms"), pick_device()
+    loader = list(transforms.batches(transforms.prepare(items, settings), settings, train=True, seed=0))
+    model = training.to_device(training.new_model(0), device).train()
+    trainer = training.make_trainer(model, loader, settings, device)
+    before, result = torch.get_num_threads(), {}
+
+    def rate(watching: bool) -> float:
+        watch, steps = IdleCores(), 0
+        settled = time.perf_counter() + 2 * IdleCores.EVERY_SECONDS  # it needs a look or two to notice
+        end = started = settled + seconds
+        while (now := time.perf_counter()) < end:
+            batch = loader[steps % len(loader)]
+            trainer.optimizer.zero_grad(set_to_none=True)
+            trainer.loss_function(model(batch["image"]), batch["label"]).backward()
+            trainer.optimizer.step()
+            if watching:
+                watch()
+            if now < settled:
+                continue
+            started = min(started, now)
+            steps += 1
+        watch.all()
+        return steps / (time.perf_counter() - started)
+
+    for where in ("alone", "beside"):
+        busy = multiprocessing.get_context("spawn").Process(target=_spin, daemon=True)
+        if where == "beside":
+            busy.start()
+        try:
+            result |= {where: rate(False), f"{where}_watching": rate(True)}
+        finally:
+            if where == "beside":
+                busy.terminate()
+                busy.join()
+    torch.set_num_threads(before)
+    return result
+
+
+def _spin() -> None:
+    while True:
+        pass

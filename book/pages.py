@@ -1,0 +1,159 @@
+"""Turn executed notebooks into pages: what Sphinx needs beside them, a front page with a card for each, and the call."""
+
+import base64
+import io
+import mimetypes
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+from jinja2 import Environment, StrictUndefined
+from markdown_it import MarkdownIt
+from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell
+from sphinx.application import Sphinx
+from sphinx.util.docutils import docutils_namespace, patch_docutils
+
+from book.tidy import ROOT, notebook_text, read_notebook, repository
+from src.common.files import write_file, writing
+from src.common.paths import data_source
+from src.headline import OWN_KEYS, figure_text, words
+
+_BOOK = Path(__file__).resolve().parent
+_DATA = {"generated": "generated drawings, not patients", "real": "the real data sets"}
+
+
+def write_pages(build: Path, notebooks: Path, summary: dict[str, dict]) -> None:
+    """Write a page for each notebook of the summary, and the front page, into the folder of the executed notebooks.
+
+    Args:
+        build: where ``<name>.ipynb`` lie; pages, pictures and the search index come beside them.
+        notebooks: where they come from; relative links in them start from there.
+        summary: what ``summary.json`` holds.
+    """
+    with writing(build), tempfile.TemporaryDirectory(prefix=".pages-", dir=build) as temporary:
+        source, output = Path(temporary, "source"), Path(temporary, "output")
+        (source / "thumbnails").mkdir(parents=True)
+        cards = []
+        for name in sorted(summary):
+            notebook = read_notebook(build / f"{name}.ipynb")
+            cards.append(_card(notebook, name, summary[name], source))
+            _prepare(notebook, notebooks, source, summary)
+            write_file(source / f"{name}.ipynb", notebook_text(notebook))
+        template = (_BOOK / "index.md").read_text("utf-8")
+        index = Environment(undefined=StrictUndefined, trim_blocks=True).from_string(template)
+        write_file(source / "index.md", index.render(cards=cards, measured=_measured(summary)))
+        warnings = io.StringIO()
+        with patch_docutils(_BOOK), docutils_namespace():
+            Sphinx(source, _BOOK, output, Path(temporary, "doctrees"), "html", status=None, warning=warnings).build()
+        # Without colours, and of the file that a reader can mend.
+        sys.stderr.write(re.sub(r"\x1b\[[0-9;]*m", "", warnings.getvalue()).replace(str(source), str(notebooks)))
+        for new in output.iterdir():  # folders as a whole, so that no picture of an earlier run stays
+            if (build / new.name).is_dir():
+                shutil.rmtree(build / new.name)
+            new.replace(build / new.name)
+
+
+def duration(seconds: float) -> str:
+    """A measured time as a reader sees it."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def figures(entry: dict) -> dict[str, str]:
+    """The headline figures of one entry of the summary, as words and text."""
+    return {words(key): figure_text(value) for key, value in entry.items() if key not in OWN_KEYS}
+
+
+def _prepare(notebook: NotebookNode, notebooks: Path, source: Path, names: dict) -> None:
+    """Point relative links to pages, pictures and the repository, and say by MyST-NB's tags what is hidden."""
+
+    def place(found: re.Match) -> str:
+        start, address = found[1], urlsplit(found[2])
+        target = (notebooks / unquote(address.path)).resolve()
+        if address.scheme or not address.path or not target.exists() or notebooks.parent not in target.parents:
+            return found[0]
+        if target.suffix == ".ipynb" and target.parent == notebooks and target.stem in names:
+            return found[0] if start == "](" else found[0].replace(".ipynb", ".html")
+        kind = mimetypes.guess_type(target.name)[0] or ""
+        if start.startswith("src"):  # in HTML, which Sphinx leaves alone
+            return f"{start}data:{kind};base64,{base64.b64encode(target.read_bytes()).decode()}"
+        file = target.relative_to(notebooks.parent).as_posix()
+        if kind.startswith("image/"):
+            name = re.sub(r"[^\w.-]", "-", file)  # Sphinx finds no picture whose name is quoted
+            shutil.copyfile(target, source / name)
+            return start + name
+        return f"{start}{repository(ROOT)}/{'tree' if target.is_dir() else 'blob'}/main/{quote(file)}"
+
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"""(\]\(|(?:href|src)=["'])([^)"'\s]+)""", place, cell.source)
+        elif "colab" in tags:
+            cell.metadata.tags = [*tags, "remove-cell"]
+        elif "solution" in tags:
+            cell.metadata.tags = [*tags, "hide-cell"]
+            cell.metadata["mystnb"] = {"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+
+
+def _card(notebook: NotebookNode, name: str, entry: dict, source: Path) -> dict:
+    """What the front page says of one notebook; its picture is put into ``source``."""
+    title, opening = _title_and_opening(notebook)
+    if not title:  # a page has to have one
+        title = name
+        notebook.cells.insert(0, new_markdown_cell(f"# {name}"))
+    pictures = [
+        ("thumbnail" in cell.metadata.get("tags", ()), output["data"]["image/png"])
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if "image/png" in output.get("data", {})
+    ]
+    picture = ""
+    if pictures:  # the last one of a cell tagged `thumbnail`, else the last one of all
+        pictures.sort(key=lambda one: one[0])
+        picture = f"thumbnails/{name}.png"
+        write_file(source / picture, base64.b64decode(pictures[-1][1]))
+    number = re.match(r"0*(\d+)", name)
+    return {
+        "name": name,
+        "number": number[1] if number else "·",
+        "title": title,
+        "stop": re.sub(r"^\d+[\s.:·_-]*", "", title) or title,  # on the map, which shows the number already
+        "opening": opening,
+        "picture": picture,
+        "figures": figures(entry),
+        "time": duration(entry["seconds"]),
+        "error": entry.get("error"),
+    }
+
+
+def _title_and_opening(notebook: NotebookNode) -> tuple[str, str]:
+    """The notebook's title and the first sentence of its first paragraph, without markup."""
+    title, opening = "", ""
+    text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    for start, content in pairwise(MarkdownIt().parse(text)):
+        parts = [part for part in content.children or () if part.type not in ("image", "html_inline")]
+        plain = "".join(" " if part.type == "softbreak" else part.content for part in parts).strip()
+        if start.tag == "h1" and start.nesting == 1:
+            title = title or plain
+        elif start.tag == "p" and start.level == 0 and len(plain) > 40:  # neither a picture nor a row of badges
+            opening = opening or re.match(r".+?[.!?:](?=\s|$)|.+", plain)[0].rstrip(":")
+    return title, opening
+
+
+def _measured(summary: dict) -> str:
+    """What the numbers on the page were measured with: without that they are no measurements."""
+    versions = ", ".join(f"{package} {version(package)}" for package in ("nvflare", "monai", "torch"))
+    seconds = sum(entry["seconds"] for entry in summary.values())
+    return (
+        f"Run in {duration(seconds)}, finished {time.strftime('%Y-%m-%d %H:%M')}, on {os.cpu_count()} processor cores "
+        f"with Python {platform.python_version()}, {versions}. Images: {_DATA[data_source()]}."
+    )

@@ -1,0 +1,137 @@
+"""Keep the notebooks as they are committed: ``python -m book.tidy``, which is what ``make tidy`` calls.
+
+No outputs, no execution counts, no state of one reader's editor, and as first code cell the one that installs the
+course in Google Colab. ``--repository URL`` makes a fork its own: Colab then installs the course from there.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+from nbstripout import strip_output
+
+from src.common.errors import CourseError, first_line
+from src.common.files import write_file
+
+ROOT = Path(__file__).resolve().parent.parent
+GITHUB = "https://github.com/"
+# Colab starts with an empty machine, so the first cell brings the course there. Everywhere else it does nothing.
+# A copy of the course, not an editable install: only a copy can be imported by the process that has just installed it.
+COLAB_CELL = """\
+# In Google Colab this installs the course from its repository; anywhere else it does nothing.
+import sys
+
+COURSE_REPOSITORY = "{repository}"
+
+if "google.colab" in sys.modules:
+    import importlib
+    import os
+    import subprocess
+    from pathlib import Path
+
+    course = Path("/content/course")
+    if not course.is_dir():
+        subprocess.run(["git", "clone", "--quiet", "--depth=1", COURSE_REPOSITORY, course], check=True)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "-r", "requirements.txt"]
+    subprocess.run(pip, cwd=course, check=True)
+    importlib.invalidate_caches()
+    os.chdir(course / "notebooks")"""
+# What nbstripout removes beside outputs and counts: the state of one editor or one run. Tags and a folded source stay.
+STATE = ["ExecuteTime", "collapsed", "colab", "editable", "execution", "id", "jupyter.outputs_hidden", "outputId"]
+STATE += ["scrolled", "slideshow", "trusted", "vscode"]
+KERNEL = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def repository(root: Path) -> str:
+    """The course's repository: ``Repository`` under ``[project.urls]`` in ``pyproject.toml`` of the checkout ``root``."""
+    path = root / "pyproject.toml"
+    found = re.search(r'^Repository = "(.+)"$', path.read_text("utf-8") if path.is_file() else "", re.MULTILINE)
+    if not found:
+        raise CourseError(f'{path} has no line Repository = "{GITHUB}..." in [project.urls]. Is {root} a checkout?')
+    return found[1]
+
+
+def read_notebook(path: Path) -> nbformat.NotebookNode:
+    """A notebook file as an nbformat 4.5 node.
+
+    Raises:
+        CourseError: if the file is not a notebook.
+    """
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError, UnicodeDecodeError, AttributeError) as error:
+        raise CourseError(
+            f"{path} is not a notebook that can be read ({first_line(error)}). Restore it: git checkout -- '{path.name}'"
+        ) from error
+    # An older minor version has no cell ids.
+    minor = notebook.nbformat_minor
+    return notebook if minor >= 5 else nbformat.v4.upgrade(notebook, from_version=4, from_minor=minor)
+
+
+def notebook_text(notebook: nbformat.NotebookNode) -> str:
+    """The notebook as the text of its file."""
+    return nbformat.writes(notebook).rstrip("\n") + "\n"
+
+
+def tidy(notebook: nbformat.NotebookNode, url: str) -> None:
+    """Bring a notebook, in place, into its committed form; the cell tagged ``colab`` becomes the first code cell."""
+    keys = [f"cell.metadata.{key}" for key in STATE]
+    strip_output(notebook, keep_output=False, keep_count=False, keep_id=True, extra_keys=keys)
+    notebook.metadata = nbformat.from_dict(KERNEL)
+    colab = next((cell for cell in notebook.cells if "colab" in cell.metadata.get("tags", ())), None)
+    colab = colab or nbformat.v4.new_code_cell(metadata={"tags": ["colab"]}, id="colab")
+    colab.source = COLAB_CELL.format(repository=url)
+    others = [cell for cell in notebook.cells if cell is not colab]
+    first = next((place for place, cell in enumerate(others) if cell.cell_type == "code"), len(others))
+    notebook.cells = [*others[:first], colab, *others[first:]]
+
+
+def tidy_all(root: Path, url: str | None = None) -> list[Path]:
+    """Tidy all notebooks of the checkout ``root`` and, if ``url`` is given, make it the repository that all files name.
+
+    Returns:
+        The files that were changed.
+
+    Raises:
+        CourseError: for a URL that is not of the form ``https://github.com/<owner>/<name>``, or a notebook that
+            cannot be read; nothing is changed then.
+    """
+    old = repository(root)
+    url = (url or old).removesuffix("/").removesuffix(".git")
+    if not re.fullmatch(rf"{GITHUB}[\w.-]+/[\w.-]+", url):
+        raise CourseError(f"{url} is not of the form {GITHUB}<owner>/<name>, which Colab can open.")
+    texts = {path: path.read_text("utf-8") for path in (root / "pyproject.toml", root / "README.md") if path.is_file()}
+    for path in sorted((root / "notebooks").glob("*.ipynb")):
+        notebook = read_notebook(path)
+        tidy(notebook, url)
+        texts[path] = notebook_text(notebook)
+    # The address itself, and Colab's and nbviewer's links to the files in it.
+    ours = re.compile(rf"(github(?:\.com)?/){re.escape(old.removeprefix(GITHUB))}(?![\w-])")
+    changed = []
+    for path, text in texts.items():
+        new = ours.sub(lambda found: found[1] + url.removeprefix(GITHUB), text)
+        if new != path.read_text("utf-8"):
+            changed.append(write_file(path, new))
+    return changed
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line of :func:`tidy_all`. Returns 0, or 2 for a bad call."""
+    parser = argparse.ArgumentParser(prog="python -m book.tidy", description="Tidy the notebooks.")
+    parser.add_argument("--repository", metavar="URL", help="the repository that Colab installs the course from")
+    try:
+        changed = tidy_all(ROOT, parser.parse_args(arguments).repository)
+    except CourseError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(f"tidied {path.name}" for path in changed) or "The notebooks are tidy.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

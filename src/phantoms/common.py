@@ -1,0 +1,20 @@
+"""What all drawings say about themselves."""
+
+from src.common.errors import CourseError
+
+
+def described(generator: str, version: int, **numbers: int) -> dict:
+    """What drawings depend on, as JSON holds it, after a check of the numbers that were asked for.
+
+    ``numbers`` say how many drawings, at least 1, and their ``seed``, at least 0; ``generator`` is the module that draws.
+
+    Raises:
+        CourseError: for anything else than such whole numbers.
+    """
+    for name, number in numbers.items():
+        lowest = 0 if name == "seed" else 1
+        if not isinstance(number, int) or number < lowest:
+            message = f"Cannot draw with {name}={number!r}: it is a whole number from {lowest}."
+            raise CourseError(message, kind="drawings were asked for that are not possible")
+    note = "These are drawings, not patients. Do not judge a method for the clinic by them."
+    return {"note": note, "generator": generator, "version": version, **numbers}

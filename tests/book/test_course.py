@@ -1,0 +1,410 @@
+"""The runner of ``make course`` on tiny notebooks, with real kernels and real pages."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from book import __main__ as runner
+from book.__main__ import main, run_course
+from book.tidy import notebook_text, read_notebook
+from src.common.errors import CourseError
+
+# The theme's affair, and no affair of the course's readers.
+pytestmark = pytest.mark.filterwarnings("ignore:.*Check CHANGES for Sphinx API:PendingDeprecationWarning")
+
+ROOT = Path(__file__).resolve().parents[2]
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+PICTURE = f"import base64\nfrom IPython.display import Image\nImage(base64.b64decode({PIXEL!r}), format='png')"
+SLIDER = """\
+from IPython.display import HTML
+HTML('<input type="range" id="slider"><script>document.getElementById("slider").oninput = event => 1;</script>')"""
+TENSORBOARD = """\
+from IPython.display import HTML
+HTML('<iframe id="tensorboard-frame-1" src="http://localhost:6006"></iframe>')"""
+OPENING = """\
+# 1 · First *steps*
+
+You train **one** model on one computer and look at [what](../src/) it does. Then you see more.
+
+$$w = \\sum_k \\frac{n_k}{n} w_k$$
+
+![flow](../figs/the%20flow.svg)
+
+## And on
+
+Go on with [the second](02_second.ipynb#start), [the source](../src/a%20b.py), [home](https://example.org)."""
+
+
+def write(folder: Path, name: str, *cells) -> Path:
+    """A notebook of these cells: code where a string is given."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cells = [new_code_cell(cell) if isinstance(cell, str) else cell for cell in cells]
+    path = folder / f"{name}.ipynb"
+    path.write_text(notebook_text(new_notebook(cells=cells)), encoding="utf-8")
+    return path
+
+
+def tagged(source: str, *tags: str):
+    return new_code_cell(source, metadata={"tags": list(tags)})
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory):
+    """Three notebooks, the second of which fails, run once, in a folder with a space in its path."""
+    root = tmp_path_factory.mktemp("the course")
+    notebooks, build = root / "notebooks", root / "a build" / "course"
+    for file in ("figs/the flow.svg", "src/a b.py"):
+        (root / file).parent.mkdir()
+        (root / file).write_text('<svg xmlns="http://www.w3.org/2000/svg"><title>the-flow</title></svg>')
+    write(
+        notebooks,
+        "01_first",
+        new_markdown_cell(OPENING),
+        new_markdown_cell('<p><img src="../figs/the%20flow.svg"> <a href="02_second.ipynb#start">on</a></p>'),
+        tagged("raise SystemExit('only in Colab')  # COLAB", "colab", "raises-exception"),
+        "import shutil\nassert shutil.which('python3'), 'the environment is not on PATH'",
+        tagged(PICTURE, "thumbnail"),
+        "from tqdm.notebook import tqdm\nfor _ in tqdm(range(3), desc='epoch'):\n    pass",
+        TENSORBOARD,
+        SLIDER,
+        "from src.headline import headline\nheadline(test_accuracy=0.98765, images=1200)",
+        "from myst_nb import glue\nglue('best_round', '3 of 5', display=False)\nglue('shown', 7)",
+        tagged("# your turn", "exercise"),
+        tagged("print('the-solution')", "solution"),
+    )
+    second = (
+        new_markdown_cell("# Second\n\n## Start"),
+        "print('before the fall')",
+        "",
+        "1 / 0  # here",
+        "print('never')",
+    )
+    write(notebooks, "02_second", *second)
+    write(notebooks, "03_third", "import os; print(os.getcwd())")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))  # the course need not be installed for this test
+        code = main(["--notebooks", str(notebooks), "--build", str(build)])
+    return notebooks, build, code
+
+
+def addresses(page: str) -> list[str]:
+    """What a browser loads by itself when it opens the page."""
+    loading = re.findall(r"<(?:script|img|iframe|source|embed|object)\b[^>]*>", page)
+    loading += re.findall(r'<link\b(?=[^>]*rel="(?:stylesheet|preload|icon)")[^>]*>', page)
+    return [address for tag in loading for address in re.findall(r'(?:src|href|data|srcset)="([^"]*)"', tag)]
+
+
+def test_build_folder_has_pages_notebooks_and_summary(course):
+    _, build, _ = course
+    names = [f"{name}.{kind}" for name in ("01_first", "02_second", "03_third") for kind in ("html", "ipynb")]
+    there = {path.name for path in build.iterdir()}
+    assert {*names, "index.html", "search.html", "summary.json"} <= there
+    assert [name for name in there if name.startswith(".pages")] == []
+
+
+def test_summary_holds_seconds_and_headlines(course):
+    _, build, _ = course
+    first = json.loads((build / "summary.json").read_text())["01_first"]
+    assert 0 < first.pop("seconds") < 60
+    assert first == {"test_accuracy": 0.98765, "images": 1200, "best_round": "3 of 5", "shown": 7}
+
+
+def test_failure_is_told_and_does_not_keep_the_others_from_running(course):
+    _, build, code = course
+    assert code == 1
+    summary = json.loads((build / "summary.json").read_text())
+    assert summary["02_second"]["error"] == "code cell 2 of 3: ZeroDivisionError: division by zero"
+    assert list(summary) == ["01_first", "02_second", "03_third"]
+    assert "error" not in summary["03_third"]
+    page = (build / "02_second.html").read_text()
+    assert "before the fall" in page
+    assert "ZeroDivisionError" in page
+    assert ">never" not in page
+
+
+def test_notebook_runs_in_its_own_folder(course):
+    notebooks, build, _ = course
+    (cell,) = read_notebook(build / "03_third.ipynb").cells
+    assert cell.outputs[0].text.strip() == str(notebooks)
+
+
+@pytest.mark.parametrize("name", ["index", "01_first", "02_second", "search"])
+def test_page_loads_nothing_from_a_network(course, name):
+    _, build, _ = course
+    loaded = addresses((build / f"{name}.html").read_text())
+    assert len(loaded) > 5
+    for address in loaded:
+        local = address.split("?")[0].split("#")[0]
+        assert local.startswith("data:") or (build / local).is_file(), address
+    styles = "".join(path.read_text() for path in build.glob("_static/**/*.css"))
+    assert re.findall(r"""(?:url\(|@import)\s*["']?(?:https?:)?//[^)]*""", styles) == []
+
+
+def test_formulas_and_pictures_are_on_the_page(course):
+    _, build, _ = course
+    page = (build / "01_first.html").read_text()
+    assert re.search(r'<math [^>]*display="block"', page)
+    assert "<mfrac>" in page
+    assert "$$" not in page
+    pictures = [build / address for address in addresses(page) if address.startswith("_images/")]
+    assert sorted(path.suffix for path in pictures) == [".png", ".svg"]
+    assert "the-flow" in next(path for path in pictures if path.suffix == ".svg").read_text()
+    assert page.count('src="data:image/svg+xml;base64,') == 1
+
+
+def test_page_shows_what_was_alive_as_it_last_stood(course):
+    _, build, _ = course
+    page = (build / "01_first.html").read_text()
+    assert "<iframe" not in page
+    assert "TensorBoard is shown here while the notebook runs." in page
+    assert re.search(r'<progress max="3(?:\.0)?" value="3(?:\.0)?"></progress>', page)
+    assert "vnd.jupyter.widget" not in page
+    assert 'document.getElementById("slider").oninput = event => 1' in page  # what runs in the reader's browser stays
+
+
+def test_what_cells_are_tagged_with_is_seen(course):
+    _, build, _ = course
+    page = (build / "01_first.html").read_text()
+    assert "# COLAB" not in page
+    assert "# your turn" in page
+    assert re.search(r'<details class="[^"]*hide[^>]*>\s*<summary[^>]*>\s*<p[^>]*>Show the solution', page)
+    assert "colab.research.google.com/github/" in page
+
+
+def test_links_of_a_page_lead_to_pages_and_to_the_repository(course):
+    _, build, _ = course
+    links = re.findall(r'href="([^"]*)"', (build / "01_first.html").read_text())
+    assert links.count("02_second.html#start") == 2
+    assert "https://example.org" in links
+    (source,) = (link for link in links if link.endswith("/blob/main/src/a%20b.py"))
+    assert source.startswith("https://github.com/")
+    assert source.replace("/blob/main/src/a%20b.py", "/tree/main/src") in links
+    assert 'id="start"' in (build / "02_second.html").read_text()
+
+
+def test_front_page_has_a_card_for_each_notebook(course):
+    _, build, _ = course
+    index = (build / "index.html").read_text()
+    assert index.count("course-card") == 3
+    assert "You train one model on one computer and look at what it does." in index
+    assert "Then you see more" not in index
+    assert "<b>0.988</b><small>test accuracy</small>" in index
+    assert "<b>1,200</b><small>images</small>" in index
+    assert "Failed in code cell 2 of 3: ZeroDivisionError" in index
+    assert [address for address in addresses(index) if address.endswith("01_first.png")] == ["_images/01_first.png"]
+    assert "generated drawings, not patients" in index
+    assert re.search(r"on \d+ processor cores with Python 3\.\d+", index)
+    stops = re.findall(r'<li( class="failed")?><a href="(\w+)\.html"><b>(\d)</b>([^<]+)<', index)
+    assert stops == [
+        ("", "01_first", "1", "First steps"),
+        (' class="failed"', "02_second", "2", "Second"),
+        ("", "03_third", "3", "third"),
+    ]
+
+
+def test_page_is_readable(course):
+    """A title, the notebook's sections, the neighbours, the way home."""
+    _, build, _ = course
+    page = (build / "01_first.html").read_text()
+    assert re.search(r"<title>\s*1 · First steps", page)
+    assert re.search(r'href="#and-on"', page)
+    assert re.search(r'class="right-next"\s+href="02_second.html"', page)
+    assert 'href="index.html"' in page
+
+
+def test_one_notebook_again_keeps_the_others(course, capsys):
+    notebooks, build, _ = course
+    before = json.loads((build / "summary.json").read_text())
+    (build / "_images" / "old.png").touch()
+    assert main(["03_third.ipynb", "--notebooks", str(notebooks), "--build", str(build)]) == 1  # 02 is still broken
+    after = json.loads((build / "summary.json").read_text())
+    assert {name: after[name] for name in ("01_first", "02_second")} == {
+        name: before[name] for name in ("01_first", "02_second")
+    }
+    assert (build / "01_first.html").is_file()
+    assert not (build / "_images" / "old.png").exists()
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert re.search(r"^\[1/1\] 03_third  1 cells  \d+ s$", out, re.MULTILINE)
+    assert re.search(r"^02_second +FAILED$", out, re.MULTILINE)
+    assert re.search(r"^01_first +\d+ s  test accuracy 0\.988 · images 1,200 · best round 3 of 5", out, re.MULTILINE)
+
+
+def test_kernel_that_dies_is_told_from_a_cell_that_fails(tmp_path):
+    cells = (new_markdown_cell(r"# Dies: $\nonsense$"), "print('alive')", "import os; os._exit(3)", "print('never')")
+    write(tmp_path / "notebooks", "01_dies", *cells)
+    summary = run_course(tmp_path / "notebooks", tmp_path / "build")
+    assert summary["01_dies"]["error"] == "code cell 2 of 3: The kernel died: often a lack of memory."
+    assert "alive" in (tmp_path / "build" / "01_dies.html").read_text()
+
+
+def test_dead_link_and_formula_that_is_none_are_named(tmp_path, capsys):
+    write(tmp_path / "notebooks", "01_bad", new_markdown_cell("# Bad\n\n[gone](../gone.md) and $\\nonsense$"))
+    run_course(tmp_path / "notebooks", tmp_path / "build")
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 2
+    assert all(line.startswith(f"{tmp_path / 'notebooks' / '01_bad.ipynb'}:") for line in warnings)
+    assert "../gone.md" in warnings[0]
+    assert r"nonsense' cannot be drawn" in warnings[1]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "names", "message"),
+    [
+        (lambda root: None, None, r"There is no notebook in .*notebooks"),
+        (lambda root: write(root / "notebooks", "01_a"), ["02_b"], r"no notebook '02_b' in .*; there are: 01_a"),
+        (lambda root: (write(root / "notebooks", "01_a"), (root / "build").touch()), None, r"Cannot write .*build"),
+        (lambda root: write(root / "notebooks", "01_a").write_text("{"), None, r"01_a\.ipynb is not a notebook"),
+        (
+            lambda root: (write(root / "notebooks", "01_a"), (root / "build").mkdir(),
+                          (root / "build" / "summary.json").write_text("{")),
+            ["01_a"],
+            r"summary\.json is damaged",
+        ),
+    ],
+    ids=["no notebook", "unknown name", "build is a file", "no JSON", "damaged summary"],
+)  # fmt: skip
+def test_bad_call_is_one_clear_error(tmp_path, prepare, names, message):
+    prepare(tmp_path)
+    with pytest.raises(CourseError, match=message):
+        run_course(tmp_path / "notebooks", tmp_path / "build", names)
+
+
+def test_command_line_says_error_and_returns_2(tmp_path, capsys):
+    assert main(["--notebooks", str(tmp_path), "--build", str(tmp_path / "build")]) == 2
+    assert capsys.readouterr().err.startswith("error: There is no notebook in")
+
+
+class Terminal:
+    """A stream that says it is a terminal."""
+
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+    def isatty(self):
+        return True
+
+
+def test_progress_line_on_a_terminal_is_rewritten_and_never_wraps(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    progress = runner._Progress("[1/1] " + "a_long_name" * 5, 3)
+    progress.show(1)
+    progress.show(2)
+    assert "\n" not in terminal.text
+    assert all(len(line) < 30 for line in terminal.text.split("\r\033[K"))
+    progress.finish("3 cells")
+    assert terminal.text.endswith("a_long_name  3 cells\n")
+
+
+def test_progress_in_a_log_is_a_line_a_minute(monkeypatch, capsys):
+    clock = [1000.0]
+    monkeypatch.setattr(runner.time, "monotonic", lambda: clock[0])
+    progress = runner._Progress("01_a", 9)
+    for _ in range(150):
+        progress.show(4)
+        clock[0] += 1
+    progress.finish("9 cells")
+    assert capsys.readouterr().out.splitlines() == [
+        "01_a  cell 4/9  0 s",
+        "01_a  cell 4/9  1 min 00 s",
+        "01_a  cell 4/9  2 min 00 s",
+        "01_a  9 cells",
+    ]
+
+
+STUBBORN = """\
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open(sys.argv[1], "a").write("x")
+time.sleep(300)"""
+ORPHAN = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {STUBBORN!r}, sys.argv[1]])"
+
+
+def start_children(mark: Path) -> str:
+    """Code that starts a child in a session of its own, as FLARE starts its sites, and a grandchild without a parent."""
+    return (
+        "import subprocess, sys, time, pathlib\n"
+        f"mark = {str(mark)!r}\n"
+        f"subprocess.Popen([sys.executable, '-c', {STUBBORN!r}, mark], start_new_session=True)\n"
+        f"subprocess.run([sys.executable, '-c', {ORPHAN!r}, mark], start_new_session=True)\n"
+        "while not (pathlib.Path(mark).is_file() and pathlib.Path(mark).read_text() == 'xx'):\n    time.sleep(0.05)"
+    )
+
+
+def started_by(mark: Path) -> list[psutil.Process]:
+    """Processes whose command line names this file."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(mark) in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_processes_that_a_notebook_leaves_are_ended(tmp_path):
+    mark = tmp_path / "started"
+    write(tmp_path / "notebooks", "01_leaves", start_children(mark), "print('done')")
+    try:
+        summary = run_course(tmp_path / "notebooks", tmp_path / "build")
+        assert "error" not in summary["01_leaves"]
+        assert mark.read_text() == "xx"
+        assert started_by(mark) == []
+    finally:
+        for process in started_by(mark):
+            process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_leaves_no_process_and_keeps_what_was_finished(tmp_path, number):
+    mark, build = tmp_path / "started", tmp_path / "b"
+    write(tmp_path / "notebooks", "01_done", "print('done')")
+    write(
+        tmp_path / "notebooks",
+        "02_sleeps",
+        start_children(mark),
+        f"open({str(mark)!r}, 'a').write('!')\ntime.sleep(300)",
+    )
+    write(tmp_path / "notebooks", "03_never", "print('never')")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "book", "--notebooks", str(tmp_path / "notebooks"), "--build", str(build)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while not (mark.is_file() and mark.read_text() == "xx!"):
+            assert time.monotonic() < deadline and process.poll() is None, "the notebook did not start its children"
+            time.sleep(0.1)
+        assert len(started_by(mark)) == 2
+        process.send_signal(number)
+        time.sleep(0.2)
+        process.send_signal(number)  # the impatient press twice
+        output, _ = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert "Interrupted" in output
+        assert "03_never" not in output
+        assert "Traceback" not in output, output
+        assert started_by(mark) == []
+        assert list(json.loads((build / "summary.json").read_text())) == ["01_done"]
+    finally:
+        for one in (process, *started_by(mark)):
+            if isinstance(one, psutil.Process) or one.poll() is None:
+                one.kill()

@@ -1,0 +1,181 @@
+"""Notebooks as they are committed, and the cell that installs the course in Google Colab."""
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from book.tidy import COLAB_CELL, main, notebook_text, read_notebook, repository, tidy, tidy_all
+from src.common.errors import CourseError
+
+URL = "https://github.com/someone/a-course"
+
+
+def used_notebook():
+    """A notebook as editors leave it."""
+    code = new_code_cell("1 + 1", execution_count=7, outputs=[new_output("execute_result", {"text/plain": "2"})])
+    code.metadata.update(
+        {"tags": ["check"], "scrolled": True, "execution": {"iopub.execute_input": "2026-01-01"}, "id": "x", "outputId": "y",
+         "jupyter": {"outputs_hidden": True, "source_hidden": True}, "colab": {"height": 35}, "vscode": {"languageId": "python"}}
+    )  # fmt: skip
+    metadata = {"kernelspec": {"name": "my-env", "display_name": "my env"}, "widgets": {}, "vscode": {"id": 1}}
+    return new_notebook(cells=[new_markdown_cell("# Title"), code], metadata=metadata)
+
+
+def test_tidy_leaves_only_what_every_reader_shares():
+    notebook = used_notebook()
+    tidy(notebook, URL)
+    title, colab, code = notebook.cells
+    assert title.source == "# Title"
+    assert colab.metadata.tags == ["colab"]
+    assert f'"{URL}"' in colab.source
+    assert (code.source, code.outputs, code.execution_count) == ("1 + 1", [], None)
+    assert code.metadata == {"tags": ["check"], "jupyter": {"source_hidden": True}}
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert notebook.metadata.kernelspec.name == "python3"
+    nbformat.validate(notebook)
+    once = notebook_text(notebook)
+    tidy(notebook, URL)
+    assert notebook_text(notebook) == once
+
+
+def test_tidy_moves_the_colab_cell_to_the_front():
+    notebook = new_notebook(cells=[new_code_cell("2"), new_code_cell("old", metadata={"tags": ["colab"]}, id="mine")])
+    other = notebook.cells[0].id
+    tidy(notebook, URL)
+    assert [cell.id for cell in notebook.cells] == ["mine", other]
+    assert notebook.cells[0].source == COLAB_CELL.format(repository=URL)
+
+
+def test_older_notebook_gets_cell_ids(tmp_path):
+    cell = {"cell_type": "markdown", "metadata": {}, "source": "# Old"}
+    path = tmp_path / "old.ipynb"
+    path.write_text(json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 4}))
+    notebook = read_notebook(path)
+    tidy(notebook, URL)
+    assert notebook.nbformat_minor == 5
+    nbformat.validate(notebook)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"nbformat": 4', "\x00"])
+def test_what_is_no_notebook_is_named(tmp_path, content):
+    path = tmp_path / "broken.ipynb"
+    path.write_text(content)
+    with pytest.raises(CourseError, match=r"broken\.ipynb is not a notebook"):
+        read_notebook(path)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    root = tmp_path / "check out"
+    (root / "notebooks").mkdir(parents=True)
+    (root / "pyproject.toml").write_text(f'[project.urls]\nRepository = "{URL}"\n')
+    (root / "README.md").write_text(
+        "[Colab](https://colab.research.google.com/github/someone/a-course/blob/main/notebooks/a.ipynb) "
+        "[not ours](https://github.com/someone/a-course-of-another)\n"
+    )
+    (root / "notebooks" / "a.ipynb").write_text(notebook_text(used_notebook()))
+    return root
+
+
+def test_tidy_all_says_what_it_changed_and_is_done_after_once(checkout):
+    assert tidy_all(checkout) == [checkout / "notebooks" / "a.ipynb"]
+    assert tidy_all(checkout) == []
+    assert sorted(path.name for path in checkout.rglob("*") if path.is_file()) == [
+        "README.md", "a.ipynb", "pyproject.toml",
+    ]  # fmt: skip
+
+
+def test_a_fork_makes_the_course_its_own(checkout):
+    tidy_all(checkout, "https://github.com/fork-er/course.git")
+    assert repository(checkout) == "https://github.com/fork-er/course"
+    readme = (checkout / "README.md").read_text()
+    assert "colab.research.google.com/github/fork-er/course/blob/main" in readme
+    assert "github.com/someone/a-course-of-another" in readme
+    cells = read_notebook(checkout / "notebooks" / "a.ipynb").cells
+    assert 'COURSE_REPOSITORY = "https://github.com/fork-er/course"' in cells[1].source
+    assert tidy_all(checkout) == []
+
+
+@pytest.mark.parametrize("url", ["https://gitlab.com/a/b", "git@github.com:a/b.git", "https://github.com/a", "a/b"])
+def test_repository_that_colab_cannot_open_is_refused(checkout, url):
+    before = (checkout / "pyproject.toml").read_text()
+    with pytest.raises(CourseError, match=r"https://github.com/<owner>/<name>"):
+        tidy_all(checkout, url)
+    assert (checkout / "pyproject.toml").read_text() == before
+
+
+def test_outside_a_checkout(tmp_path):
+    with pytest.raises(CourseError, match="a checkout"):
+        tidy_all(tmp_path)
+
+
+def test_colab_cell_does_nothing_elsewhere(monkeypatch):
+    monkeypatch.delitem(sys.modules, "google.colab", raising=False)
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError(f"called {args}")
+
+    monkeypatch.setattr(subprocess, "run", forbidden)
+    before = Path.cwd()
+    names = {}
+    exec(COLAB_CELL.format(repository=URL), names)
+    assert names["COURSE_REPOSITORY"] == URL
+    assert Path.cwd() == before
+
+
+def test_colab_cell_clones_installs_and_imports_in_one_process(monkeypatch, tmp_path):
+    """As in Colab, but for the place of the clone, and with a stand-in for pip that installs what pip would: a copy."""
+    origin = tmp_path / "origin"
+    (origin / "notebooks").mkdir(parents=True)
+    (origin / "notebooks" / "a.ipynb").write_text("{}")
+    (origin / "course_in_colab.py").write_text("answer = 42\n")
+    (origin / "requirements.txt").write_text(".\n")
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "init.defaultBranch=main"]
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "first"]):
+        subprocess.run([*git, *command], cwd=origin, check=True)
+    site = tmp_path / "site-packages"
+    site.mkdir()
+    monkeypatch.syspath_prepend(str(site))
+    with pytest.raises(ImportError):  # and Python now remembers the folder as empty
+        import course_in_colab
+
+    real_run, called = subprocess.run, []
+
+    def run(command, **kwargs):
+        called.append(command)
+        if command[0] == "git":
+            return real_run(command, **kwargs)
+        assert (Path(kwargs["cwd"]) / command[-1]).is_file()
+        (site / "course_in_colab.py").write_text((Path(kwargs["cwd"]) / "course_in_colab.py").read_text())
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.chdir(tmp_path)
+    # git clones over a URL as Colab would; --depth is ignored for plain paths.
+    cell = COLAB_CELL.format(repository=origin.as_uri()).replace("/content/course", str(tmp_path / "clone"))
+    exec(cell, {})
+    assert Path.cwd() == tmp_path / "clone" / "notebooks"
+    assert Path("a.ipynb").is_file()
+    import course_in_colab
+
+    assert course_in_colab.answer == 42
+    assert [command[0] for command in called] == ["git", sys.executable]
+    exec(cell, {})  # a reader may run the cell again
+    assert [command[0] for command in called] == ["git", sys.executable, sys.executable]
+
+
+def test_command_line_reports_instead_of_a_traceback(monkeypatch, checkout, capsys):
+    monkeypatch.setattr("book.tidy.ROOT", checkout)
+    assert main([]) == 0
+    assert capsys.readouterr().out == "tidied a.ipynb\n"
+    assert main([]) == 0
+    assert capsys.readouterr().out == "The notebooks are tidy.\n"
+    assert main(["--repository", "nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("error: nowhere is not of the form")

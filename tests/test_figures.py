@@ -1,0 +1,180 @@
+"""Figures show what they were given, and a patient's right is where a radiologist looks for it."""
+
+from types import SimpleNamespace
+
+import matplotlib
+import matplotlib.pyplot as plt
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+
+from src import figures
+from src.common.errors import CourseError
+from src.common.sites import who_has_what
+
+ORIENTATIONS = ("RAS", "LPS", "LAS", "RPI", "PIR", "SAL", "ILA")
+
+
+@pytest.fixture(autouse=True)
+def clean():
+    matplotlib.use("agg")
+    with plt.rc_context():
+        figures.use_style()
+        yield
+    plt.close("all")
+
+
+def phantom(code: str = "RAS", **more) -> dict:
+    """A bright block and its mask in the right, anterior, upper corner of a dark volume, stored in some orientation."""
+    label = np.zeros((24, 20, 10), dtype=np.uint8)
+    label[18:, 15:, 7:] = 1
+    image = label * 100.0 + np.arange(10)  # brighter towards the head, so that upside down is seen
+    affine = nib.affines.from_matvec(np.diag([1.0, 1.0, 3.0]), [-12, -9, 4])
+    turn = nib.orientations.ornt_transform(
+        nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(tuple(code))
+    )
+    return {
+        "image": nib.apply_orientation(image, turn),
+        "label": nib.apply_orientation(label, turn),
+        "affine": affine @ nib.orientations.inv_ornt_aff(turn, label.shape),
+        "caption": "a block",
+        **more,
+    }
+
+
+def pixels(figure) -> np.ndarray:
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(int)
+
+
+def where_bright(figure, axis) -> tuple[float, float]:
+    """Middle of what is bright and grey in one picture of a figure, from (0, 0), upper left, to (1, 1), lower right."""
+    shown = pixels(figure)
+    frame = axis.get_window_extent()
+    top = shown.shape[0] - frame.y1
+    part = shown[int(top) + 2 : int(top + frame.height) - 2, int(frame.x0) + 2 : int(frame.x1) - 2]
+    rows, columns = np.nonzero((part.min(axis=2) > 200) & (np.ptp(part, axis=2) < 10))
+    return columns.mean() / part.shape[1], rows.mean() / part.shape[0]
+
+
+def letters(axis) -> dict[str, float]:
+    return {text.get_text(): text.get_window_extent().x0 for text in axis.texts}
+
+
+@pytest.mark.parametrize("code", ORIENTATIONS)
+def test_a_case_looks_the_same_whatever_the_orientation_of_its_file(code):
+    assert "".join(nib.aff2axcodes(phantom(code)["affine"])) == code
+    for draw in (figures.planes, lambda case: figures.case_grid([case], columns=1)):
+        assert np.array_equal(pixels(draw(phantom(code))), pixels(draw(phantom())))
+
+
+def test_the_patients_right_is_on_the_left_and_the_front_on_top():
+    figure = figures.planes(phantom("LPS"))
+    axial, coronal, sagittal = figure.axes
+    for axis in figure.axes:  # right, front and head; in the sagittal view, the front is on the left
+        x, y = where_bright(figure, axis)
+        assert x < 0.3 and y < 0.3, axis.get_title()
+    assert letters(axial)["R"] < letters(axial)["L"] and letters(coronal)["R"] < letters(coronal)["L"]
+    assert letters(sagittal)["A"] < letters(sagittal)["P"]
+
+
+def test_a_slice_is_counted_from_the_feet_and_is_by_default_the_one_with_the_largest_mask():
+    case = phantom("RPI")
+    case["label"] = case["label"].copy()
+    case["label"][0, 0, 1] = 1  # one voxel more, in the second slice from the top
+    assert figures.upright(case)["z"] == 8
+    assert figures.upright(phantom("RPI", z=3))["z"] == 3
+    shown = figures.case_grid([phantom("RPI", z=3)]).axes[0].images[0].get_array()
+    assert np.unique(shown).tolist() == [3]
+
+
+def test_proportions_are_those_of_the_body():
+    case = phantom("PIR")
+    case["image"] = np.stack([case["image"], -case["image"]], axis=-1)
+    figure = figures.planes(case, channel_names=("T2", "ADC"))
+    assert [axis.get_aspect() for axis in figure.axes] == [1.0, 3.0, 3.0] * 2
+    assert [axis.get_title(loc="left") for axis in figure.axes][::3] == ["T2, axial", "ADC, axial"]
+
+
+def test_a_mask_and_a_prediction_have_outlines_of_their_own():
+    grid = figures.case_grid([phantom(), phantom(prediction=phantom()["label"])])
+    colors = [[to_hex(lines.get_edgecolor()[0]) for lines in axis.collections] for axis in grid.axes[:2]]
+    assert colors == [[figures.LABEL_COLOR], [figures.LABEL_COLOR, figures.PREDICTION_COLOR]]
+    assert [text.get_text() for text in grid.legends[0].texts] == ["mask", "prediction"]
+
+
+def test_a_case_on_two_grids_is_refused():
+    with pytest.raises(CourseError, match=r"different grids.*prediction \(3, 3, 3\)"):
+        figures.upright(phantom(prediction=np.zeros((3, 3, 3))))
+
+
+def test_a_case_is_read_with_its_affine(tmp_path):
+    case = phantom("LAS")
+    for key in ("image", "label"):
+        nib.save(nib.Nifti1Image(case[key].astype(np.float32), case["affine"]), tmp_path / f"{key}.nii.gz")
+    read = figures.load_case({"image": tmp_path / "image.nii.gz", "label": tmp_path / "label.nii.gz"}, "mine")
+    assert np.array_equal(pixels(figures.planes(read)), pixels(figures.planes(case)))
+    assert read["caption"] == "mine"
+
+
+def test_partition_bars_are_as_long_as_the_counts():
+    hand, cxr = ([{"image": f"{label}{i}", "label": label} for i in range(10)] for label in range(2))
+    datalists = {
+        "HK": {"training": hand[:3], "validation": cxr[:5], "testing": cxr[5:7]},
+        "BIDMC": {"training": hand[3:], "validation": [], "testing": []},
+    }
+    axis = figures.partition_bars(who_has_what(datalists, ["Hand", "CXR"]), ["Hand", "CXR"]).axes[0]
+    assert [[bar.get_width() for bar in bars] for bars in axis.containers] == [[3, 7], [7, 0]]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["HK", "BIDMC"]
+    assert [text.get_text() for text in axis.texts] == ["3", "7", "7", ""]
+
+
+def test_curves_have_a_panel_a_metric_and_a_line_a_site_in_its_colour():
+    table = pd.DataFrame({"BIDMC": [0.2, 0.6, 0.9], "HK": [0.3, 0.7, 0.8]}, index=pd.Index(range(3), name="step"))
+    run = SimpleNamespace(curve={"train_loss": 1 - table, "val_f1": table}.get)
+    loss, score = figures.federated_curves(run, ("train_loss", "val_f1")).axes
+    assert [axis.get_title(loc="left") for axis in (loss, score)] == ["training loss, each site's own", "val_f1"]
+    assert [line.get_ydata().tolist() for line in score.lines] == [[0.2, 0.6, 0.9], [0.3, 0.7, 0.8]]
+    assert [line.get_color() for line in loss.lines] == [figures.site_color(0), figures.site_color(1)]
+    assert [text.get_text() for text in loss.get_legend().texts] == ["BIDMC", "HK"]
+
+
+def test_the_confusion_matrix_shows_its_counts():
+    figure = figures.confusion_matrix([0] * 5 + [1] * 5, [0] * 7 + [1] * 3, ["a", "b", "never seen"], "title")
+    assert [text.get_text() for text in figure.axes[0].texts if text.get_visible()] == ["5", "2", "3"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b", "never seen"]
+
+
+def test_examples_are_of_their_class_and_the_montage_has_a_row_a_class(tmp_path):
+    items = []
+    for number in range(12):
+        file = tmp_path / f"{number}.png"
+        plt.imsave(file, np.full((8, 8), number % 3 * 100), cmap="gray", vmin=0, vmax=255)
+        items.append({"image": str(file), "label": number % 3})
+    examples = figures.example_images(items, ["a", "b", "c"], columns=4)
+    assert [len(row) for row in examples.values()] == [4, 4, 4]
+    assert [round(float(row[0][0, 0, 0]) * 255) for row in examples.values()] == [0, 100, 200]
+    grey = {name: [image[..., 0] * 255 for image in row] for name, row in examples.items()}
+    axis = figures.class_montage(grey).axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b", "c"]
+    assert axis.images[0].get_array().shape == (3 * 12, 4 * 12)
+
+
+def test_a_wrong_prediction_stands_out():
+    figure = figures.prediction_gallery([np.zeros((4, 4))] * 2, ["Hand", "CXR"], [True, False], "title", columns=2)
+    assert [axis.title.get_text() for axis in figure.axes] == ["Hand", "CXR"]
+    assert [axis.title.get_fontweight() for axis in figure.axes] == ["normal", "bold"]
+
+
+def test_bins_are_equally_wide_on_the_axis_that_is_shown():
+    values = np.random.default_rng(0).lognormal(5, 1, 5000)
+    volumes = {"HK": [np.append(values, [0, -3]).reshape(2, -1), values], "BIDMC": [values]}
+    axis = figures.intensity_curves(volumes, "title", "intensity", log=True).axes[0]
+    steps = np.diff(np.log(axis.lines[0].get_xdata()))
+    assert axis.get_xscale() == "log" and np.allclose(steps, steps[0])
+    assert [text.get_text() for text in axis.get_legend().texts] == ["HK", "BIDMC"]
+    axis = figures.intensity_curves(volumes, "title", "intensity").axes[0]
+    steps = np.diff(axis.lines[0].get_xdata())
+    assert axis.get_xscale() == "linear" and np.allclose(steps, steps[0])
