@@ -26,10 +26,9 @@ def main():
     parser.add_argument("--channel", type=int, help="index of T2 in 4D images; default: by its name, else 0")
     parser.add_argument(
         "--labels",
-        type=int,
-        nargs="+",
-        metavar="N",
-        help="mask values that make up the gland; default: by their names, else 1 and 2",
+        type=lambda text: [int(one) for one in text.split(",")],
+        metavar="N,N",
+        help="mask values that make up the gland; default: by their names, else 1,2",
     )
     arguments = parser.parse_args()
     raw = arguments.raw or raw_folder("Task05_Prostate")

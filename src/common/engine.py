@@ -196,15 +196,28 @@ def train_for(trainer: SupervisedTrainer, epochs: int, should_stop: Callable[[],
         FloatingPointError: if the loss or a weight became NaN or infinite.
     """
     losses: list[float] = []
+    failures: list[BaseException] = []
 
     def remember(engine: Engine) -> None:
         losses.append(engine.state.output[CommonKeys.LOSS].item())
         if should_stop():
             engine.terminate()
 
-    with trainer.add_event_handler(Events.ITERATION_COMPLETED, remember):
+    def stop(engine: Engine, error: BaseException) -> None:
+        # An Ignite engine that was left by an exception would train nothing when it runs again; one that was terminated does.
+        failures.append(error)
+        engine.terminate()
+
+    with (
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, remember),
+        trainer.add_event_handler(Events.EXCEPTION_RAISED, stop),
+    ):
+        # A pass that was broken off counts as a whole one; else the next would be as much shorter.
+        trainer.state.iteration = trainer.state.epoch * trainer.state.epoch_length
         trainer.state.max_epochs = trainer.state.epoch + epochs
         trainer.run()
+    if failures:
+        raise failures[0]
     broken = [name for name, value in trainer.network.state_dict().items() if not torch.isfinite(value).all()]
     if broken:
         _give_up(

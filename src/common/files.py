@@ -61,7 +61,7 @@ def write_json(path: Path, content: object) -> Path:
 def read_json(path: Path) -> dict | None:
     """The JSON object in a file; None where there is none that can be read."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8", errors="surrogateescape"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape"))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None

@@ -13,7 +13,7 @@ def _is_checkout(folder: Path) -> bool:
     return (folder / "pyproject.toml").is_file() and (folder / "src" / "common" / "paths.py").is_file()
 
 
-def _home() -> Path:
+def course_folder() -> Path:
     """The checkout that this module lies in or, for an installed copy, that the reader works in, else their folder.
 
     Every notebook, script and shell in one checkout thus shares its data, whichever folder each was started from.
@@ -27,12 +27,12 @@ def data_root() -> Path:
 
     A relative one starts from the checkout, so that it is the same folder in a notebook, a script and a shell.
     """
-    return (_home() / Path(os.environ.get("COURSE_DATA") or "data").expanduser()).resolve()
+    return (course_folder() / Path(os.environ.get("COURSE_DATA") or "data").expanduser()).resolve()
 
 
 def runs_root() -> Path:
     """Folder of all run folders: ``COURSE_RUNS``, by default ``runs`` in the checkout; see :func:`data_root`."""
-    return (_home() / Path(os.environ.get("COURSE_RUNS") or "runs").expanduser()).resolve()
+    return (course_folder() / Path(os.environ.get("COURSE_RUNS") or "runs").expanduser()).resolve()
 
 
 def data_source(source: str | None = None) -> str:

@@ -96,7 +96,7 @@ class StudySettings(Checked):
             CourseError: for a file that cannot be read and for wrong keys and values; names them all.
         """
         try:
-            values = json.loads(Path(file).read_text(encoding="utf-8"))
+            values = json.loads(Path(file).read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:
             raise CourseError(
                 f"Cannot read the settings {file}: {getattr(error, 'strerror', None) or error}. "
@@ -126,8 +126,9 @@ class StudySettings(Checked):
             CourseError: names all wrong values. A word that is no setting ends the program with a usage message.
         """
         parser = argparse.ArgumentParser(description=cls.__doc__)
-        for name in cls.model_fields:
-            parser.add_argument(f"--{name}", type=_value, default=argparse.SUPPRESS)
+        for name, field in cls.model_fields.items():
+            kind = str if field.annotation is str else _value  # a name may look like a number
+            parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS)
         return cls.checked(vars(parser.parse_args(words)), "the client's arguments")
 
 

@@ -316,7 +316,7 @@ def read_datalist(path: Path, site: str = "") -> dict[str, list[dict]]:
     """
     path, kind = Path(path).absolute(), "its datalist cannot be used"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or error
         raise CourseError(

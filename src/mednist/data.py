@@ -149,7 +149,7 @@ def share_out(
         "alpha": alpha,
         "seed": seed,
     }
-    return write_sites(data or Settings().data, datalists, folder, about, say)
+    return write_sites(Settings.checked({"data": data or CARD.name}).data, datalists, folder, about, say)
 
 
 def prepare(say: Callable[[str], None] = print) -> str:

@@ -1,5 +1,6 @@
 """The federated job of MedNIST: hospitals train a DenseNet121, and FedAvg averages it."""
 
+import os
 from pathlib import Path
 
 from nvflare.app_opt.pt.recipes import FedAvgRecipe
@@ -17,6 +18,7 @@ def recipe(
     at_least: int | None = None,
     tracker: str = "tensorboard",
     client: Path = CLIENT,
+    initial: Path | None = None,
 ) -> FedAvgRecipe:
     """FedAvg with all that the course adds, as notebook 02 puts it together.
 
@@ -26,6 +28,7 @@ def recipe(
         at_least: see :func:`src.federation.server.add_record`.
         tracker: where the server writes the curves: ``tensorboard`` or ``mlflow``.
         client: script that every site runs; takes the settings as its arguments.
+        initial: checkpoint to start from, for example ``run.final_model``; by default a new model of the settings' seed.
     """
     settings = settings or Settings()
     made = FedAvgRecipe(
@@ -33,6 +36,7 @@ def recipe(
         min_clients=sites,
         num_rounds=settings.rounds,
         model={"class_path": "src.densenet.DenseNet121", "args": {"seed": settings.seed}},
+        initial_ckpt=initial and os.path.relpath(initial),  # FLARE carries the file along if its path is relative
         train_script=str(client),
         train_args=settings.words(),
         key_metric=CARD.key_metric,

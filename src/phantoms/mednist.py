@@ -211,11 +211,11 @@ _SPINE = (  # processes, arch, body and canal of a vertebra, around the centre o
 )
 _VESSELS = (  # aorta and inferior vena cava, before the spine
     _oval("blood", (0.02, 0.1), -0.15, 0.05, 0.05),
-    _oval("chamber", (-0.15, -0.09), -0.14, 0.055, 0.04),
+    _oval("mixed", (-0.15, -0.09), -0.14, 0.055, 0.04),
 )
 _HEART = (  # contrast medium fills its chambers one after the other
     _oval("heart", (0, 0.15), (-0.35, -0.15), (0.24, 0.34), (0.19, 0.27), (15, 50)),
-    _oval("chamber", (-0.15, 0.3), (-0.45, -0.05), (0.06, 0.13), (0.06, 0.13), (0, 90), times=3),
+    _oval("mixed", (-0.15, 0.3), (-0.45, -0.05), (0.06, 0.13), (0.06, 0.13), (0, 90), times=3),
 )
 _COUCH = (_line("couch", [(x, -0.1 * x * x) for x in np.linspace(-0.95, 0.95, 7).tolist()], 0.008, chance=0.8),)
 _LIVER = (
@@ -235,6 +235,7 @@ _KIDNEYS = (  # with the psoas beside the spine, and bowel: a wall around gas, w
     _oval("gut", (-0.7, 0.75), (-0.75, 0.1), (0.06, 0.14), (0.06, 0.14), (0, 180), ("meal", 0.6, 0), times=(6, 11)),
 )
 _BACK_MUSCLES = (_oval("muscle", 0.26, 0.93, 0.16, 0.1, -12, sides=True),)
+_FAT_INSIDE = (_oval("fat", 0, -0.25, 0.8, 0.6),)
 _BOWEL = (_oval("meal|gut", (-0.5, 0.5), (-0.6, 0.1), (0.06, 0.14), (0.06, 0.14), (0, 180), times=(4, 8)),)
 _ILIAC_CREST = (((0.78, 0.82), (-0.6, -0.5)), ((0.72, 0.76), (-0.18, -0.1)), ((0.56, 0.6), 0.25), ((0.25, 0.29), 0.6))
 _ILIAC_BONES = (  # with the sacrum between them
@@ -249,7 +250,9 @@ _HIPS = (  # with the bladder and the coccyx between them
     _oval("bone", 0, 0.45, 0.1, 0.06),
 )
 _LUNG_VESSELS = _oval("vessel", (0.25, 0.85), (-0.6, 0.6), (0.03, 0.09), 0.025, (-45, 45), sides=True, times=(4, 8))
-_LUNGS_BELOW_ARCH = (_oval("lung", 0.55, 0.03, (0.39, 0.44), (0.86, 0.97), (-8, 4), sides=True), _LUNG_VESSELS)
+_TOP_LUNGS = (_oval("lung", 0.26, 0.27, (0.14, 0.16), 0.5, (-8, 4), sides=True), _LUNG_VESSELS)
+_ARCH_LUNGS = (_oval("lung", 0.51, 0.03, (0.35, 0.39), (0.86, 0.97), (-8, 4), sides=True), _LUNG_VESSELS)
+_LOW_LUNGS = (_oval("lung", 0.55, 0.03, (0.39, 0.44), (0.86, 0.97), (-8, 4), sides=True), _LUNG_VESSELS)
 _SHOULDERS = (
     _oval("bone", 0.87, 0.15, 0.1, 0.1, core=("marrow", 0.65, 0), sides=True),  # head of the humerus
     _line("bone", ((0.72, 0.3), (0.43, 0.9)), 0.023, sides=True),  # scapula
@@ -264,7 +267,7 @@ _MEDIASTINUM = (  # with the sternum, and sometimes arms beside the body
 )
 _AORTIC_ARCH = (
     _line("blood", ((-0.08, -0.25), (0.13, 0.1)), 0.09, 0.075),
-    _oval("chamber", -0.18, -0.25, 0.06, 0.07),  # superior vena cava
+    _oval("mixed", -0.18, -0.25, 0.06, 0.07),  # superior vena cava
     _oval("air", 0, 0.12, 0.05, 0.045),  # trachea
     _line("bone", ((0.95, 0.5), (0.8, 0.8), ((0.5, 0.62), (1, 1.1))), (0.012, 0.02), sides=True),  # scapula
 )
@@ -284,9 +287,6 @@ class _Level(NamedTuple):
     form: tuple = (1.0, 1.0)  # factors on the trunk's width and depth
 
 
-_FAT_INSIDE = (_oval("fat", 0, -0.25, 0.8, 0.6),)
-_TOP_LUNGS = (_oval("lung", 0.26, 0.27, (0.14, 0.16), 0.5, (-8, 4), sides=True), _LUNG_VESSELS)
-_ARCH_LUNGS = (_oval("lung", 0.51, 0.03, (0.35, 0.39), (0.86, 0.97), (-8, 4), sides=True), _LUNG_VESSELS)
 _ABDOMEN = (
     _Level(0.17, "lung", _LIVER, _HEART + _BACK_MUSCLES),
     _Level(0.35, "fat", _LIVER + _STOMACH, _BACK_MUSCLES),
@@ -297,8 +297,8 @@ _ABDOMEN = (
 _CHEST = (
     _Level(0.2, "muscle", _TOP_LUNGS, _SHOULDERS, _SPINE, 0, form=(1.1, 0.75)),
     _Level(0.25, "muscle", _ARCH_LUNGS, _MEDIASTINUM + _AORTIC_ARCH, _SPINE),
-    _Level(0.35, "muscle", _LUNGS_BELOW_ARCH, _MEDIASTINUM + _HEART, (*_SPINE, _VESSELS[0])),
-    _Level(0.2, "muscle", _LUNGS_BELOW_ARCH + _LIVER_DOME, _MEDIASTINUM + _HEART, (*_SPINE, _VESSELS[0])),
+    _Level(0.35, "muscle", _LOW_LUNGS, _MEDIASTINUM + _HEART, (*_SPINE, _VESSELS[0])),
+    _Level(0.2, "muscle", _LOW_LUNGS + _LIVER_DOME, _MEDIASTINUM + _HEART, (*_SPINE, _VESSELS[0])),
 )
 
 
@@ -314,7 +314,7 @@ def _trunk(rng, levels: Sequence[_Level], zoom: float, axes, contrast: Number) -
     liver = rng.uniform(60, 120) + 0.3 * contrast
     tissues = {"air": -1000, "lung": -850, "fat": -100, "water": (0, 30), "muscle": (40, 60), "gut": (30, 80)}
     tissues |= {"bone": (0.8 * bone, 1.2 * bone), "marrow": (0.4 * bone, 0.75 * bone), "couch": (60, 180)}
-    tissues |= {"blood": 50 + contrast, "chamber": (50 + 0.4 * contrast, 50 + contrast), "heart": 50 + 0.3 * contrast}
+    tissues |= {"blood": 50 + contrast, "mixed": (50 + 0.4 * contrast, 50 + contrast), "heart": 50 + 0.3 * contrast}
     tissues |= {"liver": liver, "spleen": (liver - 10, liver + 40), "vessel": (liver - 35, liver + 45)}
     tissues |= {"kidney": (80 + contrast, 120 + contrast), "sinus": (-100, 60), "meal": (-400, 200)}
     half = rng.uniform(*axes) * level.form
@@ -390,8 +390,8 @@ _FACE = (  # orbits, nose and the wings of the sphenoid; the origin is the front
 )
 _EARS = (  # petrous bones with their air cells, brain stem, fourth ventricle
     _line("bone", ((0.44, 0.1), (0.27, (0.025, 0.055)), (0.1, -0.03)), (0.02, 0.045), sides=True, chance=0.7),
-    _oval("bone", 0.38, 0.1, 0.09, 0.07, sides=True, chance=0.7),
-    _oval("air", (0.28, 0.43), (0.03, 0.16), (0.012, 0.03), (0.012, 0.03), sides=True, times=(2, 4), chance=0.7),
+    _oval("bone", 0.38, 0.1, 0.09, 0.07, sides=True),
+    _oval("air", (0.28, 0.43), (0.03, 0.16), (0.012, 0.03), (0.012, 0.03), sides=True, times=(2, 4)),
     _oval("deep", 0, 0.14, 0.11, 0.08),
     _oval("fluid", 0, 0.25, 0.045, 0.025),
 )
@@ -427,14 +427,9 @@ def _head_ct(rng, style):
     size = rng.uniform(*sizes)
     picture = Picture(rng, turn, size, rng.normal(0, (0.09, 0.1)), warp=0.02 * size, aspect=rng.uniform(0.92, 1.1))
     brain, bone = rng.uniform(0.29, 0.44), rng.uniform(0.06, 0.105) * picture.number(skull)
-    tissues = {"air": 0, "fat": 0.06, "fluid": brain * rng.uniform(0.25, 0.6), "brain": brain, "deep": 1.12 * brain}
-    tissues |= {
-        "muscle": (0.8 * brain, 1.3 * brain),
-        "falx": (0.8 * brain, 1.5 * brain),
-        "bone": 1,
-        "calcium": (0.5, 1),
-    }
-    tissues |= {"lesion": (0.6 * brain, 1.7 * brain), "rest": (0.25, 0.55)}
+    tissues = {"air": 0, "fat": 0.06, "brain": brain, "bone": 1, "calcium": (0.5, 1), "rest": (0.25, 0.55)}
+    tissues |= {"fluid": brain * rng.uniform(0.25, 0.6), "deep": 1.12 * brain, "muscle": (0.8 * brain, 1.3 * brain)}
+    tissues |= {"falx": (0.8 * brain, 1.5 * brain), "lesion": (0.6 * brain, 1.7 * brain)}
     if table is _JAW:
         picture.fill(_JAW, tissues)
     elif table is _FACE:

@@ -1,5 +1,6 @@
 """The federated job of the prostate: hospitals train a U-Net, and FedAvg averages it. By a Client API script, or by a learner."""
 
+import os
 from pathlib import Path
 
 from nvflare.app_common.executors.learner_executor import LearnerExecutor
@@ -25,6 +26,7 @@ def recipe(
     at_least: int | None = None,
     tracker: str = "tensorboard",
     client: Path = CLIENT,
+    initial: Path | None = None,
 ) -> FedAvgRecipe:
     """FedAvg of the Client API script, with all that the course adds; arguments as of :func:`src.mednist.recipe.recipe`."""
     settings = settings or Settings()
@@ -33,6 +35,7 @@ def recipe(
         min_clients=sites,
         num_rounds=settings.rounds,
         model={"class_path": "src.unet.UNet", "args": {"seed": settings.seed}},
+        initial_ckpt=initial and os.path.relpath(initial),  # FLARE carries the file along if its path is relative
         train_script=str(client),
         train_args=settings.words(),
         key_metric=CARD.key_metric,

@@ -1,13 +1,13 @@
-"""A real federation on this machine: FLARE's server and sites as processes of their own, with certificates and mutual TLS.
+"""A real federation on this machine: FLARE's server and its sites as processes of their own, with certificates and mutual TLS.
 
 The simulator's sites are children of one process and share its environment. Here each is started from its own startup kit, as a
-hospital would start it, with an environment of its own: what a site needs to find its data, nobody else is told.
+hospital starts it, with an environment of its own: what one site needs to find its data, nobody else is told.
 
     with federation(folder, {"north": {"COURSE_DATA": "/a"}, "south": {"COURSE_DATA": "/b"}}) as hospitals:
-        run = Run(hospitals.execute(recipe))
+        result = hospitals.execute(recipe)
 
-FLARE's own proof of concept (``nvflare poc``, ``PocEnv``) does nearly this, but on fixed ports, in one fixed folder and with one
-environment for all. https://nvflare.readthedocs.io/en/main/programming_guide/provisioning_system.html
+FLARE's own proof of concept (``nvflare poc``, ``PocEnv``) does nearly this, but on fixed ports, in a fixed folder, and with one
+environment for all. Kits: https://nvflare.readthedocs.io/en/main/programming_guide/provisioning_system.html
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from nvflare.fuel.flare_api.flare_api import new_secure_session
+from nvflare.fuel.flare_api.flare_api import NoConnection, new_secure_session
 from nvflare.lighter.entity import Project
 from nvflare.lighter.impl.cert import CertBuilder
 from nvflare.lighter.impl.signature import SignatureBuilder
@@ -34,122 +34,126 @@ from nvflare.recipe import ProdEnv
 from nvflare.recipe.spec import Recipe
 
 SERVER, LEAD = "server", "lead@example.org"
+START_SECONDS = 60.0
+JOB_SECONDS = 240.0
 
 
 @dataclass(frozen=True)
 class Federation:
-    """Startup kits of a federation whose server and sites run.
+    """A federation whose server and sites are running.
 
     Attributes:
-        kits: name of each participant (``server``, the sites, the lead) → its folder; a site's log is ``<folder>/log.txt``.
+        kits: participant (``server``, each site, the lead) → the folder of its startup kit, with its logs and what it keeps of a job.
     """
 
     kits: Mapping[str, Path]
 
-    def execute(self, recipe: Recipe, timeout: float = 300.0) -> Path:
-        """Submit the recipe's job as the lead, wait for its end, and fetch what the server kept of it.
+    def execute(self, recipe: Recipe, timeout: float = JOB_SECONDS) -> Path:
+        """Submit the recipe's job as the lead, wait for its end, and fetch what the server kept of it into the lead's kit.
 
         Raises:
-            RuntimeError: if the job did not end well within ``timeout`` seconds; names its status and the server's log.
+            RuntimeError: if the job did not end well within ``timeout`` seconds; gives its status.
         """
         run = recipe.execute(ProdEnv(str(self.kits[LEAD]), login_timeout=30.0, username=LEAD))
+        # FLARE hands out the result of a failed job like any other, and None where it could not be fetched.
         result = run.get_result(timeout)
-        if run.get_status() != "FINISHED:COMPLETED" or result is None:
-            raise RuntimeError(f"The job is {run.get_status()!r}; see {self.kits[SERVER] / 'log.txt'}.")
+        if result is None or run.get_status() != "FINISHED:COMPLETED":
+            raise RuntimeError(f"The job did not end well: {run.get_status()}.\n{_ends_of_logs(self.kits)}")
         return Path(result)
 
 
 @contextlib.contextmanager
-def federation(folder: Path, sites: Mapping[str, Mapping[str, str]], patience: float = 60.0) -> Iterator[Federation]:
-    """Provision, start and, at the end, whatever happens, stop and remove a federation.
+def federation(folder: Path, sites: Mapping[str, Mapping[str, str]]) -> Iterator[Federation]:
+    """Provision and start a federation; at the end, whatever happened, stop all its processes and remove its folder.
 
     Args:
-        folder: does not exist yet; everything is below it: certificates, kits, logs, jobs, results.
-        sites: name → the environment variables that this site's process has beyond those that all have.
-        patience: seconds within which all sites must have registered at the server.
+        folder: everything goes below it. It must not exist yet, and its path have no blanks: FLARE's processes split their command
+            lines there.
+        sites: name → environment variables of this site's process alone.
 
     Raises:
-        RuntimeError: if a process ends early, or sites have not registered in time; names them.
+        RuntimeError: if a process ends early, or not all sites have registered within ``START_SECONDS``; quotes their logs.
     """
-    kits = _provision(folder, list(sites))
-    started: dict[str, subprocess.Popen] = {}
+    kits: dict[str, Path] = {}
     try:
-        for name in (SERVER, *sites):
-            started[name] = _start(kits[name], sites.get(name, {}))
-        _wait_for(started, kits, patience)
+        kits |= _provision(folder, list(sites))
+        started = {name: _start(kits[name], sites.get(name, {})) for name in (SERVER, *sites)}
+        _wait_until_registered(started, kits)
         yield Federation(kits)
     finally:
-        _end(kits)
-        for process in started.values():
-            process.wait()
+        _end_processes_of(kits)
         shutil.rmtree(folder)
 
 
 def _provision(folder: Path, sites: list[str]) -> dict[str, Path]:
-    """Make the startup kits: one certificate authority, and for each participant a certificate, configuration and start script."""
-    project = Project("course", "server and sites on one machine")
-    # Certificates hold for the name by which the server is called. One port serves sites and lead.
+    """Make a startup kit for each participant: its certificate and key, whom to call, its rules, its start script."""
+    # By default every site streams its error log to the server, with all file names that are in it. FLARE 2.9 heeds this switch
+    # in the project, and in a site's own local/resources.json; as a property of a participant it does not.
+    project = Project("course", "server and sites on one machine", props={"allow_log_streaming": False})
+    # The server's certificate holds for the name by which it is called. One port serves the sites and the lead.
     project.set_server(SERVER, "school", {"default_host": "localhost", "fed_learn_port": _free_port()})
     for site in sites:
-        project.add_client(site, site, {})
-    # FLARE's default policy lets a lead submit jobs that bring code of their own ("byoc") to any site. Each site can
-    # forbid it in its local/authorization.json; then the code must have been installed there before.
+        project.add_client(site, "hospital", {})
+    # A job that brings its own code ("byoc") runs at a site only as far as the site's policy goes. FLARE's default, in each
+    # kit's local/authorization.json.default, allows it to a lead; a site may forbid it in local/authorization.json.
     project.add_admin(LEAD, "school", {"role": "lead"})
     builders = [WorkspaceBuilder(), StaticFileBuilder(config_folder="config"), CertBuilder(), SignatureBuilder()]
     made = Provisioner(str(folder), builders).provision(project)
     kits = {name: Path(made["current_prod_dir"]) / name for name in (SERVER, *sites, LEAD)}
-    # The server of a kit keeps its jobs in one fixed folder of the machine; two servers would run each other's.
+    # A server keeps its jobs in one fixed folder of the machine, where the next one would find and run them.
     update_storage_locations(str(kits[SERVER] / "local"), str(kits[SERVER]))
     return kits
 
 
 def _free_port() -> int:
     with socket.socket() as probe:
-        probe.bind(("localhost", 0))
+        probe.bind(("", 0))
         return probe.getsockname()[1]
 
 
 def _start(kit: Path, variables: Mapping[str, str]) -> subprocess.Popen:
-    """Run a kit's own start script, in the foreground, with these variables, this Python and nothing else of this process's."""
-    python = Path(sys.executable).parent
-    environment = {"PATH": f"{python}{os.pathsep}{os.environ['PATH']}", "HOME": str(kit), "OMP_NUM_THREADS": "1"}
+    """Run a kit's own start script with this Python and these variables, and nothing else of this process's environment."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    common = {"PATH": path, "HOME": str(kit), "TMPDIR": str(kit), "OMP_NUM_THREADS": "1"}
     with (kit / "console.log").open("w") as console:
         return subprocess.Popen(
-            [kit / "startup" / "sub_start.sh", "--once"],
+            [kit / "startup" / "sub_start.sh", "--once"],  # not the loop that starts a process again when it ends
             cwd=kit,
-            env={**environment, **variables},
+            env={**common, **variables},
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=subprocess.STDOUT,
         )
 
 
-def _wait_for(started: Mapping[str, subprocess.Popen], kits: Mapping[str, Path], patience: float) -> None:
-    deadline, missing = time.monotonic() + patience, set(started)
+def _wait_until_registered(started: Mapping[str, subprocess.Popen], kits: Mapping[str, Path]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    missing = set(started)
     while missing:
-        time.sleep(0.5)
-        ended = [name for name, process in started.items() if process.poll() is not None]
-        if ended or time.monotonic() > deadline:
-            logs = ", ".join(str(kits[name] / "console.log") for name in ended or sorted(missing))
-            raise RuntimeError(f"{'Ended early' if ended else 'Not there in time'}: {logs}")
-        with contextlib.suppress(Exception):
+        if time.monotonic() > deadline or any(process.poll() is not None for process in started.values()):
+            raise RuntimeError(f"Not there: {', '.join(sorted(missing))}.\n{_ends_of_logs(kits)}")
+        with contextlib.suppress(NoConnection):
             session = new_secure_session(LEAD, str(kits[LEAD]), timeout=5.0)
             try:
-                missing = set(started) - {SERVER} - {client.name for client in session.get_system_info().client_info}
+                missing = started.keys() - {SERVER, *(client.name for client in session.get_system_info().client_info)}
             finally:
                 session.close()
+        time.sleep(0.5)
 
 
-def _end(kits: Mapping[str, Path], patience: float = 5.0) -> None:
-    """End server and sites and the processes that they started for a job, which have their kit's folder in their command lines."""
-    family = [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if any(str(kit) in (process.info["cmdline"] or ()) for kit in kits.values())
-    ]
-    for member in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.terminate()
-    for member in psutil.wait_procs(family, timeout=patience)[1]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.kill()
+def _ends_of_logs(kits: Mapping[str, Path]) -> str:
+    logs = [log for kit in kits.values() for log in sorted(kit.rglob("log.txt")) if log.parts[-3] != "transfer"]
+    return "\n".join(f"--- {log}\n{log.read_text(errors='replace')[-1500:]}" for log in logs)
+
+
+def _end_processes_of(kits: Mapping[str, Path]) -> None:
+    """End the server, the sites and what they started for a job: all have their kit's folder as a word of their command lines."""
+    words = {str(kit) for kit in kits.values()}
+    # Again until none is left: a site may just have started a job's process.
+    while family := [p for p in psutil.process_iter(["cmdline"]) if words & set(p.info["cmdline"] or ())]:
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.terminate()
+        for process in psutil.wait_procs(family, timeout=5)[1]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()

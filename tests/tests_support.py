@@ -1,0 +1,97 @@
+"""What more than one test module needs: toy volumes, a small web server, a disk that fills up."""
+
+import contextlib
+import errno
+import http.server
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def ball_case(folder, name="case", spacing=(1.0, 1.0, 3.0), shape=(80, 80, 20), centre=(4.0, -6.0, 3.0), **options):
+    """A bright ball of 15 mm radius (the gland) at ``centre`` mm from the middle of a noisy volume; returns the item."""
+    codes, scale, radius = options.get("codes", "RAS"), options.get("scale", 1.0), options.get("radius", 15.0)
+    folder.mkdir(parents=True, exist_ok=True)
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = -np.array(spacing) * (np.array(shape) - 1) / 2
+    grid = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), axis=-1) * spacing + affine[:3, 3]
+    label = (np.linalg.norm(grid - centre, axis=-1) < radius).astype(np.uint8)
+    noise = np.random.default_rng(options.get("seed", 0)).normal(0, 2, shape)
+    image = scale * (50 + 100 * label + noise)
+    item = {"image": str(folder / f"{name}.nii.gz"), "label": str(folder / f"{name}_mask.nii.gz"), "site": "site-x"}
+    for key, volume in (("image", image.astype(np.float32)), ("label", label)):
+        stored = nib.Nifti1Image(volume, affine)
+        turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(tuple(codes)))
+        nib.save(stored.as_reoriented(turn), item[key])
+    return item
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Content of all files below a folder, by relative path."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def names_in(folder: Path) -> list[str]:
+    """What lies in a folder, hidden files too: nothing half may be left."""
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+class Server:
+    """Serves one file; its attributes are the faults.
+
+    Attributes:
+        content: what the file is now.
+        status: answer with this error instead.
+        cut: send only so many bytes of what was announced, then hang up.
+        asked: number of requests so far.
+    """
+
+    def __init__(self, name: str, content: bytes):
+        self.content, self.status, self.cut, self.asked = content, None, None, 0
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                outer.asked += 1
+                if outer.status:
+                    self.send_error(outer.status)
+                    return
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(outer.content)))
+                self.end_headers()
+                self.wfile.write(outer.content[: outer.cut])
+
+            def log_message(self, *args):
+                pass
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/{name}"
+        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self):
+        self.http.shutdown()
+        self.http.server_close()
+
+
+@contextlib.contextmanager
+def failing(monkeypatch: pytest.MonkeyPatch, owner, name: str, error: Exception, after: int = 0) -> Iterator[list]:
+    """Let the calls of ``owner.name`` after the first ``after`` ones fail, and be sure that one did."""
+    original, calls = getattr(owner, name), []
+
+    def fail(*args, **kwargs):
+        calls.append(args)
+        if len(calls) > after:
+            raise error
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fail)
+        yield calls
+    assert len(calls) > after, "the fault was never met"
