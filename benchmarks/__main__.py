@@ -85,6 +85,7 @@ def measure(card: Card) -> dict:
     }
     return {
         "task": card.name,
+        "title": card.title,
         "data": card.room("data").describe(card.room("data").find_or_make()).split(" in ")[0].split(" (/")[0],
         "machine": machine(),
         "items": {part: len(items) for part, items in everything.items()},
@@ -102,7 +103,7 @@ def measure(card: Card) -> dict:
             "loopback": watch.loopback_bytes // (run.rounds + 2) if watch.loopback_bytes else "not measured",
         },
         "steps_per_second": busy,
-        "test": test,
+        "test": {"metric": measure_name, **test},
         "figures": {name: round(value, 3) for name, value in figures.items()},
     }
 

@@ -34,8 +34,8 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="of the random generator (default: %(default)s)")
     a = parser.parse_args()
     folder = a.mednist or find_or_make()
-    print(describe(folder))
     share_out(a.sites or a.num_sites, a.how, a.counts, a.alpha, a.seed, a.name, folder, a.per_class)
+    print(describe(folder))
 
 
 _cli.run(main)

@@ -56,13 +56,13 @@ def make_trainer(
         epochs: passes over the batches in all runs together, over which the learning rate falls to 0.
         fedprox_mu: weight of the proximal term of FedProx (Li et al., *Federated Optimization in Heterogeneous Networks*, MLSys
             2020), ``mu / 2 * |w - w_received|^2``, which holds a site near the model that it received.
-        amp: mixed precision; only does something on a GPU.
+        amp: mixed precision on a GPU that computes in bfloat16, which has the range of float32 and needs no scaled gradients.
         handlers: MONAI or Ignite handlers to attach.
 
     Returns:
         The trainer. ``trainer.run()`` trains all epochs, :func:`train_for` some.
     """
-    low = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
+    half = amp and device.type == "cuda" and torch.cuda.is_bf16_supported()
     trainer = SupervisedTrainer(
         device=device,
         max_epochs=epochs,
@@ -70,11 +70,9 @@ def make_trainer(
         network=model,
         optimizer=optimizer,
         loss_function=loss,
-        inferer=SimpleInferer(),
+        inferer=HalfPrecision() if half else SimpleInferer(),
         decollate=False,
         optim_set_to_none=True,
-        amp=amp and device.type == "cuda",
-        amp_kwargs={"dtype": low},
         train_handlers=list(handlers),
     )
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -91,6 +89,15 @@ def make_trainer(
     if device.type == "cpu":
         IdleCores().attach(trainer)
     return trainer
+
+
+class HalfPrecision(SimpleInferer):
+    """Runs the network in mixed precision, bfloat16, on a GPU."""
+
+    def __call__(self, inputs: torch.Tensor, network: Callable, *args, **kwargs) -> torch.Tensor:
+        """The network's output."""
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            return super().__call__(inputs, network, *args, **kwargs)
 
 
 def stop_on_broken_loss(engine: Engine) -> None:
@@ -132,8 +139,6 @@ class FedProx:
     @torch.no_grad()
     def pull(self, engine: Engine) -> None:
         """Add the proximal gradient."""
-        if engine.scaler is not None:
-            engine.scaler.unscale_(engine.optimizer)
         pairs = [(w, r) for w, r in zip(engine.network.parameters(), self.received, strict=True) if w.grad is not None]
         away = torch._foreach_sub([weight for weight, _ in pairs], [origin for _, origin in pairs])
         torch._foreach_add_([weight.grad for weight, _ in pairs], away, alpha=self.mu)

@@ -70,8 +70,9 @@ def mixed(items: Sequence[dict], rng: np.random.Generator) -> list[dict]:
     classes = [item["label"] if isinstance(item["label"], int) else 0 for item in items]
     for label in sorted(set(classes)):
         own = [item for item, one in zip(items, classes, strict=True) if one == label]
+        order = rng.permutation(len(own))
         places = (np.arange(len(own)) + rng.random()) / len(own)
-        keyed += [(place, own[i]) for place, i in zip(places, rng.permutation(len(own)), strict=True)]
+        keyed += [(place, own[i]) for place, i in zip(places, order, strict=True)]
     return [item for _, item in sorted(keyed, key=lambda pair: pair[0])]
 
 
@@ -104,7 +105,8 @@ def split(
         tests, held = max(tests, 1 if testing else 0), max(held, 1 if validation else 0)
     else:
         tests, held = 0, count - 1 if validation else 0
-    return {"training": order[tests + held :], "validation": order[tests : tests + held], "testing": order[:tests]}
+    ends = count - tests - held, count - tests
+    return {"training": order[: ends[0]], "validation": order[ends[0] : ends[1]], "testing": order[ends[1] :]}
 
 
 def partition(
@@ -245,7 +247,10 @@ def _refuse_shared(datalists: Datalists) -> None:
     problems = []
     for site, part, item in _each(datalists):
         image, here = item["image"], f"{site} {part}"
-        key = hashlib.sha256(Path(image).read_bytes()).hexdigest() if _is_file(item, "label") else image
+        try:
+            key = hashlib.sha256(Path(image).read_bytes()).hexdigest() if _is_file(item, "label") else image
+        except OSError as error:
+            raise CourseError(f"Cannot read {image}: {error.strerror}.", "an image cannot be read") from error
         other, there = seen.setdefault(key, (item, here))
         if other is not item and (here != there or image == other["image"]):
             names = " and ".join(dict.fromkeys((other["image"], image)))

@@ -1,6 +1,7 @@
 """How the server turns the models of the sites into one: the weighted mean of FedAvg, and what it refuses."""
 
 from collections.abc import Mapping
+from numbers import Real
 
 import numpy as np
 from nvflare.apis.fl_constant import FLMetaKey
@@ -86,7 +87,7 @@ class SampleWeightedMean(ModelAggregator):
     def _reason_to_refuse(
         params: Mapping[str, np.ndarray], weight: object, expected: Mapping[str, tuple]
     ) -> str | None:
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not np.isfinite(weight) or weight <= 0:
+        if isinstance(weight, bool) or not isinstance(weight, Real) or not np.isfinite(weight) or weight <= 0:
             return f"its number of samples is {weight!r}, not a positive number"
         found = _shapes(params)
         if expected and found != expected:

@@ -207,17 +207,19 @@ def _end_processes_of(process: subprocess.Popen, workspace: str, patience: float
     Its sites are found by the workspace in their command lines: they are sessions of their own, and lose their parent
     when Ctrl-C in a terminal reaches the simulator first.
     """
-    family = [
-        one
-        for one in psutil.process_iter(["cmdline"])
-        # Only FLARE's own: a TensorBoard that a reader opened on the same folder stays.
-        if workspace in (command := " ".join(one.info["cmdline"] or ())) and "nvflare." in command
-    ]
-    for member in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.terminate()
-    _, alive = psutil.wait_procs(family, timeout=patience)
-    for member in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.kill()
+    # Again until none is left: as long as the simulator lives, it starts a site anew whose process has ended.
+    while family := _flares_processes(workspace):
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.terminate()
+        _, alive = psutil.wait_procs(family, timeout=patience)
+        for member in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
     process.wait()
+
+
+def _flares_processes(workspace: str) -> list[psutil.Process]:
+    """FLARE's own that work in a workspace; a TensorBoard that a reader opened on the same folder is none."""
+    commands = ((one, " ".join(one.info["cmdline"] or ())) for one in psutil.process_iter(["cmdline"]))
+    return [one for one, command in commands if workspace in command and "nvflare." in command]

@@ -3,6 +3,7 @@
 import json
 import re
 from functools import cached_property
+from math import inf
 from pathlib import Path
 
 from src.common.errors import CourseError
@@ -90,7 +91,7 @@ class Run:
             / sum(weights.get(s, 1) for s in sites)
             for model, sites in self.final_validation.items()
         }
-        return self._checkpoint(BEST if scores.get(BEST, 0) > scores.get(FINAL, 0) else FINAL)
+        return self._checkpoint(BEST if scores.get(BEST, -inf) > scores.get(FINAL, -inf) else FINAL)
 
     def _checkpoint(self, name: str) -> Path:
         path = next(iter(self.server.rglob(name)), None)

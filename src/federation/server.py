@@ -56,10 +56,15 @@ def add_record(recipe: Recipe, at_least: int | None = None) -> None:
         recipe: of any kind, before it is executed.
         at_least: a round goes on without the others as long as so many sites take part. By default all must: the first site that
             fails ends the run, with an error that names it.
+
+    Raises:
+        CourseError: if ``at_least`` is not between 1 and the number of sites.
     """
     job, server = recipe._job, recipe._job._deploy_map["server"]
     everyone = job.job.min_clients
     at_least = everyone if at_least is None else at_least
+    if not 1 <= at_least <= everyone:
+        raise CourseError(f"at_least is {at_least}; the job asks {everyone} site(s), so give a number from 1 to that.")
     job.job.min_clients = at_least
     if at_least < everyone:  # FLARE would end the run at the first site that answers with an error
         server.app_config.workflows[0].controller._ignore_result_error = True
@@ -122,7 +127,8 @@ class RunRecorder(Widget):
         self._file: Path | None = None
         self._ended = threading.Event()
         self._round = self._rounds = None
-        self._failed: dict[str, str] = {}
+        self._failed: dict[str, str] = {}  # in this round
+        self._lost: dict[str, str] = {}  # for good
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Append one line for each event of interest."""
@@ -135,7 +141,7 @@ class RunRecorder(Widget):
         if self._file is None:
             return
         if event_type == AppEventType.ROUND_STARTED:
-            self._round, self._failed = fl_ctx.get_prop(AppConstants.CURRENT_ROUND), {}
+            self._round, self._failed = fl_ctx.get_prop(AppConstants.CURRENT_ROUND), dict(self._lost)
         self._rounds = fl_ctx.get_prop(AppConstants.NUM_ROUNDS) or self._rounds
         if event_type in self.EVENTS:
             self._write(self.EVENTS[event_type], rounds=self._rounds)
@@ -163,17 +169,16 @@ class RunRecorder(Widget):
     def _watch(self, engine, job_id: str) -> None:
         """Look whether the connection of every site's process that was there still is; report one that is not as FLARE would."""
         seen: set[str] = set()
-        lost: set[str] = set()
         while not self._ended.wait(LOOK_SECONDS):
             for site in sorted(client.name for client in engine.get_clients()):
                 if engine.server.cell.is_cell_connected(f"{site}.{job_id}"):
                     seen.add(site)
                 elif site in seen and not self._ended.is_set():
                     with engine.new_context() as fl_ctx:
-                        if site not in lost:
-                            lost.add(site)
+                        if site not in self._lost:
+                            self._lost[site] = "its process has ended; often a lack of memory"
                             self._write("site lost", site=site)
-                            self._fail(site, "its process has ended; often a lack of memory", fl_ctx)
+                            self._fail(site, self._lost[site], fl_ctx)
                         # Each workflow has a list of its own: that of the rounds, then that of the final validation.
                         fl_ctx.get_prop(FLContextKey.RUNNER).handle_dead_job(site, fl_ctx)
 

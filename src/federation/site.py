@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import nvflare.client as flare
 import torch
+from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
@@ -48,7 +49,13 @@ def open_site(site: str, settings: Study) -> tuple[dict[str, list[dict]], Study,
         CourseError: if the datalist or the options cannot be used.
     """
     folder = sites_folder(settings.data) / site
-    options = SiteOptions.checked(read_json(folder / "options.json") or {}, f"{folder / 'options.json'}")
+    file = folder / "options.json"
+    chosen = read_json(file) if file.exists() else {}
+    if chosen is None:
+        raise CourseError(
+            f"{file} cannot be read as a JSON object. Mend it, or delete it.", "its settings cannot be read"
+        )
+    options = SiteOptions.checked(chosen, f"{file}")
     if options.threads:
         torch.set_num_threads(options.threads)
     if options.batch_size:
@@ -68,7 +75,7 @@ def short_reason(error: BaseException) -> str:
 
 
 def said_reason(answer: Shareable | None) -> str:
-    """The short reason that a failed answer gives, or its code."""
+    """The short reason that an answer gives which was not accepted, else what FLARE says of it."""
     if answer is None:
         return "it sent nothing"
     if said := answer.get_header(REASON):
@@ -76,7 +83,8 @@ def said_reason(answer: Shareable | None) -> str:
     try:
         return FLModelUtils.from_shareable(answer).meta[REASON]
     except (KeyError, ValueError):  # no reason, or, in an answer with an error code, no model
-        return f"it answered with {answer.get_return_code()}"
+        code = answer.get_return_code()
+        return "it sent nothing that can be averaged" if code == ReturnCode.OK else f"it answered with {code}"
 
 
 def run_site(main: Callable[[], None]) -> None:

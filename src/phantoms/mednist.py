@@ -145,12 +145,6 @@ class Picture:
             return window, self.oval(points[0], radii, turn, window=window)
         return window, self.line(points, *radii, window=window)
 
-    def mask(self, points, radii, turn=0.0) -> np.ndarray:
-        """Share of each pixel inside an ellipse (one point) or a line."""
-        mask, (window, distance) = np.zeros_like(self.canvas), self.patch(points, radii, turn)
-        mask[window] = self.cover(distance)
-        return mask
-
     def number(self, of: Number) -> float:
         """A number as it is, or one drawn from a range."""
         return self.rng.uniform(*of) if isinstance(of, tuple) else of
@@ -161,7 +155,7 @@ class Picture:
         return self.number(tissues[names[self.rng.integers(len(names))]])
 
     def walk(self, rows, tissues: dict, origin=(0.0, 0.0), unit=(1.0, 1.0), size=(1.0, 1.0)) -> Iterator:
-        """Read a table: yields the mask of each shape and its grey value.
+        """Read a table: yields where each shape is, which share of each pixel there is inside it, and its grey value.
 
         ``tissues`` holds the grey value of each tissue, a :data:`Number`. The table's (0, 0) lies at ``origin``; its places
         are multiplied by ``unit`` (across, down), its radii by ``size``.
@@ -174,24 +168,27 @@ class Picture:
                 points = [(origin[0] + side * unit[0] * x, origin[1] + unit[1] * y) for x, y in places]
                 radii = [self.number(one) * factor for one, factor in zip(row.radii, size, strict=False)]
                 turn = side * self.number(row.turn)
-                yield self.mask(points, radii, turn), self.grey(row.tissue, tissues)
-                if row.core:
-                    tissue, share, shift = row.core
-                    points = [(x - side * shift * radii[0], y) for x, y in points]
-                    yield self.mask(points, [share * one for one in radii], turn), self.grey(tissue, tissues)
+                for tissue, share, shift in filter(None, ((row.tissue, 1, 0), row.core)):
+                    inside = [(x - side * shift * radii[0], y) for x, y in points]
+                    window, distance = self.patch(inside, [share * one for one in radii], turn)
+                    yield window, self.cover(distance), self.grey(tissue, tissues)
 
     def paint(self, mask: np.ndarray, grey) -> None:
         """Lay a grey value, or one for each pixel, over the canvas where ``mask`` is 1; mix it in where it is less."""
         self.canvas += mask * (grey - self.canvas)
 
-    def fill(self, rows: Sequence[Shape], tissues: dict, within: float | np.ndarray = 1.0, **place) -> None:
+    def fill(self, rows: Sequence[Shape], tissues: dict, within: np.ndarray | None = None, **place) -> None:
         """Paint a table, one shape over the other, ``within`` a mask; ``place`` as for :meth:`walk`."""
-        for mask, grey in self.walk(rows, tissues, **place):
-            self.paint(within * mask, grey)
+        for window, share, grey in self.walk(rows, tissues, **place):
+            view = self.canvas[window]
+            view += (share if within is None else share * within[window]) * (grey - view)
 
-    def total(self, rows: Sequence[Shape], tissues: dict, **place) -> np.ndarray:
-        """What the shapes of a table add up to: on a radiograph nothing hides what lies behind it."""
-        return sum(mask * grey for mask, grey in self.walk(rows, tissues, **place))
+    def total(self, rows: Sequence[Shape], tissues: dict, combine=np.add, **place) -> np.ndarray:
+        """What shapes add up to, or ``combine`` to: on a radiograph nothing hides what lies behind it."""
+        total = np.zeros_like(self.canvas)
+        for window, share, grey in self.walk(rows, tissues, **place):
+            combine(total[window], share * grey, out=total[window])
+        return total
 
 
 def _down(fine: np.ndarray) -> np.ndarray:
@@ -305,15 +302,19 @@ _CHEST = (
 def _trunk(rng, levels: Sequence[_Level], zoom: float, axes, contrast: Number) -> np.ndarray:
     """Axial slice of chest or abdomen in Hounsfield units; the back, and with it the spine, is at the bottom.
 
-    One of ``levels`` is drawn. ``axes``: half-axes of the trunk, lowest and highest; ``contrast``: what contrast medium
-    adds to blood.
+    ``axes``: the lowest and highest half-axes of the trunk; ``contrast``: what contrast medium adds to blood.
     """
     level = levels[rng.choice(len(levels), p=[one.share for one in levels])]
     picture = Picture(rng, rng.normal(0, 4), zoom, rng.normal(0, 0.055, 2), warp=0.025)
     contrast, bone = picture.number(contrast), rng.uniform(350, 650)
     liver = rng.uniform(60, 120) + 0.3 * contrast
     tissues = {"air": -1000, "lung": -850, "fat": -100, "water": (0, 30), "muscle": (40, 60), "gut": (30, 80)}
-    tissues |= {"bone": (0.8 * bone, 1.2 * bone), "marrow": (0.4 * bone, 0.75 * bone), "couch": (60, 180)}
+    tissues |= {
+        "bone": (0.8 * bone, 1.2 * bone),
+        "marrow": (0.4 * bone, 0.75 * bone),
+        "rib": (0.36 * bone, 1.35 * bone),
+        "couch": (-150, -60),
+    }
     tissues |= {"blood": 50 + contrast, "mixed": (50 + 0.4 * contrast, 50 + contrast), "heart": 50 + 0.3 * contrast}
     tissues |= {"liver": liver, "spleen": (liver - 10, liver + 40), "vessel": (liver - 35, liver + 45)}
     tissues |= {"kidney": (80 + contrast, 120 + contrast), "sinus": (-100, 60), "meal": (-400, 200)}
@@ -326,23 +327,24 @@ def _trunk(rng, levels: Sequence[_Level], zoom: float, axes, contrast: Number) -
         picture.paint(cavity, picture.grey(tissue, tissues))
     picture.fill(level.organs, tissues, cavity, unit=inner, size=inner)
     picture.fill(level.parts, tissues, unit=inner)
-    _ribs(picture, inner + 0.035, level, 0.9 * bone)
+    picture.fill(_ribs(rng, inner + 0.035, round(picture.number(level.ribs)), level.gap), tissues)
     vertebra = np.full(2, rng.uniform(0.85, 1.15))
     place = (0, inner[1] * rng.uniform(0.62, 0.74))
     picture.fill(level.spine, tissues, origin=place, unit=vertebra, size=vertebra)
-    picture.fill(_COUCH, tissues, 0.8, origin=(0, half[1] + rng.uniform(0.06, 0.2)), unit=(1, rng.uniform(0.4, 1.6)))
+    picture.fill(_COUCH, tissues, origin=(0, half[1] + rng.uniform(0.06, 0.2)), unit=(1, rng.uniform(0.4, 1.6)))
     return picture.canvas
 
 
-def _ribs(picture: Picture, axes, level: _Level, bone: float) -> None:
-    """Ribs cut obliquely: bright strokes of unequal length along the chest wall."""
-    rng, count = picture.rng, round(picture.number(level.ribs))
+def _ribs(rng, axes, count: int, gap: float) -> list[Shape]:
+    """Ribs cut obliquely: strokes of unequal length along the chest wall, ``count`` a side, ``gap`` radians free in front."""
+    rows = []
     for side in (-1, 1):
         for k in range(count):
-            middle = -np.pi / 2 + level.gap + (k + rng.uniform(0, 1)) / count * (np.pi - 0.25 - level.gap)
+            middle = -np.pi / 2 + gap + (k + rng.uniform(0, 1)) / count * (np.pi - 0.25 - gap)
             half = rng.uniform(0.01, 0.07) * (1 + (middle > 0.3) * rng.uniform(0, 1.5))
-            points = [(side * axes[0] * np.cos(t), axes[1] * np.sin(t)) for t in (middle - half, middle + half)]
-            picture.paint(picture.mask(points, (rng.uniform(0.013, 0.024),)), bone * rng.uniform(0.4, 1.5))
+            points = [(side * axes[0] * math.cos(t), axes[1] * math.sin(t)) for t in (middle - half, middle + half)]
+            rows.append(_line("rib", points, (0.013, 0.024)))
+    return rows
 
 
 def _abdomen_ct(rng, style):
@@ -514,8 +516,7 @@ def _hand(rng, style):
             # Flesh is round; a bone's hollow shaft is dense at its rim.
             depth = np.sqrt(1 - 0.85 * inner) * (2.8 * radii[0] + 0.42) if layer is soft else 0.72 + 0.28 * inner
             np.maximum(layer[window], picture.cover(distance) * depth, out=layer[window])
-    for mask, density in picture.walk(_CARPALS, {"carpal": (0.6, 0.95)}):
-        np.maximum(bone, mask * density, out=bone)
+    bone = np.maximum(bone, picture.total(_CARPALS, {"carpal": (0.6, 0.95)}, np.maximum))
     depth = rng.uniform(0.45, 0.85) * soft + rng.uniform(0.5, 0.95) * bone * (soft > 0)
     image = _down(1 - np.exp(-depth)) * rng.uniform(1.05, 1.4)
     base = rng.uniform(0.0, 0.1)
@@ -586,12 +587,11 @@ def _cxr(rng, style):
     depth += np.clip((v - bottom + 0.1) * 2, 0, 1) * body * (1 - lungs) * rng.uniform(0.05, 0.25)  # belly
 
     heart = np.full(2, rng.uniform(0.8, 1.35))
-    shadow = np.maximum.reduce([mask for mask, _ in picture.walk(_HEART_SHADOW, {"": 1}, (0, bottom), size=heart)])
+    shadow = picture.total(_HEART_SHADOW, {"": 1}, np.maximum, origin=(0, bottom), size=heart)
     depth += ndimage.gaussian_filter(shadow, 2.0) * lungs * air * rng.uniform(0.75, 1.0)
     discs = 1 - 0.5 * (np.abs(v / 0.14 % 1 - 0.5) < 0.09)  # between the vertebrae
-    depth += picture.mask(((0, -1.3), (0, 1.3)), (0.08,)) * discs * rng.uniform(0.06, 0.16)
-    vessels = [mask * grey for mask, grey in picture.walk(_ROOTS, {"vessel": (0.05, 0.17)}, (0, bottom - 0.45))]
-    depth += lungs * np.maximum.reduce(vessels)
+    depth += picture.total([_line("spine", ((0, -1.3), (0, 1.3)), 0.08)], {"spine": (0.06, 0.16)}) * discs
+    depth += lungs * picture.total(_ROOTS, {"vessel": (0.05, 0.17)}, np.maximum, origin=(0, bottom - 0.45))
     pitch, bone, ribs = rng.uniform(0.115, 0.15), rng.uniform(0.03, 0.12), 0
     for k in range(9):
         reach = 0.8 * chest * np.sqrt(max(0.25, 1 - ((k - 6) / 8) ** 2))
@@ -630,15 +630,15 @@ def _breast_mri(rng, style):
         h = np.clip(0.5 + (outer - breast) / 0.24, 0, 1)
         outer = outer + h * (breast - outer) - 0.12 * h * (1 - h)
         if own > 0.12:
-            breasts.append(((side * apart, tip[1] + 0.12 + 0.35 * own), (0.75 * width, 0.08 + 0.5 * own)))
+            breasts.append(_oval("", side * apart, tip[1] + 0.12 + 0.35 * own, 0.75 * width, 0.08 + 0.5 * own))
     fat = rng.uniform(0.6, 0.85)
     gland = fat * rng.uniform(0.15, 0.7)
     if rng.random() < 0.1:  # fat suppressed: glands shine instead
         fat, gland = rng.uniform((0.2, 0.5), (0.3, 0.8))
     picture.canvas += picture.cover(outer) * fat
-    for centre, radii in breasts:  # glandular tissue: darker strands inside the fat
+    for breast in breasts:  # glandular tissue: darker strands inside the fat
         strands = np.clip(picture.texture(30) + rng.uniform(-1.2, 0.9), 0, 1)
-        picture.paint(picture.mask([centre], radii) * picture.cover(outer + 0.06) * strands, gland)
+        picture.fill([breast], {"": gland}, picture.cover(outer + 0.06) * strands)
     rim, dark = rng.uniform((0.07, 0.02), (0.17, 0.12))
     inside = picture.cover(wall + rim)
     picture.paint(inside, dark)

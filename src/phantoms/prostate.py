@@ -315,7 +315,9 @@ def _draw_bladder_and_vesicles(c: _Canvas, g: _Gland):
 
 def _draw_floor_and_rectum(c: _Canvas, style: HospitalStyle, g: _Gland):
     """Levator ani as a funnel that hugs the apex; rectum with wall and content, or a balloon with the coil in it."""
-    rng, (a, _, h), (x, y, z) = c.rng, g.half, c.bent
+    rng, (a, _, h) = c.rng, g.half
+    box = c.box((0, g.back - 15, 0), (a + 20, 60, 200))
+    (x, y, z), fine, middle = (axis[box] for axis in c.bent), c.fine[box], c.middle[box]
     rise = np.clip((z + h) / (2 * h), -0.4, 1.6)
     funnel_x = np.clip(12 + (a + 7 - 12) * np.sqrt(np.clip(rise + 0.12, 0, None)) * 1.15, 10, None)
     funnel_y = 26 + 14 * np.clip(rise, 0, 1)
@@ -323,7 +325,7 @@ def _draw_floor_and_rectum(c: _Canvas, style: HospitalStyle, g: _Gland):
     shell = (_norm(2, x / funnel_x, q) - 1) * np.minimum(funnel_x, funnel_y)
     ends = np.maximum(q - 0.85, (rise - 0.62) * np.float32(2 * h))
     sheet = np.maximum(np.abs(shell) - np.float32(rng.uniform(1.5, 2.3)), ends)
-    c.paint(_ALL, sheet, 0.21 * (1 + 0.1 * c.fine), 1150.0)
+    c.paint(box, sheet, 0.21 * (1 + 0.1 * fine), 1150.0)
 
     radii = rng.uniform((14, 14), (19, 18)) if style.coil else rng.uniform((9, 7), (19, 14))
     # The anal canal bends back from the apex upwards: below it the gut is narrow and lies further forward.
@@ -334,20 +336,20 @@ def _draw_floor_and_rectum(c: _Canvas, style: HospitalStyle, g: _Gland):
     follow = ndimage.gaussian_filter1d(follow, 2.0).astype(np.float32)
     centre_y = follow - radii[1] * shape - wall - rng.uniform(0.3, 1.6) - np.clip(z - 0.8 * h, 0, None) * 0.35
     px, py = (x - rng.uniform(-3, 3)) / radii[0], (y - centre_y) / radii[1]
-    ripple = 0.0 if style.coil else 0.10 * c.middle
+    ripple = 0.0 if style.coil else 0.10 * middle
     lumen = (_norm(2, px, py) / shape - 1 + ripple) * np.float32(min(radii))
     meso = rng.uniform(5, 11)  # mesorectal fat
-    c.paint(_ALL, np.maximum(lumen - wall - meso, -10 - z), np.float32(style.fat) * (1 + 0.08 * c.middle), 200.0)
-    c.paint(_ALL, lumen - wall - 1.2, 0.24, 1200.0)  # muscularis
-    c.paint(_ALL, lumen - wall * 0.5, 0.48 * (1 + 0.15 * c.fine), 1450.0)  # mucosa
+    c.paint(box, np.maximum(lumen - wall - meso, -10 - z), np.float32(style.fat) * (1 + 0.08 * middle), 200.0)
+    c.paint(box, lumen - wall - 1.2, 0.24, 1200.0)  # muscularis
+    c.paint(box, lumen - wall * 0.5, 0.48 * (1 + 0.15 * fine), 1450.0)  # mucosa
     if style.coil:
-        c.paint(_ALL, lumen, 0.04, 20.0)
+        c.paint(box, lumen, 0.04, 20.0)
         c.organ(((0, 0.30, 50),), (0, g.back - radii[1], 0), (1.5, 6, 60))  # the loop of the coil
         return
     content = rng.uniform(-0.2, 1.2)  # share of gas: it rises to the front of a supine patient
-    stool = np.float32(rng.uniform(0.28, 0.55)) * (1 + 0.25 * c.middle + 0.15 * c.fine)
-    c.paint(_ALL, lumen, stool, 900.0 + 150 * c.middle)
-    c.paint(_ALL, np.where(py > 1 - 2 * content, lumen + 0.5, np.float32(9)), 0.03, 30.0)
+    stool = np.float32(rng.uniform(0.28, 0.55)) * (1 + 0.25 * middle + 0.15 * fine)
+    c.paint(box, lumen, stool, 900.0 + 150 * middle)
+    c.paint(box, np.where(py > 1 - 2 * content, lumen + 0.5, np.float32(9)), 0.03, 30.0)
 
 
 def _draw_prostate(c: _Canvas, g: _Gland, one_label: bool) -> np.ndarray:

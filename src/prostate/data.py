@@ -7,7 +7,7 @@
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -115,17 +115,13 @@ def _pairs(folder: Path) -> tuple[dict[str, tuple[Path, Path]], list[str], list[
     problems, left_out = [], []
     images = _cases_in(folder / images_in, problems, left_out)
     masks = _cases_in(folder / masks_in, problems, left_out)
-    if images and all(name.endswith("_0000") and name.removesuffix("_0000") in masks for name in images):
-        return (
-            {},
-            [f"{folder / images_in}: its names end in _0000, as nnU-Net's do; rename them to those of {masks_in}"],
-            [],
-        )
-    problems += [f"{images[name]}: no mask of that name in {masks_in}/" for name in images if name not in masks]
-    problems += [f"{masks[name]}: no image of that name in {images_in}/" for name in masks if name not in images]
+    wrong = [f"{images[name]}: no mask of that name in {masks_in}/" for name in images if name not in masks]
+    wrong += [f"{masks[name]}: no image of that name in {images_in}/" for name in masks if name not in images]
     if not images and not masks:
-        problems.append(f"{folder / images_in}: no NIfTI file (.nii.gz or .nii) in it")
-    return {name: (images[name], masks[name]) for name in images if name in masks}, problems, left_out
+        wrong = [f"{folder / images_in}: no NIfTI file (.nii.gz or .nii) in it"]
+    elif images and all(name.endswith("_0000") and name.removesuffix("_0000") in masks for name in images):
+        wrong = [f"{folder / images_in}: its names end in _0000, as nnU-Net's do; rename them to those of {masks_in}/"]
+    return {name: (images[name], masks[name]) for name in images if name in masks}, problems + wrong, left_out
 
 
 def _cases_in(folder: Path, problems: list[str], left_out: list[str]) -> dict[str, Path]:
@@ -181,6 +177,9 @@ def convert(
     if raw == out or raw in out.parents or out in raw.parents:
         raise CourseError(f"Cannot convert {raw} into {out}: one folder lies inside the other. Choose another one.")
     cases, problems, left_out = _pairs(raw)
+    if left_out:
+        some = ", ".join(left_out[:20]) + (", …" if len(left_out) > 20 else "")
+        say(f"Left out, {len(left_out)} files that have no NIfTI name or lie in a subfolder: {some}")
     choice = _choose(raw, channel, labels, problems)
     # Relative, so that a data folder that was moved as a whole is still known.
     record = {"version": _VERSION, "from": os.path.relpath(raw, out.parent), "generated": is_generated(raw)}
@@ -192,18 +191,16 @@ def convert(
         if found is not None and found.get("from") != record["from"]:
             other = out.parent / str(found.get("from"))
             raise CourseError(f"{out} holds the conversion of {other}. Choose another folder, or delete this one.")
-        if not problems and found == {**record, "bytes": _sizes(out, cases)}:
+        if not problems and found == {**record, "bytes": _sizes(out)}:
             say(f"{out}: all {len(cases)} cases are converted already, nothing to do.")
         else:
             say(f"Checking and converting {len(cases)} cases into {out}")
             with staged(out) as new:
                 remarks = _convert_all(cases, choice, problems, new, say)
-                write_json(new / _RECORD, {**record, "bytes": _sizes(new, cases)})
+                write_json(new / _RECORD, {**record, "bytes": _sizes(new)})
             say(f"Converted {len(cases)} of {len(cases)} cases: {choice['said']}.")
             if remarks:
                 say("\n  - ".join(["Look at these:", *remarks]))
-    if left_out:
-        say(f"Left out, {len(left_out)} files that have no NIfTI name or lie in a subfolder: {', '.join(left_out)}")
     return out
 
 
@@ -239,12 +236,8 @@ def _names(raw: Path, *keys: str) -> dict[int, str]:
     return {int(number): str(name) for number, name in pairs if str(number).isdecimal()}
 
 
-def _outputs(folder: Path, name: str) -> tuple[Path, Path]:
-    return folder / "images" / f"{name}.nii.gz", folder / "labels" / f"{name}.nii.gz"
-
-
-def _sizes(folder: Path, names: Iterable[str]) -> dict[str, list[int]]:
-    return {name: [file.stat().st_size for file in _outputs(folder, name) if file.is_file()] for name in names}
+def _sizes(folder: Path) -> dict[str, int]:
+    return {f"{file.parent.name}/{file.name}": file.stat().st_size for file in sorted(folder.glob("*/*.nii.gz"))}
 
 
 def _convert_all(cases: Mapping, choice: dict, problems: list[str], new: Path, say: Callable) -> list[str]:
@@ -265,8 +258,8 @@ def _convert_all(cases: Mapping, choice: dict, problems: list[str], new: Path, s
         if not problems:
             said += suspicious(np.asanyarray(image.dataobj), gland)
             remarks += [f"{name}: {'; '.join(said)}"] if said else []
-            for converted, file in zip((image, one_geometry(gland, image.affine)), _outputs(new, name), strict=True):
-                converted.to_filename(file)  # the same voxels give the same bytes
+            for kind, volume in (("images", image), ("labels", one_geometry(gland, image.affine))):
+                volume.to_filename(new / kind / f"{name}.nii.gz")  # the same voxels give the same bytes
         if number % 25 == 0:
             say(f"  {number} of {len(cases)} cases")
     if problems:

@@ -68,18 +68,22 @@ def geometry(image: nib.Nifti1Image) -> tuple[np.ndarray, list[str]]:
     if abs(np.linalg.det(affine[:3, :3])) <= 1e-3 * spacing.prod():
         raise ValueError(f"its affine is singular: {affine[:3, :3].tolist()} puts all voxels into one plane")
     if spacing.min() < 0.1 or spacing.max() > 10:
-        raise ValueError(f"its voxels are {spacing.tolist()} mm; a scan's are 0.1 to 10 mm, so mend its header")
+        raise ValueError(
+            f"its voxels are {spacing.round(6).tolist()} mm; a scan's are 0.1 to 10 mm, so mend its header"
+        )
 
     other, remarks = affine, []
-    if header["sform_code"] > 0:  # then the voxel sizes are said again by pixdim, and with a qform, all is
-        sizes = np.diag([*(mm[0, 0] * header["pixdim"][1:4] / spacing), 1.0])
-        other = mm @ header.get_qform() if header["qform_code"] > 0 else affine @ sizes
+    if header["sform_code"] > 0 and header["qform_code"] > 0:
+        other = mm @ header.get_qform()
+        same_way = (affine[:3, :3] * other[:3, :3]).sum(axis=0) / spacing / np.linalg.norm(other[:3, :3], axis=0)
+        if not same_way.min() > math.cos(math.pi / 4):
+            axes = " and ".join("".join(map(str, nib.aff2axcodes(one))) for one in (affine, other))
+            raise ValueError(f"its sform and qform contradict each other, with axes {axes}; replace the wrong one")
+    elif header["sform_code"] > 0:  # then pixdim says the voxel sizes a second time
+        other = affine @ np.diag([*(mm[0, 0] * np.abs(header["pixdim"][1:4]) / spacing), 1.0])
     elif not header["qform_code"] > 0:
-        remarks.append(f"it has neither sform nor qform, so its axes are a guess: {''.join(nib.aff2axcodes(affine))}")
-    same_way = (affine[:3, :3] * other[:3, :3]).sum(axis=0) / spacing / np.linalg.norm(other[:3, :3], axis=0)
-    if not same_way.min() > math.cos(math.pi / 4):
-        axes = " and ".join("".join(nib.aff2axcodes(one)) for one in (affine, other))
-        raise ValueError(f"its sform and qform contradict each other, with axes {axes}; replace the wrong one")
+        axes = "".join(nib.aff2axcodes(affine))
+        remarks.append(f"it has neither sform nor qform: its pixdim was used, and for the axes a guess, {axes}")
     if not (distance := apart(affine, other, image.shape)) <= spacing.min() / 10:
         remarks.append(f"its sform was used; its qform or pixdim puts voxels up to {distance:.3g} mm away")
     if mm[0, 0] != 1:

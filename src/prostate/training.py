@@ -10,11 +10,12 @@ from monai.engines import SupervisedTrainer
 from monai.inferers import sliding_window_inference
 from monai.losses import DiceCELoss, DiceFocalLoss, DiceLoss
 from monai.metrics import compute_dice, compute_hausdorff_distance
-from monai.transforms import KeepLargestConnectedComponent, ResampleToMatch
+from monai.transforms import ResampleToMatch
 from monai.utils import convert_to_tensor
+from scipy import ndimage
 
-from src.common.engine import pick_device
 from src.common.engine import make_trainer as make_any_trainer
+from src.common.engine import pick_device
 from src.prostate.card import CARD, Settings
 from src.prostate.transforms import LoadCase, Normalise, prepare
 from src.unet import UNet
@@ -124,26 +125,32 @@ def evaluate(
 
 
 def predict(
-    model: torch.nn.Module, item: Mapping, settings: Settings, device: torch.device | None = None
-) -> np.ndarray:
-    """The predicted gland of one case on the grid of its own image, ``uint8`` ``(x, y, z)``.
+    model: torch.nn.Module, items: Sequence[Mapping], settings: Settings, device: torch.device | None = None
+) -> list[np.ndarray]:
+    """The predicted gland of each item on the grid of its own image, ``uint8`` ``(x, y, z)``.
 
     The probability, not the mask, is resampled back, so that the outline is as fine as the image. Of what is then above one half
     the largest piece is kept: a patient has one prostate.
 
     Args:
         model: the network.
-        item: ``image``, an absolute path; ``label`` is not used for the prediction.
+        items: ``image``, an absolute path; ``label`` is not used for the prediction.
         settings: the settings that the model was trained with.
         device: by default :func:`pick_device`.
     """
     device = device or pick_device()
-    prepared = prepare([item], settings)[0]
-    probability = MetaTensor(gland_probability(model.to(device), prepared, settings, device), affine=prepared["affine"])
-    own_grid = LoadCase()({"image": item["image"], "site": item.get("site", "")})["image"]
-    probability = ResampleToMatch(mode="bilinear", padding_mode="zeros")(probability, own_grid)
-    mask = KeepLargestConnectedComponent(connectivity=1)(probability > 0.5)
-    return mask.as_tensor()[0].to(torch.uint8).numpy()
+    model = model.to(device)
+    masks = []
+    for item in items:
+        (prepared,) = prepare([item], settings)
+        probability = MetaTensor(gland_probability(model, prepared, settings, device), affine=prepared["affine"])
+        own_grid = LoadCase()({"image": item["image"], "site": item.get("site", "")})["image"]
+        probability = ResampleToMatch(mode="bilinear", padding_mode="zeros")(probability, own_grid)
+        gland = probability.as_tensor()[0].numpy() > 0.5
+        pieces, count = ndimage.label(gland)  # MONAI's KeepLargestConnectedComponent needs scikit-image for this
+        largest = 1 + np.bincount(pieces.ravel())[1:].argmax() if count else 0
+        masks.append((gland & (pieces == largest)).astype(np.uint8))
+    return masks
 
 
 def evaluate_cases(
@@ -160,7 +167,7 @@ def evaluate_cases(
     rows = []
     for item in items:
         case = LoadCase()(item)
-        prediction = torch.from_numpy(predict(model, item, settings, device))[None]
+        prediction = torch.from_numpy(predict(model, [item], settings, device)[0])[None]
         label = case["label"].as_tensor() > 0
         row = {"case": case["case"], "site": item.get("site", ""), "dice": dice(prediction, label)}
         rows.append({**row, "hd95_mm": hausdorff95(prediction, label, case["image"].pixdim.tolist())})

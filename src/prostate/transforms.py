@@ -5,11 +5,11 @@ way (:func:`preparation`): orientation, voxel size, field of view, intensity ran
 learn to ignore, so training varies it at random (:func:`augmentation`): shading by the coil, contrast, blur, noise, size and pose.
 """
 
+import contextlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor, PersistentDataset
 from monai.transforms import (
@@ -206,14 +206,17 @@ def preparation(settings: Settings) -> Compose:
 
 
 class Normalise(MapTransform):
-    """Mean 0 and spread 1 over the voxels that are not background; the last step before the network, always.
+    """Mean 0 and spread 1 over the volume; the last step before the network, always.
+
+    Over all voxels, also those that the percentiles of :func:`preparation` have set to 0: these are the darkest ones, not
+    background, and belong a spread or two below the mean.
 
     Works on a copy: MONAI's transform writes into the volume that it is given, which is the one kept for the next epoch.
     """
 
     def __init__(self):
         super().__init__("image")
-        self.normalise = NormalizeIntensity(nonzero=True, channel_wise=True)
+        self.normalise = NormalizeIntensity(channel_wise=True)
 
     def __call__(self, data: Mapping) -> dict:
         return {**data, "image": self.normalise(data["image"].clone())}
@@ -260,7 +263,8 @@ def prepare(items: Sequence[Mapping], settings: Settings, cache: Path | None = N
         items: ``image``, ``label`` (optional) and ``site`` (optional) of each case, with absolute paths.
         settings: of the study.
         cache: folder in which MONAI's ``PersistentDataset`` keeps the volumes for the next run; a file or a setting that changed
-            is prepared anew. Where it cannot be written, a warning says so and the volumes are prepared in memory.
+            is prepared anew. Where it cannot be written, or a file in it is damaged, a warning says so, the cache is emptied,
+            and the volumes are prepared in memory.
 
     Raises:
         CourseError: names the site and the file of the first case that cannot be used.
@@ -273,10 +277,13 @@ def prepare(items: Sequence[Mapping], settings: Settings, cache: Path | None = N
         keyed.append({**item, "made": [made_with, [stamp(file) for file in files if file.is_file()]]})
     try:
         return _all(PersistentDataset(keyed, preparation(settings), cache_dir=cache))
-    except OSError as error:
-        if cache is None:
+    except Exception as error:  # a damaged file alone gives five kinds of error, depending on where it ends
+        if cache is None or isinstance(error, CourseError):
             raise
-        warnings.warn(f"cannot write to the cache {cache} ({first_line(error)}); preparing in memory.", stacklevel=2)
+        warnings.warn(f"cannot use the cache {cache} ({first_line(error)}); preparing in memory.", stacklevel=2)
+        for kept in Path(cache).glob("*.pt"):
+            with contextlib.suppress(OSError):
+                kept.unlink()
         return _all(PersistentDataset(keyed, preparation(settings), cache_dir=None))
 
 
@@ -284,14 +291,12 @@ def _all(data: Dataset) -> list[dict]:
     try:
         return [data[index] for index in range(len(data))]
     except RuntimeError as error:
-        # MONAI's Compose wraps what a transform raises; torch reports a full disk as a RuntimeError.
+        # MONAI's Compose wraps what a transform raises.
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, CourseError):
             cause = cause.__cause__
         if cause is not None:
             raise cause from error
-        if "write" in str(error):
-            raise OSError(first_line(error)) from error
         raise
 
 
@@ -322,11 +327,3 @@ def batches(prepared: Sequence[dict], settings: Settings, train: bool, seed: int
         shuffle=True,
         generator=torch.Generator().manual_seed(seed),  # MONAI's loader seeds the random transforms from it, too
     )
-
-
-def volume_of(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels ``(x, y, z)`` and affine ``(4, 4)`` of a NIfTI file, as they are stored, for a look."""
-    import nibabel as nib
-
-    stored = nib.load(path)
-    return np.asarray(stored.get_fdata()), stored.affine

@@ -143,7 +143,7 @@ def test_the_answer_of_the_server_is_in_the_error(server, root, status):
 
 def test_a_connection_that_breaks_leaves_nothing(server, root):
     server.cut = 100
-    with pytest.raises(CourseError, match="could not be downloaded.*IncompleteRead"):
+    with pytest.raises(CourseError, match=r"could not be downloaded.*IncompleteRead"):
         fetch(server, root)
     assert names_in(root) == []
     server.cut = None
@@ -189,7 +189,7 @@ def test_when_every_source_fails_each_is_named(server, root):
 def test_a_disk_that_fills_up_during_the_download(server, root, monkeypatch):
     with (
         failing(monkeypatch, fetching, "_from_web", FULL),
-        pytest.raises(CourseError, match="could not be downloaded.*No space left"),
+        pytest.raises(CourseError, match=r"could not be downloaded.*No space left"),
     ):
         fetch(server, root)
     assert names_in(root) == []
@@ -224,8 +224,8 @@ def test_a_data_folder_that_may_not_be_written_to(server, root, monkeypatch):
     ("content", "reason"),
     [
         (archive_of({"imagesTr/a": b""}), r"Task/labelsTr is missing"),
-        (archive_of()[:300], "end-of-stream"),
-        (b"this is no archive", "not a gzip file"),
+        (archive_of()[:100], "end-of-stream"),
+        (b"this is no archive", "could not be opened"),
         (archive_of(top="Other"), r"Task/labelsTr"),
         (archive_of({"../../outside": b""}), "[Uu]nsafe"),
     ],

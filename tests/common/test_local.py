@@ -1,7 +1,5 @@
 """Training without a federation: as much as the settings say, the last model, and a stream of chance for every site."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 

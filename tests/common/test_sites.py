@@ -384,6 +384,13 @@ def test_a_file_that_is_no_datalist_is_named(tmp_path, content, message):
         read_datalist(tmp_path / "datalist.json")
 
 
+def test_paths_become_absolute(base, monkeypatch):
+    entry = {"image": "images/case 0.nii.gz", "label": "labels/case 0.nii.gz"}
+    (base / "datalist.json").write_text(json.dumps({"training": [entry], "validation": [], "testing": []}))
+    monkeypatch.chdir(base.parent)
+    assert read_datalist(Path("converted/datalist.json"))["training"] == [{**case(base, 0), "site": ""}]
+
+
 def test_a_hospital_may_have_nothing_to_validate_or_test_on_and_its_own_keys(base):
     entry = {"image": "images/case 0.nii.gz", "label": "labels/case 0.nii.gz", "age": 61}
     (base / "datalist.json").write_text("\ufeff" + json.dumps({"training": [entry], "validation": [], "testing": []}))

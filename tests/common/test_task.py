@@ -32,7 +32,7 @@ def test_a_card_fits_its_task(name):
     settings = card.room("card").Settings()
     assert settings.data == name
     assert card.key_metric.startswith("val_")
-    assert 0 < card.validation and 0 < card.testing and card.validation + card.testing < 1
+    assert card.validation > 0 and card.testing > 0 and card.validation + card.testing < 1
     assert (SRC / card.client).is_file()
     for text in (card.title, card.source, card.licence):
         assert text.strip()

@@ -34,6 +34,7 @@ from nvflare.recipe import ProdEnv
 from nvflare.recipe.spec import Recipe
 
 SERVER, LEAD = "server", "lead@example.org"
+START, CONSOLE = "startup/sub_start.sh", "console.log"
 START_SECONDS = 60.0
 JOB_SECONDS = 240.0
 
@@ -43,7 +44,7 @@ class Federation:
     """A federation whose server and sites are running.
 
     Attributes:
-        kits: participant (``server``, each site, the lead) → the folder of its startup kit, with its logs and what it keeps of a job.
+        kits: participant (``server``, each site, the lead) → the folder of its startup kit, which also keeps its logs.
     """
 
     kits: Mapping[str, Path]
@@ -67,13 +68,14 @@ def federation(folder: Path, sites: Mapping[str, Mapping[str, str]]) -> Iterator
     """Provision and start a federation; at the end, whatever happened, stop all its processes and remove its folder.
 
     Args:
-        folder: everything goes below it. It must not exist yet, and its path have no blanks: FLARE's processes split their command
-            lines there.
+        folder: is made, and holds everything. Its path has no blanks: FLARE splits the command line of a job's process there.
         sites: name → environment variables of this site's process alone.
 
     Raises:
+        FileExistsError: if the folder is there already.
         RuntimeError: if a process ends early, or not all sites have registered within ``START_SECONDS``; quotes their logs.
     """
+    folder.mkdir()
     kits: dict[str, Path] = {}
     try:
         kits |= _provision(folder, list(sites))
@@ -115,9 +117,9 @@ def _start(kit: Path, variables: Mapping[str, str]) -> subprocess.Popen:
     """Run a kit's own start script with this Python and these variables, and nothing else of this process's environment."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     common = {"PATH": path, "HOME": str(kit), "TMPDIR": str(kit), "OMP_NUM_THREADS": "1"}
-    with (kit / "console.log").open("w") as console:
+    with (kit / CONSOLE).open("w") as console:
         return subprocess.Popen(
-            [kit / "startup" / "sub_start.sh", "--once"],  # not the loop that starts a process again when it ends
+            [kit / START, "--once"],  # not in a loop that starts the process again when it ends
             cwd=kit,
             env={**common, **variables},
             stdin=subprocess.DEVNULL,
@@ -130,8 +132,9 @@ def _wait_until_registered(started: Mapping[str, subprocess.Popen], kits: Mappin
     deadline = time.monotonic() + START_SECONDS
     missing = set(started)
     while missing:
-        if time.monotonic() > deadline or any(process.poll() is not None for process in started.values()):
-            raise RuntimeError(f"Not there: {', '.join(sorted(missing))}.\n{_ends_of_logs(kits)}")
+        ended = [name for name, process in started.items() if process.poll() is not None]
+        if ended or time.monotonic() > deadline:
+            raise RuntimeError(f"Ended early: {ended}; not registered: {sorted(missing)}.\n{_ends_of_logs(kits)}")
         with contextlib.suppress(NoConnection):
             session = new_secure_session(LEAD, str(kits[LEAD]), timeout=5.0)
             try:
@@ -142,13 +145,14 @@ def _wait_until_registered(started: Mapping[str, subprocess.Popen], kits: Mappin
 
 
 def _ends_of_logs(kits: Mapping[str, Path]) -> str:
-    logs = [log for kit in kits.values() for log in sorted(kit.rglob("log.txt")) if log.parts[-3] != "transfer"]
-    return "\n".join(f"--- {log}\n{log.read_text(errors='replace')[-1500:]}" for log in logs)
+    """What each process last said, and those that it started for a job."""
+    logs = [kit / CONSOLE for kit in kits.values() if (kit / CONSOLE).is_file()]
+    return "\n".join(f"--- {log}\n{log.read_text(errors='replace')[-2000:]}" for log in logs)
 
 
 def _end_processes_of(kits: Mapping[str, Path]) -> None:
-    """End the server, the sites and what they started for a job: all have their kit's folder as a word of their command lines."""
-    words = {str(kit) for kit in kits.values()}
+    """End server, sites and what they started for a job: a word of their command lines is their kit, or its start script."""
+    words = {str(path) for kit in kits.values() for path in (kit, kit / START)}
     # Again until none is left: a site may just have started a job's process.
     while family := [p for p in psutil.process_iter(["cmdline"]) if words & set(p.info["cmdline"] or ())]:
         for process in family:

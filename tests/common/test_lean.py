@@ -1,0 +1,51 @@
+"""At a site MONAI comes without what a site does not use; in a notebook it comes whole."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+OPTIONAL = ("ignite", "matplotlib", "mlflow", "pandas")
+MONAI = """
+import importlib
+for name in ("ignite", "matplotlib", "mlflow", "pandas"):
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        pass
+"""
+PROGRAM = """
+import sys
+sys.orig_argv[:] = ["python", "-m", sys.argv[1]]
+from src.common.lean import import_monai
+import_monai()
+print(sorted({"ignite", "matplotlib", "mlflow", "pandas"} & set(sys.modules)))
+import ignite, matplotlib, mlflow, pandas  # what was hidden from MONAI is there for whoever asks later
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "loaded"),
+    [
+        ("nvflare.private.fed.app.simulator.simulator_worker", ["ignite"]),
+        ("nvflare.private.fed.app.client.worker_process", ["ignite"]),
+        ("nvflare.private.fed.app.simulator.simulator", []),
+        ("nvflare.private.fed.app.server.runner_process", []),
+        ("ipykernel_launcher", list(OPTIONAL)),
+    ],
+)
+def test_what_a_process_of_flare_does_not_use_is_not_loaded(tmp_path, program, loaded):
+    """In a process of its own, with a stand-in for MONAI that loads, as MONAI does, what is installed."""
+    assert find_spec(program), "FLARE's programs have these names"
+    for name in OPTIONAL:
+        (tmp_path / f"{name}.py").touch()
+    (tmp_path / "monai.py").write_text(MONAI)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, program], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert (done.stdout.strip(), done.stderr) == (str(loaded), "")

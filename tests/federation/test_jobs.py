@@ -1,0 +1,569 @@
+"""Real federated runs in FLARE's simulator: equal to what they should equal, movable, and what happens when hospitals fail."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from src.common.errors import CourseError
+from src.common.files import write_json
+from src.common.local import train_locally
+from src.common.sites import read_site, sites_folder
+from src.federation.environments import CourseSimEnv
+from src.federation.run import Run, read_record
+from src.mednist.card import CARD, Settings
+from src.mednist.data import share_out
+from src.mednist.recipe import recipe
+from src.phantoms.mednist import write
+from src.prostate.card import CARD as CARD_OF_PROSTATE
+from src.prostate.card import Settings as ProstateSettings
+from src.prostate.recipe import learner_recipe
+from src.prostate.recipe import recipe as prostate_recipe
+from tests.runs_support import complaints, holders, processes_of, toy_recipe
+from tests.tests_support import ball_case
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+PATIENT = "SURNAME_FIRSTNAME_1950"
+IN_CODE = "SURNAME{}_FIRSTNAME_1950"  # with an argument that makes nothing: a job's code is no place for a name
+ODD = 'my #1 run\'s "best" $HOME & ü'
+TINY = ProstateSettings(
+    voxel_spacing=(2, 2, 3), field_of_view=(64, 64), patch_size=(32, 32, 16), rounds=1, local_epochs=1
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def place(tmp_path_factory):
+    """A data folder with few drawings, and a folder for runs with a blank; one thread everywhere, so that numbers repeat."""
+    root = tmp_path_factory.mktemp("jobs")
+    (root / "MedNIST").mkdir()
+    write(root / "MedNIST", per_class=8, seed=1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COURSE_DATA", str(root / "the data"))
+        patch.setenv("COURSE_RUNS", str(root / "my runs"))
+        patch.setattr("src.federation.environments.cores", lambda: 1)
+        yield root
+    torch.set_num_threads(threads)
+
+
+def share(place: Path, data: str, sites, **how) -> dict[str, dict]:
+    """Share the drawings out; returns the sites' datalists."""
+    share_out(sites, data=data, folder=place / "MedNIST", say=lambda line: None, **how)
+    names = [path.parent.name for path in sites_folder(data).glob("*/datalist.json")]
+    return {site: read_site(data, site) for site in sorted(names)}
+
+
+def share_volumes(data: str, sites: list[str]) -> None:
+    """Tiny volumes for every site: two cases for training, one each for validation and testing."""
+    for offset, site in enumerate(sites):
+        entries = []
+        for number in range(4):
+            folder, name = sites_folder(data) / site / "images", f"c{number}"
+            ball_case(folder, name, centre=(2.0 * number, -3.0 * offset, 1.5), seed=10 * offset + number)
+            entries.append({"image": f"images/{name}.nii.gz", "label": f"images/{name}_mask.nii.gz"})
+        parts = {"training": entries[:2], "validation": entries[2:3], "testing": entries[3:]}
+        write_json(sites_folder(data) / site / "datalist.json", parts)
+
+
+def spoil(data: str, site: str) -> Path:
+    """Give the first training image of a site a patient's name, and cut it off; returns the file."""
+    datalist = sites_folder(data) / site / "datalist.json"
+    content = json.loads(datalist.read_text())
+    old = datalist.parent / content["training"][0]["image"]
+    new = old.with_name(PATIENT + "".join(old.suffixes))
+    new.write_bytes(old.read_bytes()[:300])
+    content["training"][0]["image"] = new.relative_to(datalist.parent).as_posix()
+    write_json(datalist, content)
+    return new
+
+
+def same_weights(one: dict, other: dict, **tolerance) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(torch.as_tensor(value), torch.as_tensor(other[name]), **tolerance, msg=name)
+
+
+# -- jobs that move ----------------------------------------------------------------------------------------------------
+
+ONLY_THE_JOBS_CODE = """
+import sys
+from importlib.machinery import PathFinder
+
+
+class OnlyOfTheJob:
+    \"\"\"Finds the course in the folder of a job's own code and nowhere else.\"\"\"
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name != "src":
+            return None
+        found = PathFinder.find_spec(name, [place for place in sys.path if place.rstrip("/").endswith("/custom")])
+        if found is None:
+            raise ModuleNotFoundError("the course is not installed here", name=name)
+        return found
+
+
+sys.path[:] = [place for place in sys.path if "__editable__" not in place and place != CHECKOUT]
+sys.meta_path.insert(0, OnlyOfTheJob)
+"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere(place):
+    """Another machine, as far as one can have it here: other folders, and a Python that does not know the course.
+
+    ``elsewhere(job, data, sites)`` moves an exported job there, runs it with FLARE's own command, and returns the run.
+    """
+    other = place / "another_machine"
+    (other / "python").mkdir(parents=True)
+    (other / "python" / "sitecustomize.py").write_text(ONLY_THE_JOBS_CODE.replace("CHECKOUT", repr(str(ROOT))))
+    (other / "home").mkdir()
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(other / "home"),
+        "PYTHONPATH": str(other / "python"),
+        "OMP_NUM_THREADS": "1",
+    }
+    known = subprocess.run(
+        [sys.executable, "-c", "import src.common.paths"], cwd=other, env=environment, capture_output=True
+    )
+    assert b"the course is not installed here" in known.stderr
+
+    def run(job: Path, data: Path, sites: list[str]) -> Run:
+        folder = Path(tempfile.mkdtemp(dir=other))
+        here = shutil.move(job, folder / "received_job")
+        command = [sys.executable, "-m", "nvflare.private.fed.app.simulator.simulator", str(here)]
+        command += [
+            "-w",
+            str(folder / "workspace"),
+            "-c",
+            ",".join(sites),
+            "-n",
+            str(len(sites)),
+            "-t",
+            str(len(sites)),
+        ]
+        with (folder / "console.log").open("w") as console:
+            done = subprocess.run(
+                command,
+                cwd=folder,
+                env={**environment, "COURSE_DATA": str(data)},
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                timeout=300,
+            )
+        assert done.returncode == 0, (folder / "console.log").read_text()[-3000:]
+        return Run(folder)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(place):
+    """``exported(recipe)``: the job's folder, after a look into all its files for what belongs to this machine alone."""
+
+    def export(made) -> Path:
+        folder = Path(tempfile.mkdtemp(dir=place)) / "jobs"
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("USER", "LOGNAME", "USERNAME"):  # getpass looks here before it asks the system
+                patch.setenv(name, "jane_doe_of_radiology")
+            made.export(job_dir=str(folder))
+        (job,) = folder.iterdir()
+        places = (ROOT, place, Path.home(), tempfile.gettempdir(), sys.prefix)
+        known = {"jane_doe_of_radiology", *(f"{str(path).rstrip('/')}/" for path in places)}
+        files = [file for file in job.rglob("*") if file.is_file()]
+        assert any(file.suffix == ".py" for file in files)
+        for file in files:
+            assert not [text for text in known if text.encode() in file.read_bytes()], file
+        return job
+
+    return export
+
+
+@pytest.fixture(scope="module")
+def one_site(place, elsewhere, exported):
+    """MedNIST at one site: exported, moved with its data, run there; with what the same training gives without FLARE."""
+    settings = Settings(data="one", rounds=2, batch_size=8, seed=3)
+    datalists = share(place, "one", 1)
+    alone = train_locally(CARD, datalists["site-1"], settings, site="site-1")
+    data = place / "data of another machine"
+    data.mkdir()
+    job = exported(recipe(1, settings))
+    (data / "sites").mkdir()
+    shutil.move(sites_folder("one"), data / "sites" / "one")
+    return elsewhere(job, data, ["site-1"]), alone
+
+
+def test_the_mednist_job_runs_on_another_machine(one_site):
+    run, _ = one_site
+    assert run.contributions["accepted"].tolist() == [True, True]
+    assert run.final_model.is_file()
+    assert complaints(run.folder) == []
+
+
+def test_fedavg_of_one_site_is_that_sites_own_training(one_site):
+    run, alone = one_site
+    same_weights(run.weights(run.final_model), alone.model.state_dict(), rtol=1e-4, atol=1e-5)
+    losses = [entry["train_loss"] for entry in alone.history]
+    assert run.curve("train_loss")["site-1"].tolist() == pytest.approx(losses, rel=1e-4)
+    # Round 0 validates the untrained model; after that, each received model is what the epoch before has made.
+    for metric in ("val_accuracy", "val_loss"):
+        assert run.curve(metric)["site-1"].tolist()[1:] == pytest.approx(
+            [entry[metric] for entry in alone.history], rel=1e-4
+        )
+
+
+@pytest.fixture(scope="module")
+def both_ways(place, elsewhere, exported):
+    """The prostate as a script and as a learner, exported, moved with the sites' data, and run at the same time."""
+    settings, sites = TINY.changed(data="volumes"), ["BIDMC", "HK"]
+    share_volumes("volumes", sites)
+    (place / "config").mkdir()
+    jobs = {
+        "script": exported(prostate_recipe(2, settings, tracker="tensorboard")),
+        "learner": exported(learner_recipe(place / "config", 2, settings, tracker="mlflow")),
+    }
+    data = place / "volumes of another machine"
+    (data / "sites").mkdir(parents=True)
+    shutil.move(sites_folder("volumes"), data / "sites" / "volumes")
+    with ThreadPoolExecutor(2) as pool:
+        started = {name: pool.submit(elsewhere, job, data, sites) for name, job in jobs.items()}
+        return {name: one.result() for name, one in started.items()}
+
+
+@pytest.mark.parametrize("way", ["script", "learner"])
+def test_both_prostate_jobs_run_on_another_machine(both_ways, way):
+    run = both_ways[way]
+    assert run.contributions["accepted"].tolist() == [True, True]
+    assert run.sites == ["BIDMC", "HK"]
+    assert complaints(run.folder) == []
+
+
+def test_script_and_learner_give_the_same_weights_after_a_round(both_ways):
+    script, learner = both_ways["script"], both_ways["learner"]
+    weights = script.weights(script.final_model)
+    same_weights(weights, learner.weights(learner.final_model), rtol=1e-5, atol=1e-6)
+    fresh = CARD_OF_PROSTATE.room("training").new_model(TINY.seed).state_dict()
+    assert all(value.numel() < 2 or not torch.equal(value, fresh[name]) for name, value in weights.items())
+
+
+def test_two_runs_at_once_never_meet_and_both_trackers_hold_the_same_curves(both_ways):
+    script, learner = both_ways["script"], both_ways["learner"]
+    assert script.tensorboard_folder.is_dir() and not learner.tensorboard_folder.exists()
+    for tag in ("train_loss", "val_dice"):
+        curves = [run.curve(tag) for run in (script, learner)]
+        assert all(list(curve.columns) == ["BIDMC", "HK"] for curve in curves)
+        np.testing.assert_allclose(*curves, rtol=1e-3, atol=1e-4)
+    assert list(script.curve("val_dice").index) == [0, 1] and list(script.curve("train_loss").index) == [0]
+    assert {"seconds_training", "seconds_validation"} <= set(script.metrics.tag)
+    assert set(script.metrics.tag) == set(learner.metrics.tag)
+
+
+# -- hospitals that fail -----------------------------------------------------------------------------------------------
+
+FAILING = """
+\"\"\"The course's client at hospitals of which most fail, each in its own way; the name of the site says how.\"\"\"
+import os
+import signal
+from pathlib import Path
+
+import nvflare.client as flare
+import src.monai_mednist_train as client
+from src.common.paths import data_root
+from src.federation.site import run_site
+
+train, make = client.train_for, client.make_trainer
+rounds = []
+
+
+def train_for(trainer, epochs):
+    rounds.append(1)
+    site = flare.get_site_name()
+    if len(rounds) == 2 and site == "killed":
+        (data_root() / "killed").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if len(rounds) == 2 and site == "raises":
+        raise ValueError("IN_CODE".format("") + f" in {data_root()}")
+    return train(trainer, epochs)
+
+
+def make_trainer(model, loader, settings, device):
+    if flare.get_site_name() == "nan":
+        settings = settings.changed(learning_rate=1e30)
+    return make(model, loader, settings, device)
+
+
+client.train_for, client.make_trainer = train_for, make_trainer
+run_site(client.main)
+"""
+
+
+@pytest.fixture(scope="module")
+def failing_client(place) -> Path:
+    script = place / "failing_client.py"
+    script.write_text(FAILING.replace("IN_CODE", IN_CODE))
+    return script
+
+
+def seconds_since_the_kill(until: float) -> float:
+    return until - (Path(os.environ["COURSE_DATA"]) / "killed").stat().st_mtime
+
+
+@pytest.fixture(scope="module")
+def hospitals(place, failing_client):
+    """A run that goes on with whoever is left, of five hospitals of which one stays, in a folder with an odd name."""
+    counts = {"healthy": 12, "killed": 7, "nan": 14, "raises": 7, "unreadable": 8}
+    share(place, "failing", list(counts), how="counts", counts=list(counts.values()))
+    spoil("failing", "unreadable")
+    settings = Settings(data="failing", rounds=3, batch_size=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COURSE_RUNS", str(place / ODD))
+        before = links()
+        executed = recipe(5, settings, at_least=1, client=failing_client).execute(CourseSimEnv(list(counts)))
+        assert links() == before
+    assert executed.get_status() == "finished"
+    return Run(executed.get_result())
+
+
+def links() -> set[str]:
+    return {path.name for path in Path(tempfile.gettempdir()).glob("course-links-*")}
+
+
+def test_the_others_finish_and_the_table_says_who_did_not_and_why(hospitals):
+    table = hospitals.contributions
+    accepted = {site: rows["accepted"].tolist() for site, rows in table.groupby("site")}
+    assert accepted == {
+        "healthy": [True, True, True],
+        "killed": [True, False, False],
+        "nan": [False, False, False],
+        "raises": [True, False, False],
+        "unreadable": [False, False, False],
+    }
+    reasons = {site: set(rows["reason"].dropna()) for site, rows in table.groupby("site")}
+    assert reasons == {
+        "healthy": set(),
+        "killed": {"its process had ended"},
+        "nan": {"its loss or its weights became NaN or infinite"},
+        "raises": {"its software raised ValueError"},
+        "unreadable": {"an image cannot be read"},
+    }
+    assert "10 of 15 updates are missing, see contributions" in repr(hospitals)
+
+
+def test_a_killed_site_is_missed_within_seconds(hospitals):
+    (lost,) = [entry for entry in hospitals.record if entry["event"] == "site lost"]
+    assert (lost["site"], lost["round"]) == ("killed", 1)
+    saved = [entry["time"] for entry in hospitals.record if entry["event"] == "model saved"]
+    assert seconds_since_the_kill(saved[1]) < 30
+
+
+def test_the_global_model_is_that_of_the_sites_that_were_left(hospitals):
+    weights = hospitals.weights(hospitals.final_model)
+    assert all(torch.isfinite(value).all() for value in weights.values())
+    assert list(hospitals.final_validation[hospitals.final_model.name]) == ["healthy"]
+    assert hospitals.curve("train_loss")["healthy"].notna().all()
+
+
+def held_by_the_server(run_folder: Path, sites) -> Path:
+    """A copy of all of a run folder but the sites' own folders: what is seen away from the sites."""
+    held = run_folder.with_name(run_folder.name + "-held")
+    own = {run_folder / job.name / site for job in run_folder.iterdir() for site in sites}
+    shutil.copytree(
+        run_folder, held, ignore=lambda at, names: [name for name in names if Path(at) / name in own], symlinks=True
+    )
+    return held
+
+
+def test_neither_a_name_nor_a_path_has_left_a_site(hospitals):
+    """In the record, the server's logs, events of trackers, models, the job, ``run.json``, the console: nothing."""
+    held = held_by_the_server(hospitals.folder, hospitals.sites)
+    assert list(held.rglob("course_record.jsonl")) and list(held.rglob("*.pt")) and list(held.rglob("events.out*"))
+    assert list(held.rglob("server/log.txt")) and (held / "run.json").is_file() and (held / "console.log").is_file()
+    for secret in (PATIENT, os.environ["COURSE_DATA"]):
+        assert holders(secret, held) == []
+    assert PATIENT not in repr(hospitals) + hospitals.contributions.to_string()
+
+
+@pytest.mark.parametrize("site", ["unreadable", "raises"])
+def test_the_sites_own_log_says_all(hospitals, site):
+    log = (hospitals.folder / "mednist" / site / "log.txt").read_text()
+    assert PATIENT in log and os.environ["COURSE_DATA"] in log and "Traceback" in log
+
+
+def test_nothing_of_a_run_with_faults_is_left_running(hospitals):
+    assert processes_of(hospitals.folder) == []
+
+
+def test_where_all_are_needed_a_killed_site_ends_the_run_within_30_seconds(place, failing_client, capfd):
+    share(place, "two", ["healthy", "killed"])
+    settings = Settings(data="two", rounds=3, batch_size=8)
+    env = CourseSimEnv(["healthy", "killed"])
+    with pytest.raises(CourseError) as caught:
+        recipe(2, settings, client=failing_client).execute(env)
+    assert seconds_since_the_kill(time.time()) < 30
+    own = env.run_folder / "mednist" / "killed" / "log.txt"
+    assert str(caught.value) == (
+        "The run failed in round 2 of 3. killed: its process has ended; often a lack of memory. "
+        f"More is in the log of its own: {own}."
+    )
+    assert own.is_file()
+    assert env.get_job_status("mednist") == "failed"
+    assert processes_of(env.run_folder) == []
+    # And in a log a round is one line.
+    assert [line for line in capfd.readouterr().out.splitlines() if "round" in line] == ["round 1 of 3", "round 2 of 3"]
+
+
+def test_too_few_are_left_and_the_error_names_them_all(place):
+    """Two send what no average may hold, from the start and before anybody else answers; one raises in round 2."""
+    body = f"""
+if site == "misshapen":
+    params["more"] = torch.zeros(1)
+elif site == "poisons":
+    params["bias"] = params["bias"] * float("nan")
+elif site == "raises" and number == 2:
+    raise ValueError("{IN_CODE}".format(""))
+else:
+    time.sleep(1.5)
+"""
+    env = CourseSimEnv(["fine", "misshapen", "poisons", "raises"])
+    with pytest.raises(CourseError, match=r"^The run failed in round 2 of 3\. ") as caught:
+        toy_recipe(place, 4, 3, body, at_least=2).execute(env)
+    message = str(caught.value)
+    for cause in (
+        "misshapen: 1 of its tensors are not those of the global model, the first is 'more': (1,) instead of none",
+        "poisons: 1 of 2 tensors hold NaN or infinity, the first is 'bias'",
+        "raises: its software raised ValueError",
+    ):
+        assert cause in message
+    assert f"{env.run_folder / 'toy' / 'raises' / 'log.txt'}" in message
+    answers = [entry for entry in read_record(env.run_folder) if entry["event"] == "answer"]
+    assert {entry["site"] for entry in answers[:2]} == {"misshapen", "poisons"}, "judged by the global model"
+    assert [entry["accepted"] for entry in answers[:4]] == [False, False, True, True]
+    assert PATIENT in (env.run_folder / "toy" / "raises" / "log.txt").read_text()
+    assert PATIENT not in message
+    assert holders(PATIENT, held_by_the_server(env.run_folder, env.clients)) == []
+
+
+def test_an_unreadable_volume_stays_a_secret_of_the_learner(place):
+    share_volumes("spoilt", ["healthy", "unreadable"])
+    file = spoil("spoilt", "unreadable")
+    mask = sites_folder("spoilt") / "healthy" / "images" / "c0_mask.nii.gz"
+    stored = nib.load(mask)
+    nib.save(nib.Nifti1Image(np.zeros(stored.shape, np.uint8), stored.affine), mask)
+    env = CourseSimEnv(["healthy", "unreadable"])
+    made = learner_recipe(env.run_folder, 2, TINY.changed(data="spoilt"), at_least=1)
+    run = Run(made.execute(env).get_result())
+    table = run.contributions.set_index("site")
+    # A case without a gland teaches where none is.
+    assert table["accepted"].to_dict() == {"healthy": True, "unreadable": False}
+    assert np.isfinite(run.curve("train_loss")["healthy"]).all()
+    assert table.loc["unreadable", "reason"] == "an image or a mask cannot be read"
+    held = held_by_the_server(run.folder, run.sites)
+    for secret in (PATIENT, os.environ["COURSE_DATA"]):
+        assert holders(secret, held) == []
+    assert str(file) in (run.folder / "prostate" / "unreadable" / "log.txt").read_text()
+
+
+# -- small and large ---------------------------------------------------------------------------------------------------
+
+
+def test_sixteen_sites_one_with_one_image_and_most_without_some_class(place):
+    counts = [1, *[3] * 14, 5]
+    datalists = share(place, "sixteen", 16, how="counts", counts=counts, seed=5)
+    assert len(datalists["site-1"]["training"]) == 1 and not datalists["site-1"]["validation"]
+    classes = {item["label"] for part in datalists["site-2"].values() for item in part}
+    assert len(classes) < len(CARD.labels), "site-2 has three images, so it lacks a class"
+    settings = Settings(data="sixteen", rounds=1, batch_size=8)
+    run = Run(recipe(16, settings).execute(CourseSimEnv(16)).get_result())
+    assert run.contributions["accepted"].sum() == 16
+    assert "site-1" not in run.curve("val_accuracy"), "a site with one image has nothing to validate on"
+    assert np.isfinite(run.curve("train_loss").to_numpy()).all()
+    assert all(torch.isfinite(value).all() for value in run.weights(run.best_model(CARD.key_metric)).values())
+    assert complaints(run.folder) == []
+
+
+# -- whoever ends it ---------------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from src.federation.environments import CourseSimEnv
+from tests.runs_support import toy_recipe
+
+env = CourseSimEnv(1, "toy")
+made = toy_recipe(Path(sys.argv[1]), 1, 2, "time.sleep(600)")
+print(env.run_folder, flush=True)
+made.execute(env)
+"""
+
+
+class Started:
+    """A program that runs a toy federation whose only site never answers."""
+
+    def __init__(self, folder: Path):
+        folder.mkdir()
+        environment = {**os.environ, "COURSE_RUNS": str(folder), "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(folder)],
+            env=environment,
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.links = f"course-links-{self.process.pid}-"
+
+    def wait_for_the_round(self) -> None:
+        self.run_folder = Path(self.process.stdout.readline().strip())
+        deadline = time.monotonic() + 120
+        while not any(entry["event"] == "round started" for entry in read_record(self.run_folder)):
+            assert time.monotonic() < deadline and self.process.poll() is None, self.process.stderr.read()
+            time.sleep(0.1)
+        self.family = psutil.Process(self.process.pid).children(recursive=True)
+        assert len(self.family) >= 2 and self.own_links()
+
+    def own_links(self) -> list[Path]:
+        return list(Path(tempfile.gettempdir()).glob(f"{self.links}*"))
+
+
+@pytest.fixture(scope="module")
+def ended(place):
+    """Three programs, each ended in its own way while its site trains."""
+    started = {way: Started(place / f"ended by {way}") for way in ("Ctrl-C", "Ctrl-C in a terminal", "SIGTERM")}
+    for one in started.values():
+        one.wait_for_the_round()
+    time.sleep(1)
+    started["Ctrl-C"].process.send_signal(signal.SIGINT)  # what a notebook's stop button does
+    os.killpg(started["Ctrl-C in a terminal"].process.pid, signal.SIGINT)
+    started["SIGTERM"].process.terminate()
+    return started
+
+
+@pytest.mark.parametrize("way", ["Ctrl-C", "Ctrl-C in a terminal", "SIGTERM"])
+def test_whoever_ends_a_run_leaves_nothing_behind(ended, way):
+    one = ended[way]
+    error = one.process.communicate(timeout=60)[1]
+    assert one.process.returncode != 0
+    assert ("KeyboardInterrupt" in error) == (way != "SIGTERM")
+    assert [process for process in one.family if process.is_running() and process.status() != "zombie"] == []
+    assert processes_of(one.run_folder) == []
+    assert one.own_links() == []
+    assert json.loads((one.run_folder / "run.json").read_text())["status"] == "failed"
+    with pytest.raises(CourseError, match=r"\(failed\) saved no FL_global_model"):
+        _ = Run(one.run_folder).final_model

@@ -1,0 +1,85 @@
+"""What more than one test of real runs needs: a client without images, and what may not be left or logged."""
+
+import os
+import re
+from pathlib import Path
+
+import psutil
+from nvflare.app_opt.pt.recipes import FedAvgRecipe
+
+from src.federation.aggregation import SampleWeightedMean
+from src.federation.server import add_everything
+
+CLIENT = """
+\"\"\"A client that needs neither MONAI nor images: what is tested with it is what goes on around it.\"\"\"
+import time
+import torch
+import nvflare.client as flare
+from src.federation.site import run_site
+
+
+def main():
+    site, number = flare.get_site_name(), 0
+    while flare.is_running():
+        model = flare.receive()
+        if flare.is_evaluate():
+            flare.send(flare.FLModel(metrics={"val_accuracy": 0.5}))
+            continue
+        number += 1
+        params = {name: value + 1 for name, value in model.params.items()}
+        BODY
+        flare.send(flare.FLModel(params=params, metrics={"val_accuracy": 0.5}, meta={"NUM_STEPS_CURRENT_ROUND": 1}))
+
+
+run_site(main)
+"""
+
+
+def toy_recipe(folder: Path, sites: int, rounds: int, body: str = "pass", at_least: int | None = None) -> FedAvgRecipe:
+    """FedAvg of a model with six numbers, each of which a site raises by one in each round.
+
+    Args:
+        folder: gets the client script, ``toy_client.py``.
+        sites: how many.
+        rounds: how many.
+        body: Python statements of the client between training and sending, with ``site``, ``number`` (of the round, from 1)
+            and ``params``.
+        at_least: see :func:`src.federation.server.add_record`.
+    """
+    script = folder / "toy_client.py"
+    script.write_text(CLIENT.replace("BODY", body.strip().replace("\n", "\n        ")))
+    made = FedAvgRecipe(
+        name="toy",
+        min_clients=sites,
+        num_rounds=rounds,
+        model={"class_path": "torch.nn.Linear", "args": {"in_features": 2, "out_features": 2}},
+        train_script=str(script),
+        key_metric="val_accuracy",
+        aggregator=SampleWeightedMean(),
+    )
+    return add_everything(made, at_least)
+
+
+def complaints(folder: Path) -> list[str]:
+    """What a normal run must not log anywhere: errors, tracebacks and warnings, but for FLARE's own words at its regular end."""
+    logs = [folder / "console.log", *folder.rglob("log.txt")]
+    lines = [line for log in logs if log.is_file() for line in log.read_text(errors="replace").splitlines()]
+    bad = [line for line in lines if re.search(r"ERROR|Traceback|WARNING|Warning", line)]
+    return [line for line in bad if not re.search(r"(ask to stop job|request to stop the job).*END_RUN received", line)]
+
+
+def processes_of(folder: Path) -> list[str]:
+    """Command lines of all processes that still work in a run folder of this process, by its own name or through a link."""
+    places = (str(folder), folder.name, f"course-links-{os.getpid()}-")
+    found = []
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        words = " ".join([*(process.info["cmdline"] or ()), *(process.info["environ"] or {}).values()])
+        if any(place in words for place in places) and process.is_running():
+            found.append(" ".join(process.info["cmdline"] or ()))
+    return found
+
+
+def holders(text: str, folder: Path) -> list[str]:
+    """Files below a folder that have this text in their name or their content."""
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return [str(file) for file in files if text in str(file) or text.encode() in file.read_bytes()]

@@ -1,0 +1,52 @@
+"""The README's figures are those of the kept reports, a missed bar shows, and a task is measured because it is there."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import __main__ as benchmark
+from benchmarks import measure, table
+
+
+def test_the_readme_holds_the_kept_figures():
+    text = table.README.read_text(encoding="utf-8")
+    assert all(mark in text for mark in table.MARKS)
+    assert table.with_table(text, table.table()) == text, "run: python -m benchmarks.table"
+
+
+@pytest.mark.parametrize("name", sorted(json.loads(benchmark.BARS.read_text())))
+def test_a_kept_report_says_of_each_bar_whether_it_was_met(name):
+    report = table.reports()[name]
+    assert report["bars"] == benchmark.verdicts(report)
+    assert set(report["bars"]) == set(json.loads(benchmark.BARS.read_text())[name])
+    assert report["task"] == name and 0 < report["limit_seconds"] < report["wall_seconds"]
+    parts = report["seconds"]
+    assert sum(parts.values()) - parts["evaluation"] <= report["wall_seconds"] * 1.05
+
+
+def test_a_missed_bar_shows():
+    report = {"task": "mednist", "figures": dict.fromkeys(json.loads(benchmark.BARS.read_text())["mednist"], 1.5)}
+    verdicts = benchmark.verdicts(report)
+    assert verdicts["wall time / limit"] == {"measured": 1.5, "bar": "at most 1.4", "met": False}
+    assert verdicts["test accuracy of the global model"]["met"] is True
+    assert benchmark.verdicts({"task": "a third", "figures": {}}) == {}
+
+
+def test_a_report_of_any_name_gets_a_column(tmp_path):
+    for name in ("mednist", "xray"):
+        report = json.loads((table.RESULTS / "mednist.json").read_text())
+        (tmp_path / f"{name}.json").write_text(json.dumps({**report, "title": name.upper()}))
+    first, second, *rows = table.table(tmp_path).splitlines()
+    assert first.endswith("| MEDNIST | XRAY |") and second == "|---|--:|--:|"
+    assert len(rows) == len(table.ROWS) and all(row.count("|") == 4 for row in rows)
+
+
+def test_the_watch_sees_what_its_block_starts(monkeypatch):
+    monkeypatch.setattr(measure, "SAMPLE_SECONDS", 0.05)
+    program = "import time; hold = bytearray(80_000_000); time.sleep(1)"
+    with measure.Watch() as watch:
+        subprocess.run([sys.executable, "-c", program, "--client", "site-9"], check=True)
+    assert watch.peak_memory["site-9"] > 80e6
+    assert 1 < watch.seconds < 20

@@ -1,0 +1,157 @@
+"""The bash commands as an engineer calls them: from anywhere, with spaces in paths, more than once."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.mednist.card import CARD as MEDNIST
+from tests.tests_support import names_in
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "data_scripts"
+pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """A data folder with a few real-looking cases of two hospitals."""
+    data = tmp_path / "my data"
+    task = data / "Task05_Prostate"
+    mask = np.zeros((6, 5, 4), np.uint8)
+    mask[2:4, 2:4, 1:3] = 2
+    for folder in ("imagesTr", "labelsTr"):
+        (task / folder).mkdir(parents=True)
+    for index in range(7):
+        image = np.random.default_rng(index).uniform(0, 900, (6, 5, 4, 2)).astype(np.float32)
+        nib.save(nib.Nifti1Image(image, np.eye(4)), task / f"imagesTr/prostate_{index:02d}.nii.gz")
+        nib.save(nib.Nifti1Image(mask, np.eye(4)), task / f"labelsTr/prostate_{index:02d}.nii.gz")
+    (task / "dataset.json").write_text(json.dumps({"modality": {"0": "T2", "1": "ADC"}}))
+    sites = {"BIDMC": [f"prostate_{i:02d}" for i in range(4)], "HK": [f"prostate_{i:02d}" for i in range(4, 7)]}
+    (task / "hospitals.json").write_text(json.dumps(sites))
+    return data
+
+
+@pytest.fixture
+def call(data):
+    def run(name: str, *arguments, cwd: Path | str = "/", **environment) -> subprocess.CompletedProcess:
+        environment = {"COURSE_DATA": str(data), "COURSE_DATA_SOURCE": "real", **environment}
+        kept = {key: value for key, value in os.environ.items() if key != "PYTHON"}
+        return subprocess.run(
+            ["bash", SCRIPTS / name, *arguments], cwd=cwd, env={**kept, **environment}, capture_output=True, text=True
+        )
+
+    return run
+
+
+def test_download_convert_share_out_with_defaults(call, data):
+    for name, said in (
+        ("prostate_download.sh", "7 cases with mask"),
+        ("data_conversion.sh", "Converted 7 of 7 cases: channel 0 (T2)"),
+        ("data_conversion.sh", "nothing to do"),
+        ("datalists_gen.sh", "sites/prostate/HK: 1 training, 1 validation, 1 testing"),
+        ("datalists_gen.sh", "nothing to do"),
+    ):
+        done = call(name)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert said in done.stdout
+    assert names_in(data) == ["Task05_Prostate", "prostate_t2", "sites"]
+    site = data / "sites/prostate/HK"
+    datalist = json.loads((site / "datalist.json").read_text())
+    assert {part: len(cases) for part, cases in datalist.items()} == {"training": 1, "validation": 1, "testing": 1}
+    for part in datalist.values():
+        for case in part:
+            image, mask = (nib.load(site / case[key]) for key in ("image", "label"))
+            assert image.shape == mask.shape == (6, 5, 4)
+            assert np.unique(mask.get_fdata()).tolist() == [0, 1]
+
+
+def test_folders_as_arguments_relative_to_the_current_directory(call, data):
+    done = call("data_conversion.sh", "Task05_Prostate", "../out here", "--channel", "1", "--labels", "2", cwd=data)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = call("datalists_gen.sh", "../out here", "--name", "mine", "--num-sites", "1", "--seed", "5", cwd=data)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert names_in(data / "sites") == ["mine"] and names_in(data / "sites" / "mine") == ["about.json", "site-1"]
+    given = nib.load(data / "Task05_Prostate/imagesTr/prostate_03.nii.gz").get_fdata()
+    converted = nib.load(data.parent / "out here/images/prostate_03.nii.gz").get_fdata()
+    np.testing.assert_array_equal(converted, given[..., 1])
+
+
+def test_hospitals_of_one_s_own(call, data):
+    assert call("data_conversion.sh").returncode == 0
+    sites = {"MGH": [f"prostate_{i:02d}" for i in (0, 2, 4)], "LMU": [f"prostate_{i:02d}" for i in (1, 3, 5)]}
+    (data / "my sites.json").write_text(json.dumps(sites))
+    done = call("datalists_gen.sh", "--sites", data / "my sites.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "warning: in no site, so left out: prostate_06" in done.stdout
+    assert names_in(data / "sites/prostate/MGH/images") == [f"prostate_{i:02d}.nii.gz" for i in (0, 2, 4)]
+
+
+def test_mednist_for_hospitals_with_names(call, data):
+    for label, name in enumerate(MEDNIST.labels):
+        (data / "MedNIST" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("L", (64, 64), 40 * label + i).save(data / "MedNIST" / name / f"{i:06d}.jpeg")
+    arguments = ("--sites", "north", "south", "--how", "counts", "--counts", "4", "10", "--name", "two", "--seed", "1")
+    done = call("mednist_sites.sh", *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (
+        "real MedNIST: 24 images" in done.stdout
+        and "sites/two/south: 7 training, 1 validation, 2 testing" in done.stdout
+    )
+    assert names_in(data / "sites/two") == ["about.json", "north", "south"]
+    assert "nothing to do" in call("mednist_sites.sh", *arguments).stdout
+    done = call("mednist_sites.sh", data / "MedNIST", "--num-sites", "3", "--per-class", "2")
+    assert names_in(data / "sites/mednist") == ["about.json", "site-1", "site-2", "site-3"]
+    assert "sites/mednist/site-1: 2 training, 1 validation, 1 testing" in done.stdout
+
+
+def test_bad_input_ends_with_2_and_one_message(call, data):
+    (data / "Task05_Prostate/labelsTr/prostate_00.nii.gz").unlink()
+    (data / "Task05_Prostate/imagesTr/prostate_01.nii.gz").write_bytes(b"")
+    done = call("data_conversion.sh")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: Nothing was converted, 2 problems:") and "Traceback" not in done.stderr
+    assert not (data / "prostate_t2").exists()
+    done = call("datalists_gen.sh")
+    assert done.returncode == 2 and str(data / "prostate_t2") in done.stderr
+    assert call("datalists_gen.sh", "--num-sites", "two").returncode == 2
+    done = call("mednist_sites.sh", data / "nowhere")
+    assert done.returncode == 2 and done.stderr.startswith("error: No .jpeg images in") and not done.stdout
+
+
+def test_names_that_are_no_text_in_a_strict_terminal(call, data):
+    file = data / "Task05_Prostate" / "imagesTr" / os.fsdecode(b"fall_\xe4.nii.gz")
+    try:
+        file.write_bytes(b"")
+        (file.parent / os.fsdecode(b"\xe4.dcm")).write_bytes(b"")
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    done = call("data_conversion.sh", PYTHONIOENCODING="utf-8:strict")
+    assert done.returncode == 2 and "its name is not UTF-8" in done.stderr and "Traceback" not in done.stderr
+    file.unlink()
+    done = call("data_conversion.sh", PYTHONIOENCODING="ascii:strict")
+    assert done.returncode == 0 and r"Left out, 1 files" in done.stdout
+    assert names_in(data) == ["Task05_Prostate", "prostate_t2"]
+
+
+@pytest.mark.parametrize("name", ["prostate_download", "data_conversion", "datalists_gen", "mednist_sites"])
+def test_help_names_the_command_and_the_environment(call, name):
+    done = call(f"{name}.sh", "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"usage: {name}.sh") and "COURSE_DATA" in done.stdout
+
+
+def test_python_that_is_not_there_and_python_that_lacks_the_libraries(call, tmp_path):
+    done = call("data_conversion.sh", PYTHON="/no such/python")
+    assert done.returncode == 2 and "/no such/python" in done.stderr
+    bare = tmp_path / "bare python"
+    bare.write_text('#!/usr/bin/env bash\nexec python3 -S "$@"\n')
+    bare.chmod(0o755)
+    done = call("data_conversion.sh", PYTHON=str(bare))
+    assert done.returncode == 2 and "no module" in done.stderr and "Traceback" not in done.stderr

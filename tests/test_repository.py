@@ -1,0 +1,317 @@
+"""The repository as a reader finds it: notebooks as they are to be committed, no link or picture that leads nowhere."""
+
+import ast
+import inspect
+import os
+import re
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from docutils.utils.math.latex2mathml import tex2mathml
+from packaging.requirements import Requirement
+
+from book.tidy import COLAB_CELL, notebook_text, read_notebook, repository, tidy
+from src.common.task import tasks
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOT_OURS = {".git", ".venv", "build", "data", "runs"}
+MOST_BYTES = 1_000_000
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def git(*arguments: str) -> str | None:
+    """What git says; None without git or checkout (a downloaded archive), or if git refuses another owner's folder."""
+    if not (ROOT / ".git").exists() or not shutil.which("git"):
+        return None
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return None if done.returncode == 128 else done.stdout
+
+
+def repository_files() -> list[Path]:
+    """What git tracks or would track; without git all that is not made by the course."""
+    listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    if listed is not None:
+        return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+    files = []
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = [
+            name
+            for name in folders
+            if not (Path(folder) == ROOT and name in NOT_OURS)
+            and not name.endswith(("_cache", "__pycache__", ".egg-info", ".ipynb_checkpoints"))
+        ]
+        files += [Path(folder) / name for name in names]
+    return files
+
+
+def markdown(path: Path) -> str:
+    """The markdown of a notebook or a text, without code, in which brackets are no links."""
+    if path.suffix == ".ipynb":
+        text = "\n\n".join(cell.source for cell in read_notebook(path).cells if cell.cell_type == "markdown")
+    else:
+        text = path.read_text(encoding="utf-8")
+    text = re.sub(r"^(```|~~~).*?^\1", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"`[^`\n]+`", "", text)
+
+
+def addresses(text: str) -> list[str]:
+    """Targets of all links and pictures."""
+    return re.findall(r"\]\(\s*<?([^)>\s]+)", text) + re.findall(r"""(?:href|src)=["']([^"']+)["']""", text)
+
+
+def anchors(path: Path) -> set[str]:
+    """The names by which GitHub lets one link to a heading."""
+    headings = re.findall(r"^#+ (.+)$", markdown(path), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+TEXTS = [ROOT / "README.md", *NOTEBOOKS]
+
+
+def test_the_core_notebooks_are_there():
+    expected = {"01_monai_101", "02_mednist_fedavg", "03_prostate_fedavg"}
+    assert expected <= {path.stem for path in NOTEBOOKS}
+    assert all(re.fullmatch(r"\d\d_\w+", path.stem) for path in NOTEBOOKS)
+
+
+@each_notebook
+def test_notebook_is_committed_tidy(path):
+    """`make tidy` would change nothing: no outputs, no counts, no editor's state, and Colab's cell first."""
+    notebook = read_notebook(path)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.id for cell in code if cell.outputs or cell.execution_count] == [], "run: make tidy"
+    url = repository(ROOT)
+    assert code[0].source == COLAB_CELL.format(repository=url), "run: make tidy"
+    tidy(notebook, url)
+    assert path.read_text(encoding="utf-8") == notebook_text(notebook), "run: make tidy"
+
+
+@each_notebook
+def test_notebook_opens_with_what_a_reader_asks_first(path):
+    cells = read_notebook(path).cells
+    first_code = next(place for place, cell in enumerate(cells) if cell.cell_type == "code")
+    opening = "\n".join(cell.source for cell in cells[:first_code]).lower()
+    assert re.match(r"# \S", opening), "the first line is not a title"
+    for wanted in ("you will learn", "you need", "gpu", "cpu"):
+        assert wanted in opening, f"the opening does not say: {wanted}"
+    assert re.search(r"\d[^\n]*?(?:\bmin|\bs\b|second)", opening), "the opening names no time"
+
+
+@each_notebook
+def test_notebook_closes_with_recap_and_where_to_go_next(path):
+    cells = [cell for cell in read_notebook(path).cells if cell.source.strip()]
+    closing = "\n".join(cell.source for cell in cells[-3:] if cell.cell_type == "markdown").lower()
+    assert "recap" in closing
+    assert "next" in closing
+
+
+@each_notebook
+def test_notebook_checks_the_reader_s_progress(path):
+    """At least one cell tagged ``check``, and none of those can pass whatever the reader did."""
+    checks = [cell for cell in read_notebook(path).cells if "check" in cell.metadata.get("tags", ())]
+    assert checks, "no cell is tagged 'check'"
+    for cell in checks:
+        found = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Assert)]
+        assert found, f"cell {cell.id} is tagged 'check' but asserts nothing"
+        for node in found:
+            names = [part for part in ast.walk(node.test) if isinstance(part, ast.Name)]
+            assert names, f"cell {cell.id}: an assertion about constants is always true"
+
+
+@each_notebook
+def test_notebook_shows_its_key_figures_without_being_run(path):
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)\s]+)|<img[^>]+src=[\"']([^\"']+)", markdown(path))
+    local = [one or other for one, other in pictures if not urlsplit(one or other).scheme]
+    assert local, "no picture from figs/ is shown in the text"
+
+
+@each_notebook
+def test_notebook_calls_headline(path):
+    """`make course` has something to put on the notebook's card."""
+    code = "\n".join(cell.source for cell in read_notebook(path).cells if cell.cell_type == "code")
+    assert re.search(r"\bheadline\(\s*\w+=", code)
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.stem)
+def test_links_and_pictures_lead_somewhere(path):
+    lost = []
+    for address in addresses(markdown(path)):
+        parts = urlsplit(address)
+        if parts.scheme:
+            if parts.scheme != "mailto" and not (
+                parts.scheme in ("https", "http") and re.fullmatch(r"[\w-]+(\.[\w-]+)+(:\d+)?", parts.netloc)
+            ):
+                lost.append(address)
+            continue
+        target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+        if not target.exists() or ROOT not in (target, *target.parents):
+            lost.append(address)
+        elif parts.fragment and target.suffix in (".md", ".ipynb"):
+            # JupyterLab keeps the capitals and turns only blanks into hyphens, GitHub has its own rules.
+            plain = re.sub(r"[^\w\- ]", "", unquote(parts.fragment).lower()).replace(" ", "-")
+            if plain not in anchors(target):
+                lost.append(address)
+    assert lost == []
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.stem)
+def test_every_picture_says_what_it_shows(path):
+    """For those who do not see it. A picture inside a link is a thumbnail beside the words that name it."""
+    text = re.sub(r"\[!\[[^\]]*\]\([^)]*\)\]\([^)]*\)", "", markdown(path))
+    assert [address for alt, address in re.findall(r"!\[([^\]]*)\]\(([^)]*)\)", text) if not alt.strip()] == []
+
+
+@each_notebook
+def test_formulas_can_be_drawn(path):
+    text = markdown(path)
+    formulas = re.findall(r"\$\$(.+?)\$\$", text, re.DOTALL)
+    formulas += re.findall(
+        r"(?<![\\$\w])\$(?=\S)([^$\n]+?)(?<=\S)\$(?![\d$])", re.sub(r"\$\$.+?\$\$", "", text, flags=re.S)
+    )
+    for formula in formulas:
+        assert tex2mathml(formula)  # raises for a command that pages cannot draw
+
+
+def test_pictures_of_the_repository_are_all_shown_or_explained():
+    """A picture that no text shows is left over, or missing where it belongs."""
+    shown = "\n".join(path.read_text(encoding="utf-8") for path in TEXTS)
+    kinds = (".png", ".svg", ".jpg", ".jpeg", ".gif")
+    left_over = [
+        path.name
+        for path in repository_files()
+        if path.parent == ROOT / "figs" and path.suffix in kinds and path.name not in shown
+    ]
+    assert left_over == []
+
+
+def test_the_two_commands_stand_at_the_top_of_the_readme():
+    top = "\n".join((ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:20])
+    assert "make course" in top
+    assert "make test" in top
+
+
+def test_readme_lists_every_notebook():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in NOTEBOOKS if f"notebooks/{path.name}" not in readme] == []
+
+
+def test_readme_s_make_targets_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = re.findall(r"(?:`|^)make ([a-z]+)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert named
+    assert set(named) <= targets
+
+
+def test_no_file_is_large():
+    assert [
+        f"{path.relative_to(ROOT)}: {path.stat().st_size:,} bytes"
+        for path in repository_files()
+        if path.stat().st_size > MOST_BYTES
+    ] == []
+
+
+def test_no_path_of_one_machine_is_written_down():
+    """Neither somebody's home nor a fixed temporary folder, which two readers of one machine would share."""
+    fixed = re.compile(r"""(?<![\w.}])/(?:tmp|var/tmp|home/\w|Users/\w|root/|mnt/|work/)""")
+    found = []
+    for path in repository_files():
+        if path == Path(__file__):
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:  # a picture
+            continue
+        found += [
+            f"{path.relative_to(ROOT)}:{number}: {line.strip()[:120]}"
+            for number, line in enumerate(text.splitlines(), start=1)
+            if fixed.search(line)
+        ]
+    assert found == []
+
+
+def test_what_readers_make_is_ignored_and_what_we_write_is_not():
+    def ignored(*names: str) -> list[str]:
+        return git("check-ignore", "--no-index", *names).split()
+
+    if git("status") is None:
+        pytest.skip("not a git checkout")
+    made = ["data/MedNIST/Hand/000000.jpeg", "runs/mednist/x/log.txt", "build/course/index.html", ".venv/bin/python"]
+    assert ignored(*made) == made
+    assert (
+        ignored("src/data/x.py", "data_scripts/data_conversion.sh", "src/runs/x.py", "src/config/config_train.json")
+        == []
+    )
+
+
+def test_what_src_imports_of_itself_travels_with_a_job():
+    """FLARE's exporter follows ``from src.x.y import z`` where ``src/x/y.py`` is a file, and no other form."""
+    lost = []
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                lost += [f"{path}: import {name.name}" for name in node.names if name.name.split(".")[0] == "src"]
+            elif isinstance(node, ast.ImportFrom) and (node.level or node.module.split(".")[0] == "src"):
+                file = ROOT / Path(*(node.module or "").split(".")).with_suffix(".py")
+                lost += [] if file.is_file() and not node.level else [f"{path}: from {node.module} import …"]
+    assert lost == []
+    assert list((ROOT / "src").rglob("__init__.py")) == [], "it would hide what a job carries"
+
+
+def test_both_tasks_have_the_same_rooms_and_functions():
+    """What a third task copies, and what clients, benchmark and notebooks call by the same names."""
+    promised = {
+        "card": {"CARD", "Settings"},
+        "data": {"find_or_make", "describe", "share_out", "prepare"},
+        "transforms": {"preparation", "augmentation", "prepare", "batches"},
+        "training": {
+            *("new_model", "load_model", "to_device", "make_trainer"),
+            *("evaluate", "predict", "evaluate_cases"),
+        },
+        "recipe": {"recipe"},
+    }
+    for card in tasks().values():
+        for room, names in promised.items():
+            assert names <= set(vars(card.room(room))), (
+                f"{card.name}: {room} lacks {names - set(vars(card.room(room)))}"
+            )
+        assert card.room("card").CARD is card
+        assert card.key_metric.startswith("val_")
+        assert (ROOT / "src" / card.client).is_file()
+    for room in ("transforms", "training"):
+        for name in promised[room]:
+            mednist, prostate = (
+                [*inspect.signature(getattr(tasks()[task].room(room), name)).parameters]
+                for task in ("mednist", "prostate")
+            )
+            assert len(mednist) == len(prostate), f"{room}.{name}: {mednist} and {prostate}"
+
+
+def test_versions_of_requirements_are_all_pinned():
+    """`make` installs with constraints.txt: what it does not pin could change under the tests."""
+    pins = {
+        line.split("==")[0].lower()
+        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        if "==" in line and not line.startswith(("#", " "))
+    }
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    wanted = [re.match(r"[\w.-]+", line)[0].lower() for line in lines if re.match(r"\w", line)]
+    assert "torch" in wanted and lines[-1] == "."
+    assert [name for name in wanted if name not in pins] == []
+
+
+def test_requirements_leave_a_torch_that_is_there():
+    """A lower bound, no pin, and none below what MONAI accepts: Colab's own PyTorch, built for its GPUs, stays."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    (ours,) = [Requirement(line) for line in lines if re.match(r"torch\b", line)]
+    assert [one.operator for one in ours.specifier] == [">="]
+    (lowest,) = [one.version for one in ours.specifier]
+    (monai,) = [
+        one for one in map(Requirement, metadata.requires("monai")) if one.name == "torch" and one.marker is None
+    ]
+    assert monai.specifier.contains(lowest)
