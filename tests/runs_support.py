@@ -61,11 +61,13 @@ def toy_recipe(folder: Path, sites: int, rounds: int, body: str = "pass", at_lea
 
 
 def complaints(folder: Path) -> list[str]:
-    """What a normal run must not log anywhere: errors, tracebacks and warnings, but for FLARE's own words at its regular end."""
-    logs = [folder / "console.log", *folder.rglob("log.txt")]
-    lines = [line for log in logs if log.is_file() for line in log.read_text(errors="replace").splitlines()]
-    bad = [line for line in lines if re.search(r"ERROR|Traceback|WARNING|Warning", line)]
-    return [line for line in bad if not re.search(r"(ask to stop job|request to stop the job).*END_RUN received", line)]
+    """What a normal run must not log anywhere: errors, tracebacks and warnings, but for FLARE's own warnings at its regular end."""
+    logs = [log for log in (folder / "console.log", *folder.rglob("log.txt")) if log.is_file()]
+    lines = [line for log in logs for line in log.read_text(errors="replace").splitlines()]
+    found = [line for line in lines if re.search("ERROR|Traceback|WARNING|Warning", line)]
+    # The server says that the run is over, and the site is about to ask for work.
+    at_the_end = "END_RUN received|Failed to get_task from server|Receiving unknown req_id"
+    return [line for line in found if not re.search(at_the_end, line)]
 
 
 def processes_of(folder: Path) -> list[str]:

@@ -50,7 +50,7 @@ class LineTask:
 
     def evaluate(self, model, prepared, settings, device):
         self.validated.append(model.weight.detach().clone())
-        return {"val_fit": float(-model.weight.abs().sum())}
+        return {"val_fit": float(-model.weight.detach().abs().sum())}
 
 
 def parts(items=3):
@@ -79,7 +79,7 @@ def test_it_keeps_the_last_model(task):
     assert len(task.validated) == 3
     assert torch.equal(trained.model.weight, task.validated[-1])
     assert not torch.equal(task.validated[0], task.validated[-1])
-    assert trained.history[-1]["val_fit"] == pytest.approx(float(-trained.model.weight.abs().sum()))
+    assert trained.history[-1]["val_fit"] == pytest.approx(float(-trained.model.weight.detach().abs().sum()))
 
 
 def test_it_starts_from_the_settings_seed_or_from_given_weights(task):

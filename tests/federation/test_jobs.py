@@ -196,28 +196,43 @@ def exported(place):
 
 
 @pytest.fixture(scope="module")
-def one_site(place, elsewhere, exported):
-    """MedNIST at one site: exported, moved with its data, run there; with what the same training gives without FLARE."""
-    settings = Settings(data="one", rounds=2, batch_size=8, seed=3)
-    datalists = share(place, "one", 1)
-    alone = train_locally(CARD, datalists["site-1"], settings, site="site-1")
+def moved(place, elsewhere, exported):
+    """All jobs of the course, exported, moved with their data, and run there at the same time.
+
+    MedNIST at one site, and what the same training gives without FLARE; the prostate at two, as a script and as a learner.
+    """
+    one = Settings(data="one", rounds=2, batch_size=8, seed=3)
+    alone = train_locally(CARD, share(place, "one", 1)["site-1"], one, site="site-1")
+    two, hospitals = TINY.changed(data="volumes"), ["BIDMC", "HK"]
+    share_volumes(two.data, hospitals)
+    (place / "config").mkdir()
+    jobs = {
+        "mednist": (exported(recipe(1, one)), ["site-1"]),
+        "script": (exported(prostate_recipe(2, two, tracker="tensorboard")), hospitals),
+        "learner": (exported(learner_recipe(place / "config", 2, two, tracker="mlflow")), hospitals),
+    }
     data = place / "data of another machine"
     data.mkdir()
-    job = exported(recipe(1, settings))
-    (data / "sites").mkdir()
-    shutil.move(sites_folder("one"), data / "sites" / "one")
-    return elsewhere(job, data, ["site-1"]), alone
+    shutil.move(Path(os.environ["COURSE_DATA"]) / "sites", data / "sites")
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        started = {name: pool.submit(elsewhere, job, data, sites) for name, (job, sites) in jobs.items()}
+        return {name: run.result() for name, run in started.items()}, alone
 
 
-def test_the_mednist_job_runs_on_another_machine(one_site):
-    run, _ = one_site
-    assert run.contributions["accepted"].tolist() == [True, True]
+@pytest.mark.parametrize(
+    ("job", "sites"), [("mednist", ["site-1"]), ("script", ["BIDMC", "HK"]), ("learner", ["BIDMC", "HK"])]
+)
+def test_every_job_runs_on_another_machine(moved, job, sites):
+    run = moved[0][job]
+    assert run.sites == sites
+    assert run.contributions["accepted"].all() and len(run.contributions) == 2
     assert run.final_model.is_file()
     assert complaints(run.folder) == []
 
 
-def test_fedavg_of_one_site_is_that_sites_own_training(one_site):
-    run, alone = one_site
+def test_fedavg_of_one_site_is_that_sites_own_training(moved):
+    runs, alone = moved
+    run = runs["mednist"]
     same_weights(run.weights(run.final_model), alone.model.state_dict(), rtol=1e-4, atol=1e-5)
     losses = [entry["train_loss"] for entry in alone.history]
     assert run.curve("train_loss")["site-1"].tolist() == pytest.approx(losses, rel=1e-4)
@@ -228,42 +243,16 @@ def test_fedavg_of_one_site_is_that_sites_own_training(one_site):
         )
 
 
-@pytest.fixture(scope="module")
-def both_ways(place, elsewhere, exported):
-    """The prostate as a script and as a learner, exported, moved with the sites' data, and run at the same time."""
-    settings, sites = TINY.changed(data="volumes"), ["BIDMC", "HK"]
-    share_volumes("volumes", sites)
-    (place / "config").mkdir()
-    jobs = {
-        "script": exported(prostate_recipe(2, settings, tracker="tensorboard")),
-        "learner": exported(learner_recipe(place / "config", 2, settings, tracker="mlflow")),
-    }
-    data = place / "volumes of another machine"
-    (data / "sites").mkdir(parents=True)
-    shutil.move(sites_folder("volumes"), data / "sites" / "volumes")
-    with ThreadPoolExecutor(2) as pool:
-        started = {name: pool.submit(elsewhere, job, data, sites) for name, job in jobs.items()}
-        return {name: one.result() for name, one in started.items()}
-
-
-@pytest.mark.parametrize("way", ["script", "learner"])
-def test_both_prostate_jobs_run_on_another_machine(both_ways, way):
-    run = both_ways[way]
-    assert run.contributions["accepted"].tolist() == [True, True]
-    assert run.sites == ["BIDMC", "HK"]
-    assert complaints(run.folder) == []
-
-
-def test_script_and_learner_give_the_same_weights_after_a_round(both_ways):
-    script, learner = both_ways["script"], both_ways["learner"]
+def test_script_and_learner_give_the_same_weights_after_a_round(moved):
+    script, learner = moved[0]["script"], moved[0]["learner"]
     weights = script.weights(script.final_model)
     same_weights(weights, learner.weights(learner.final_model), rtol=1e-5, atol=1e-6)
     fresh = CARD_OF_PROSTATE.room("training").new_model(TINY.seed).state_dict()
     assert all(value.numel() < 2 or not torch.equal(value, fresh[name]) for name, value in weights.items())
 
 
-def test_two_runs_at_once_never_meet_and_both_trackers_hold_the_same_curves(both_ways):
-    script, learner = both_ways["script"], both_ways["learner"]
+def test_runs_at_once_never_meet_and_both_trackers_hold_the_same_curves(moved):
+    script, learner = moved[0]["script"], moved[0]["learner"]
     assert script.tensorboard_folder.is_dir() and not learner.tensorboard_folder.exists()
     for tag in ("train_loss", "val_dice"):
         curves = [run.curve(tag) for run in (script, learner)]

@@ -28,6 +28,15 @@ CPU = torch.device("cpu")
 SETTINGS = Settings(batch_size=8, rounds=2)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Pictures this small are faster on one thread, most of all where other work runs beside the tests."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def images(number: int, seed: int = 0) -> list[dict]:
     """Prepared random pictures."""
     draw = torch.Generator().manual_seed(seed)
