@@ -179,7 +179,7 @@ def beside_a_busy_program(task: str, items: list, settings: StudySettings, secon
 
     def rate(watching: bool) -> float:
         watch, steps = IdleCores(), 0
-        settled = time.perf_counter() + 2 * IdleCores.EVERY_SECONDS  # it needs a look or two to notice
+        settled = time.perf_counter() + 4 * IdleCores.EVERY_SECONDS  # it needs a look or two to notice
         end = started = settled + seconds
         while (now := time.perf_counter()) < end:
             batch = loader[steps % len(loader)]

@@ -166,8 +166,9 @@ class IdleCores:
         return time.monotonic(), busy, own.user + own.system
 
     def attach(self, engine: Engine) -> None:
-        """Look after each step of a trainer; with one thread there is nothing to share."""
+        """Look when a trainer starts and after each step; with one thread there is nothing to share."""
         if self.most > 1:
+            engine.add_event_handler(Events.STARTED, self)
             engine.add_event_handler(Events.ITERATION_COMPLETED, self)
             engine.add_event_handler(Events.COMPLETED, self.all)
 

@@ -290,7 +290,7 @@ def test_a_process_that_does_not_listen_is_killed(tmp_path):
     deaf = subprocess.Popen([sys.executable, "-c", code, "nvflare.x", str(tmp_path)], stdout=subprocess.PIPE)
     deaf.stdout.readline()
     environments._end_processes_of(deaf, str(tmp_path), patience=0.2)
-    assert deaf.poll() == -signal.SIGKILL
+    assert deaf.poll() is not None and environments._flares_processes(str(tmp_path)) == []
 
 
 def test_a_site_that_the_simulator_starts_anew_meanwhile_ends_too(tmp_path):
