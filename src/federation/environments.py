@@ -94,7 +94,7 @@ class CourseSimEnv(SimEnv):
         workspace = self.run_folder / name
         self._ensure_default_component_policy(str(workspace))
         _log_to_files_only(workspace / "local" / LOG_CONFIG)
-        with _exit_on_sigterm(), _plain_paths(Path(sys.executable), self.run_folder) as (python, folder):
+        with _exit_on_sigterm(), plain_paths(Path(sys.executable), self.run_folder) as (python, folder):
             command = [python, "-m", "nvflare.private.fed.app.simulator.simulator", f"{folder}/job/{job.name}"]
             command += ["-w", f"{folder}/{name}", "-c", ",".join(self.clients)]
             command += [
@@ -178,7 +178,7 @@ def _exit_on_sigterm() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _plain_paths(python: Path, folder: Path) -> Iterator[tuple[str, str]]:
+def plain_paths(python: Path, folder: Path) -> Iterator[tuple[str, str]]:
     """Yield an interpreter and a folder as plain strings: as they are, or through links that live only in this block."""
     if _PLAIN.fullmatch(f"{python}{folder}"):
         yield str(python), str(folder)

@@ -33,6 +33,8 @@ from nvflare.lighter.utils import update_storage_locations
 from nvflare.recipe import ProdEnv
 from nvflare.recipe.spec import Recipe
 
+from src.federation.environments import plain_paths
+
 SERVER, LEAD = "server", "lead@example.org"
 START, CONSOLE = "startup/sub_start.sh", "console.log"
 START_SECONDS = 60.0
@@ -79,9 +81,11 @@ def federation(folder: Path, sites: Mapping[str, Mapping[str, str]]) -> Iterator
     kits: dict[str, Path] = {}
     try:
         kits |= _provision(folder, list(sites))
-        started = {name: _start(kits[name], sites.get(name, {})) for name in (SERVER, *sites)}
-        _wait_until_registered(started, kits)
-        yield Federation(kits)
+        # The Python, too, is named in the command line of a job's process.
+        with plain_paths(Path(sys.executable), folder) as (python, _):
+            started = {name: _start(kits[name], python, sites.get(name, {})) for name in (SERVER, *sites)}
+            _wait_until_registered(started, kits)
+            yield Federation(kits)
     finally:
         _end_processes_of(kits)
         shutil.rmtree(folder)
@@ -113,9 +117,9 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _start(kit: Path, variables: Mapping[str, str]) -> subprocess.Popen:
-    """Run a kit's own start script with this Python and these variables, and nothing else of this process's environment."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+def _start(kit: Path, python: str, variables: Mapping[str, str]) -> subprocess.Popen:
+    """Run a kit's own start script with a Python and these variables, and nothing else of this process's environment."""
+    path = os.pathsep.join([str(Path(python).parent), os.environ["PATH"]])
     common = {"PATH": path, "HOME": str(kit), "TMPDIR": str(kit), "OMP_NUM_THREADS": "1"}
     with (kit / CONSOLE).open("w") as console:
         return subprocess.Popen(

@@ -22,7 +22,7 @@ from src.common.errors import CourseError
 from src.common.files import write_json
 from src.common.local import train_locally
 from src.common.sites import read_site, sites_folder
-from src.federation.environments import CourseSimEnv
+from src.federation.environments import CourseSimEnv, plain_paths
 from src.federation.run import Run, read_record
 from src.mednist.card import CARD, Settings
 from src.mednist.data import share_out
@@ -149,7 +149,7 @@ def elsewhere(place):
     def run(job: Path, data: Path, sites: list[str]) -> Run:
         folder = Path(tempfile.mkdtemp(dir=other))
         here = shutil.move(job, folder / "received_job")
-        command = [sys.executable, "-m", "nvflare.private.fed.app.simulator.simulator", str(here)]
+        command = [python, "-m", "nvflare.private.fed.app.simulator.simulator", str(here)]
         command += [
             "-w",
             str(folder / "workspace"),
@@ -172,7 +172,9 @@ def elsewhere(place):
         assert done.returncode == 0, (folder / "console.log").read_text()[-3000:]
         return Run(folder)
 
-    return run
+    # FLARE splits the command lines of its sites, so that this Python has to have a plain path, wherever the course lies.
+    with plain_paths(Path(sys.executable), other) as (python, _):
+        yield run
 
 
 @pytest.fixture(scope="module")
@@ -538,7 +540,7 @@ def test_sixteen_sites_one_with_one_image_and_one_without_some_class(place):
 PROGRAM = """
 import sys
 from pathlib import Path
-from src.federation.environments import CourseSimEnv
+from src.federation.environments import CourseSimEnv, plain_paths
 from tests.runs_support import toy_recipe
 
 env = CourseSimEnv(1, "toy")
