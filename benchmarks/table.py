@@ -1,7 +1,8 @@
 """The README's table of what federation costs, made from the kept reports: ``python -m benchmarks.table``.
 
 ``benchmarks/results/`` keeps a report of each task; to renew them: ``python -m benchmarks --out benchmarks/results``. A task
-that has a report gets a column by itself.
+that has a report gets a column by itself. ``results/before/`` has the reports of the code before these rooms were built, of the
+same machine and day, in an older format: its limit is one process with all threads, and its drawings are other ones.
 """
 
 import json
