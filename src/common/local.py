@@ -57,18 +57,23 @@ def train_locally(
         cache: folder for prepared volumes, for tasks that keep them on disk.
         progress: show a progress bar.
     """
-    task, transforms = card.room("training"), card.room("transforms")
+    # Under the names by which a site's script imports them, so that the two can be read side by side.
+    transforms, task = card.room("transforms"), card.room("training")
+    prepare, batches, new_model, to_device = transforms.prepare, transforms.batches, task.new_model, task.to_device
+    make_trainer, evaluate = task.make_trainer, task.evaluate
     device = pick_device()
-    training = transforms.prepare(parts["training"], settings, cache)
-    validation = transforms.prepare(parts["validation"], settings, cache)
-    loader = transforms.batches(training, settings, train=True, seed=site_seed(settings.seed, site))
-    model = task.to_device(task.load_model(initial_weights or task.new_model(settings.seed).state_dict()), device)
-    trainer = task.make_trainer(model, loader, settings, device)
+
+    training, validation = prepare(parts["training"], settings, cache), prepare(parts["validation"], settings, cache)
+    loader = batches(training, settings, train=True, seed=site_seed(settings.seed, site))
+    model = to_device(new_model(settings.seed), device)
+    trainer = make_trainer(model, loader, settings, device)
+    if initial_weights:
+        model.load_state_dict(initial_weights)
 
     result, start = Trained(model), time.perf_counter()
     for _ in tqdm(range(settings.rounds), desc=site, unit="round", leave=False, disable=not progress):
         loss = train_for(trainer, settings.local_epochs)
-        metrics = task.evaluate(model, validation, settings, device)
+        metrics = evaluate(model, validation, settings, device)
         result.history.append({"epoch": trainer.state.epoch, "train_loss": loss, **metrics})
     result.epochs, result.steps = trainer.state.epoch, trainer.state.iteration
     result.seconds = time.perf_counter() - start

@@ -1,11 +1,16 @@
 """Training without a federation: as much as the settings say, the last model, and a stream of chance for every site."""
 
+import importlib
+import inspect
+import re
+
 import pytest
 import torch
 
 from src.common.engine import make_trainer
 from src.common.local import train_each_site_alone, train_locally
 from src.common.seeds import seeded, site_seed
+from src.common.task import tasks
 from src.mednist.card import Settings
 
 
@@ -33,11 +38,6 @@ class LineTask:
     def new_model(self, seed):
         with seeded(seed):
             return torch.nn.Linear(3, 1)
-
-    def load_model(self, weights):
-        model = torch.nn.Linear(3, 1)
-        model.load_state_dict(weights)
-        return model
 
     def to_device(self, model, device):
         return model
@@ -143,3 +143,17 @@ def test_each_site_alone_comes_out_as_one_by_one(task, side_by_side):
 def test_the_cache_folder_reaches_both_parts(task, tmp_path):
     train_locally(task, parts(), Settings(rounds=1), cache=tmp_path)
     assert task.caches == [tmp_path, tmp_path]
+
+
+@pytest.mark.parametrize("card", tasks().values(), ids=lambda card: card.name)
+def test_a_sites_script_makes_the_same_calls(card):
+    """Notebook 02 shows the two side by side and says so."""
+    lines = [
+        [line.strip() for line in inspect.getsource(function).splitlines()]
+        for function in (train_locally, importlib.import_module(f"src.{card.client.removesuffix('.py')}").main)
+    ]
+    calls = [
+        line for line in lines[0] if re.match(r"(training, validation|loader|model|trainer|loss|metrics) = ", line)
+    ]
+    assert len(calls) == 6
+    assert [call for call in calls if call not in lines[1]] == []
