@@ -1,6 +1,5 @@
 """The federated job of the prostate: hospitals train a U-Net, and FedAvg averages it. By a Client API script, or by a learner."""
 
-import os
 from pathlib import Path
 
 from nvflare.app_common.executors.learner_executor import LearnerExecutor
@@ -12,37 +11,22 @@ from nvflare.recipe.spec import Recipe
 
 from src.common.files import write_json
 from src.federation.aggregation import SampleWeightedMean
+from src.federation.recipes import fedavg
 from src.federation.server import add_everything
 from src.learners.supervised_monai_prostate_learner import SupervisedMonaiProstateLearner
 from src.prostate.card import CARD, CONFIG_FILE, Settings
 from src.unet import UNet
 
-CLIENT = Path(__file__).parents[1] / CARD.client
 
+def recipe(sites: int = 4, settings: Settings | None = None, **options) -> FedAvgRecipe:
+    """FedAvg of the Client API script.
 
-def recipe(
-    sites: int = 4,
-    settings: Settings | None = None,
-    at_least: int | None = None,
-    tracker: str = "tensorboard",
-    client: Path = CLIENT,
-    initial: Path | None = None,
-) -> FedAvgRecipe:
-    """FedAvg of the Client API script, with all that the course adds; arguments as of :func:`src.mednist.recipe.recipe`."""
-    settings = settings or Settings()
-    made = FedAvgRecipe(
-        name=CARD.name,
-        min_clients=sites,
-        num_rounds=settings.rounds,
-        model={"class_path": "src.unet.UNet", "args": {"seed": settings.seed}},
-        initial_ckpt=initial and os.path.relpath(initial),  # FLARE carries the file along if its path is relative
-        train_script=str(client),
-        train_args=settings.words(),
-        key_metric=CARD.key_metric,
-        aggregator=SampleWeightedMean(),
-        client_memory_gc_rounds=1,
-    )
-    return add_everything(made, at_least, tracker)
+    Args:
+        sites: how many sites are asked in each round.
+        settings: of the study, by default the notebook's.
+        **options: of :func:`src.federation.recipes.fedavg`.
+    """
+    return fedavg(CARD, "src.unet.UNet", sites, settings or Settings(), **options)
 
 
 def learner_recipe(
