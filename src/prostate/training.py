@@ -138,19 +138,22 @@ def predict(
         settings: the settings that the model was trained with.
         device: by default :func:`pick_device`.
     """
+    images = (LoadCase()({"image": item["image"], "site": item.get("site", "")})["image"] for item in items)
+    return [_predict(model, item, image, settings, device) for item, image in zip(items, images, strict=True)]
+
+
+def _predict(
+    model: torch.nn.Module, item: Mapping, image: MetaTensor, settings: Settings, device: torch.device | None
+) -> np.ndarray:
+    """The predicted gland of one item on the grid of its loaded ``image``."""
     device = device or pick_device()
-    model = model.to(device)
-    masks = []
-    for item in items:
-        (prepared,) = prepare([item], settings)
-        probability = MetaTensor(gland_probability(model, prepared, settings, device), affine=prepared["affine"])
-        own_grid = LoadCase()({"image": item["image"], "site": item.get("site", "")})["image"]
-        probability = ResampleToMatch(mode="bilinear", padding_mode="zeros")(probability, own_grid)
-        gland = probability.as_tensor()[0].numpy() > 0.5
-        pieces, count = ndimage.label(gland)  # MONAI's KeepLargestConnectedComponent needs scikit-image for this
-        largest = 1 + np.bincount(pieces.ravel())[1:].argmax() if count else 0
-        masks.append((gland & (pieces == largest)).astype(np.uint8))
-    return masks
+    (prepared,) = prepare([item], settings)
+    probability = gland_probability(model.to(device), prepared, settings, device)
+    on_own_grid = ResampleToMatch(mode="bilinear", padding_mode="zeros")
+    gland = on_own_grid(MetaTensor(probability, affine=prepared["affine"]), image).as_tensor()[0].numpy() > 0.5
+    pieces, count = ndimage.label(gland)  # MONAI's KeepLargestConnectedComponent needs scikit-image for this
+    largest = 1 + np.bincount(pieces.ravel())[1:].argmax() if count else 0
+    return (gland & (pieces == largest)).astype(np.uint8)
 
 
 def evaluate_cases(
@@ -167,7 +170,7 @@ def evaluate_cases(
     rows = []
     for item in items:
         case = LoadCase()(item)
-        prediction = torch.from_numpy(predict(model, [item], settings, device)[0])[None]
+        prediction = torch.from_numpy(_predict(model, item, case["image"], settings, device))[None]
         label = case["label"].as_tensor() > 0
         row = {"case": case["case"], "site": item.get("site", ""), "dice": dice(prediction, label)}
         rows.append({**row, "hd95_mm": hausdorff95(prediction, label, case["image"].pixdim.tolist())})
