@@ -8,7 +8,7 @@ from pathlib import Path
 
 from src.common.errors import CourseError
 from src.common.files import read_json
-from src.federation.server import RECORD
+from src.federation.server import LOST, RECORD
 
 RUN = "run.json"
 RESULTS = "cross_val_results.json"
@@ -222,11 +222,7 @@ def failure_report(run_folder: Path, workspace: Path, sites: list[str]) -> str:
     causes = {
         entry["site"]: entry["reason"] for entry in record if entry["event"] == "answer" and not entry["accepted"]
     }
-    causes |= {
-        entry["site"]: "its process has ended; often a lack of memory"
-        for entry in record
-        if entry["event"] == "site lost"
-    }
+    causes |= {entry["site"]: LOST for entry in record if entry["event"] == "site lost"}
     for name in (*sites, "server") if not causes else ():
         # The record has no reason: what kind of error its log ends with.
         if kind := _last_error(workspace / name):

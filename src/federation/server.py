@@ -21,6 +21,7 @@ from src.federation.site import said_reason
 RECORD = "course_record.jsonl"
 LOOK_SECONDS = 0.5
 QUICK_SECONDS = 0.1
+LOST = "its process has ended; often a lack of memory"
 
 
 def add_everything(recipe: Recipe, at_least: int | None = None, tracker: str = "tensorboard") -> Recipe:
@@ -176,7 +177,7 @@ class RunRecorder(Widget):
                 elif site in seen and not self._ended.is_set():
                     with engine.new_context() as fl_ctx:
                         if site not in self._lost:
-                            self._lost[site] = "its process has ended; often a lack of memory"
+                            self._lost[site] = LOST
                             self._write("site lost", site=site)
                             self._fail(site, self._lost[site], fl_ctx)
                         # Each workflow has a list of its own: that of the rounds, then that of the final validation.

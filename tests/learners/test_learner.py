@@ -34,13 +34,7 @@ CPU = torch.device("cpu")
 PATIENT = "SURNAME_FIRSTNAME_1950"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Volumes this small are faster on one thread, most of all where other work runs beside the tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # -- a site without a server -------------------------------------------------------------------------------------------

@@ -28,13 +28,7 @@ CPU = torch.device("cpu")
 SETTINGS = Settings(batch_size=8, rounds=2)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Pictures this small are faster on one thread, most of all where other work runs beside the tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def images(number: int, seed: int = 0) -> list[dict]:

@@ -31,13 +31,7 @@ CPU = torch.device("cpu")
 TINY = Settings(voxel_spacing=(2, 2, 3), field_of_view=(64, 64), patch_size=(32, 32, 16), rounds=2, local_epochs=1)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Volumes this small are faster on one thread, most of all where other work runs beside the tests."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Bright(torch.nn.Module):
