@@ -124,6 +124,18 @@ def test_notebook_checks_the_reader_s_progress(path):
             assert names, f"cell {cell.id}: an assertion about constants is always true"
 
 
+def test_the_prostate_notebook_takes_names_and_settings_from_one_place():
+    """Hospitals may have any names; and the grid that the job trains on is the one on which the cells below evaluate."""
+    cells = read_notebook(ROOT / "notebooks" / "03_prostate_fedavg.ipynb").cells
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    assert re.findall(r"site-[\d*].*", code) == []
+    assert re.findall(r"^settings = .*", code, re.MULTILINE) == ["settings = Settings.read(CONFIG_FILE, seed=SEED)"]
+    assert len(re.findall(r"\bSettings\b[.(]", code)) == 1
+    # Whatever prepares, trains or judges is handed these settings, but for the last section's own run.
+    for call in re.findall(r"\b(?:prepare|evaluate_cases|train_locally|train_each_site_alone|predict)\((.*)", code):
+        assert re.search(r"\bsettings\b", call), call
+
+
 @each_notebook
 def test_notebook_shows_its_key_figures_without_being_run(path):
     pictures = re.findall(r"!\[[^\]]*\]\(([^)\s]+)|<img[^>]+src=[\"']([^\"']+)", markdown(path))
