@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -79,6 +80,11 @@ def processes_of(folder: Path) -> list[str]:
         if any(place in words for place in places) and process.is_running():
             found.append(" ".join(process.info["cmdline"] or ()))
     return found
+
+
+def links() -> set[str]:
+    """Folders of links that this process has made in the temporary folder and not removed; others have theirs beside them."""
+    return {path.name for path in Path(tempfile.gettempdir()).glob(f"course-links-{os.getpid()}-*")}
 
 
 def holders(text: str, folder: Path) -> list[str]:

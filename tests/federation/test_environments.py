@@ -17,6 +17,7 @@ from src.federation import environments
 from src.federation.environments import LOG_CONFIG, CourseSimEnv
 from src.federation.run import Run
 from src.federation.server import RECORD
+from tests.runs_support import links
 
 SIMULATOR = """
 import json, os, sys, time
@@ -85,10 +86,6 @@ def runs(tmp_path, monkeypatch):
     folder = tmp_path / "runs"
     monkeypatch.setenv("COURSE_RUNS", str(folder))
     return folder
-
-
-def links():
-    return {path.name for path in Path(tempfile.gettempdir()).glob("course-links-*")}
 
 
 # -- a run from beginning to end ---------------------------------------------------------------------------------------

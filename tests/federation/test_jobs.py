@@ -33,7 +33,7 @@ from src.prostate.card import CARD as CARD_OF_PROSTATE
 from src.prostate.card import Settings as ProstateSettings
 from src.prostate.recipe import learner_recipe
 from src.prostate.recipe import recipe as prostate_recipe
-from tests.runs_support import complaints, holders, processes_of, toy_recipe
+from tests.runs_support import complaints, holders, links, processes_of, toy_recipe
 from tests.tests_support import ball_case
 
 pytestmark = pytest.mark.slow
@@ -331,10 +331,6 @@ def hospitals(place, failing_client):
         assert links() == before
     assert executed.get_status() == "finished"
     return Run(executed.get_result())
-
-
-def links() -> set[str]:
-    return {path.name for path in Path(tempfile.gettempdir()).glob("course-links-*")}
 
 
 def test_the_others_finish_and_the_table_says_who_did_not_and_why(hospitals):
