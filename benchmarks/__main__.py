@@ -17,8 +17,6 @@ import torch
 from benchmarks.measure import (
     Watch,
     beside_a_busy_program,
-    model_bytes,
-    parts_of,
     plain_seconds,
     plain_seconds_side_by_side,
 )
@@ -59,11 +57,10 @@ def measure(card: Card) -> dict:
             _forget_caches(data)
         simulator = CourseSimEnv(list(datalists), card.name)
         recipe = card.room("recipe").recipe(len(datalists), settings if number else settings.changed(rounds=1))
-        started = time.time()
         with Watch() as watch:
             run = Run(recipe.execute(simulator).get_result())
         runs.append(run)
-        seconds.append(parts_of(run, started, watch.seconds))
+        seconds.append(run.parts)
     run, parts = runs[1], seconds[1]
 
     local = train_locally(card, everything, settings)
@@ -96,10 +93,10 @@ def measure(card: Card) -> dict:
         "limit_seconds_without_augmentation": bare,
         "wall_seconds": watch.seconds,
         "seconds": parts,
-        "first_start_up_seconds": seconds[0]["start_up"],
+        "first_start_up_seconds": seconds[0]["start-up"],
         "peak_memory_gb": {name: memory / 1e9 for name, memory in sorted(watch.peak_memory.items())},
         "bytes_per_round": {
-            "weights": 2 * len(datalists) * model_bytes(run),
+            "weights": round(1e6 * run.megabytes_per_round),
             "loopback": watch.loopback_bytes // (run.rounds + 2) if watch.loopback_bytes else "not measured",
         },
         "steps_per_second": busy,

@@ -12,7 +12,6 @@ import torch
 from src.common.engine import IdleCores, pick_device
 from src.common.settings import StudySettings
 from src.common.task import tasks
-from src.federation.run import Run
 
 SAMPLE_SECONDS = 0.25
 
@@ -67,38 +66,6 @@ def _role(command: list[str]) -> str | None:
 def _loopback_bytes() -> int | None:
     counters = psutil.net_io_counters(pernic=True)
     return next((c.bytes_sent for name, c in counters.items() if name.startswith(("lo", "Loopback"))), None)
-
-
-def parts_of(run: Run, started: float, seconds: float) -> dict[str, float]:
-    """Where the wall time of a run went, in seconds.
-
-    Training and validation are what the slowest site of each round streamed; start-up ends when the first site has the
-    model and begins to work; ``transfer and aggregation`` is what is left of the rounds. The final validation comes after them.
-
-    Args:
-        run: a finished run.
-        started: when the run was started, seconds since the epoch.
-        seconds: its wall time.
-    """
-    # Only what the slower site needs is waited for: the sum of both, per site, then the maximum.
-    busy = run.curve("seconds_training").add(run.curve("seconds_validation"), fill_value=0)
-    first = [entry for entry in run.record if entry["event"] == "answer" and entry["round"] == 0]
-    at = {entry["event"]: entry["time"] for entry in run.record}
-    work = min(entry["time"] - busy.loc[0, entry["site"]] for entry in first if entry["site"] in busy.columns)
-    rounds_end = at.get("final validation", at["run ended"])
-    return {
-        "start_up": float(work - started),
-        "local_training": float(run.curve("seconds_training").max(axis=1).sum()),
-        "evaluation": float(run.curve("seconds_validation").max(axis=1).sum()),
-        "transfer_and_aggregation": float(rounds_end - work - busy.max(axis=1).sum()),
-        "final_validation": float(at["run ended"] - rounds_end),
-        "tear_down": float(started + seconds - at["run ended"]),
-    }
-
-
-def model_bytes(run: Run) -> int:
-    """Bytes of the weights that travel to one site, or back from it, in one round."""
-    return sum(tensor.numpy().nbytes for tensor in run.weights(run.final_model).values())
 
 
 def plain_seconds(task: str, items: list, settings: StudySettings, epochs: int) -> tuple[float, float]:

@@ -17,8 +17,8 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 MARKS = "<!-- made by python -m benchmarks.table -->", "<!-- end of the table -->"
 ROWS = {
     "wall time of the federated run": lambda r: f"{r['wall_seconds']:.0f} s",
-    "of it start-up and tear-down": lambda r: f"{r['seconds']['start_up'] + r['seconds']['tear_down']:.0f} s",
-    "of it transfer and aggregation": lambda r: f"{r['seconds']['transfer_and_aggregation']:.0f} s",
+    "of it start-up and tear-down": lambda r: f"{r['seconds']['start-up'] + r['seconds']['shut-down']:.0f} s",
+    "of it transfer and aggregation": lambda r: f"{r['seconds']['transfer and averaging']:.0f} s",
     "a plain loop for the same work, data prepared": lambda r: f"{r['limit_seconds']:.0f} s",
     "wall time ÷ plain loop": lambda r: f"{r['figures']['wall time / limit']:.2f}",
     "weights sent in a round": lambda r: f"{r['bytes_per_round']['weights'] / 1e6:.0f} MB",

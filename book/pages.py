@@ -48,9 +48,15 @@ def write_pages(build: Path, notebooks: Path, summary: dict[str, dict]) -> None:
             cards.append(_card(notebook, name, summary[name], source))
             _prepare(notebook, notebooks, source, summary)
             write_file(source / f"{name}.ipynb", notebook_text(notebook))
+        docs = sorted((notebooks.parent / "docs").glob("*.md"))
+        for page in docs:
+            write_file(source / page.name, _linked(page.read_text("utf-8"), page.parent, notebooks, source, summary))
         template = (_BOOK / "index.md").read_text("utf-8")
         index = Environment(undefined=StrictUndefined, trim_blocks=True).from_string(template)
-        write_file(source / "index.md", index.render(cards=cards, measured=_measured(summary)))
+        write_file(
+            source / "index.md",
+            index.render(cards=cards, docs=[page.stem for page in docs], measured=_measured(summary)),
+        )
         warnings = io.StringIO()
         with patch_docutils(_BOOK), docutils_namespace():
             Sphinx(source, _BOOK, output, Path(temporary, "doctrees"), "html", status=None, warning=warnings).build()
@@ -73,30 +79,39 @@ def figures(entry: dict) -> dict[str, str]:
     return {words(key): figure_text(value) for key, value in entry.items() if key not in OWN_KEYS}
 
 
-def _prepare(notebook: NotebookNode, notebooks: Path, source: Path, names: dict) -> None:
-    """Point relative links to pages, pictures and the repository, and say by MyST-NB's tags what is hidden."""
+def _linked(text: str, base: Path, notebooks: Path, source: Path, names: dict) -> str:
+    """Point the relative links of a text in the folder ``base`` to pages, pictures and the repository."""
+    root = notebooks.parent
 
     def place(found: re.Match) -> str:
         start, address = found[1], urlsplit(found[2])
-        target = (notebooks / unquote(address.path)).resolve()
-        if address.scheme or not address.path or not target.exists() or notebooks.parent not in target.parents:
+        target = (base / unquote(address.path)).resolve()
+        if address.scheme or not address.path or not target.exists() or root not in target.parents:
             return found[0]
-        if target.suffix == ".ipynb" and target.parent == notebooks and target.stem in names:
-            return found[0] if start == "](" else found[0].replace(".ipynb", ".html")
+        page = target.parent == notebooks and target.suffix == ".ipynb" and target.stem in names
+        if page or (target.parent == root / "docs" and target.suffix == ".md"):
+            anchor = f"#{address.fragment}" if address.fragment else ""
+            file = target.name if start == "](" else f"{target.stem}.html"
+            return start + quote(file) + anchor
         kind = mimetypes.guess_type(target.name)[0] or ""
         if start.startswith("src"):  # in HTML, which Sphinx leaves alone
             return f"{start}data:{kind};base64,{base64.b64encode(target.read_bytes()).decode()}"
-        file = target.relative_to(notebooks.parent).as_posix()
+        file = target.relative_to(root).as_posix()
         if kind.startswith("image/"):
             name = re.sub(r"[^\w.-]", "-", file)  # Sphinx finds no picture whose name is quoted
             shutil.copyfile(target, source / name)
             return start + name
         return f"{start}{repository(ROOT)}/{'tree' if target.is_dir() else 'blob'}/main/{quote(file)}"
 
+    return re.sub(r"""(\]\(|(?:href|src)=["'])([^)"'\s]+)""", place, text)
+
+
+def _prepare(notebook: NotebookNode, notebooks: Path, source: Path, names: dict) -> None:
+    """Point relative links to pages, pictures and the repository, and say by MyST-NB's tags what is hidden."""
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
         if cell.cell_type == "markdown":
-            cell.source = re.sub(r"""(\]\(|(?:href|src)=["'])([^)"'\s]+)""", place, cell.source)
+            cell.source = _linked(cell.source, notebooks, notebooks, source, names)
         elif "colab" in tags:
             cell.metadata.tags = [*tags, "remove-cell"]
         elif "solution" in tags:

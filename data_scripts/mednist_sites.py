@@ -2,7 +2,7 @@
 
 import _cli
 
-from src.mednist.data import describe, find_or_make, share_out
+from src.mednist.data import FEW, describe, find_or_make, share_out
 
 TEXT = """\
 Share MedNIST out over pretend hospitals. Every site gets a folder of its own, COURSE_DATA/sites/NAME/SITE: its images, and
@@ -22,9 +22,13 @@ def main():
     which.add_argument("--sites", nargs="+", metavar="SITE", help="names of the sites")
     parser.add_argument(
         "--how",
-        default="even",
-        choices=("even", "counts", "dirichlet"),
-        help="equal shares, the numbers of --counts, or another mix of classes at each site (default: %(default)s)",
+        default="specialised",
+        choices=("specialised", "even", "counts", "dirichlet"),
+        help="each class at home at one site and --few images of it elsewhere, equal shares, the numbers of --counts, or a "
+        "random mix of classes at each site (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--few", type=int, default=FEW, metavar="N", help="for --how specialised (default: %(default)s)"
     )
     parser.add_argument("--counts", type=int, nargs="+", metavar="N", help="images of each site, for --how counts")
     parser.add_argument(
@@ -34,7 +38,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="of the random generator (default: %(default)s)")
     a = parser.parse_args()
     folder = a.mednist or find_or_make()
-    share_out(a.sites or a.num_sites, a.how, a.counts, a.alpha, a.seed, a.name, folder, a.per_class)
+    share_out(a.sites or a.num_sites, a.how, a.counts, a.alpha, a.few, a.seed, a.name, folder, a.per_class)
     print(describe(folder))
 
 

@@ -71,7 +71,7 @@ def anchors(path: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
-TEXTS = [ROOT / "README.md", *NOTEBOOKS]
+TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *NOTEBOOKS]
 
 
 def test_the_core_notebooks_are_there():

@@ -116,6 +116,8 @@ def partition(
     counts: Sequence[int] | None = None,
     alpha: float = 0.5,
     seed: int = 0,
+    homes: Sequence[int] = (),
+    few: int = 0,
 ) -> dict[str, list[dict]]:
     """Share items out over sites; no item is at two sites.
 
@@ -125,14 +127,18 @@ def partition(
         how: ``even``: equal numbers and the same mix of classes everywhere. ``counts``: ``counts[i]`` items for site
             ``i``, the same mix; what is left over is not used. ``dirichlet``: equal numbers, but each site draws its
             mix of classes from a Dirichlet distribution whose mean is the overall mix (Hsu et al., 2019,
-            https://arxiv.org/abs/1909.06335).
+            https://arxiv.org/abs/1909.06335). ``specialised``: every class is at home at one site, and each other site
+            sees a ``few`` items of it.
         counts: items a site.
         alpha: concentration of the Dirichlet distribution, summed over the classes: 100 gives nearly equal sites, 0.1
             one or two classes each.
         seed: fixes everything.
+        homes: all classes, for ``specialised``: the first ones are at home at the first site, and so on, in equal numbers.
+        few: items of each class at each site where it is not at home.
 
     Raises:
-        CourseError: for an unknown ``how``, more sites than items, wrong ``counts``, or ``alpha`` ≤ 0.
+        CourseError: for an unknown ``how``, more sites than items or than ``homes``, wrong ``counts``, ``alpha`` ≤ 0, or a
+            ``few`` that leaves a home with less than that.
     """
     names, rng = site_names(sites), random_numbers(seed)
     if len(names) > len(items):
@@ -151,8 +157,10 @@ def partition(
         shares = [order[end - count : end] for end, count in zip(ends, counts, strict=True)]
     elif how == "dirichlet":
         shares = _by_dirichlet(items, alpha, len(names), rng)
+    elif how == "specialised":
+        shares = _specialised(items, homes, few, len(names), rng)
     else:
-        raise CourseError(f"Unknown partition {how!r}; choose one of even, counts, dirichlet.")
+        raise CourseError(f"Unknown partition {how!r}; choose one of even, counts, dirichlet, specialised.")
     return dict(zip(names, shares, strict=True))
 
 
@@ -174,6 +182,28 @@ def _by_dirichlet(items: Sequence[dict], alpha: float, sites: int, rng: np.rando
         if not wanted.sum() > 0:
             wanted = left
         shares[turn % sites].append(pools[rng.choice(len(pools), p=wanted / wanted.sum())].pop())
+    return shares
+
+
+def _specialised(
+    items: Sequence[dict], homes: Sequence[int], few: int, sites: int, rng: np.random.Generator
+) -> list[list[dict]]:
+    if len(homes) < sites:
+        raise CourseError(f"{len(homes)} classes cannot be at home at {sites} sites; every site needs one of its own.")
+    shares = [[] for _ in range(sites)]
+    for home, classes in enumerate(np.array_split(homes, sites)):
+        for label in classes:
+            own = [item for item in items if item["label"] == label]
+            given = few * (sites - 1)
+            if few < 0 or len(own) - given < max(few, 1):
+                raise CourseError(
+                    f"few is {few}: of the {len(own)} items of class {label} {given} would go to the sites where it is not "
+                    "at home, which leaves too few at its own."
+                )
+            order = iter(rng.permutation(len(own)))
+            for site, share in enumerate(shares):
+                share += [own[next(order)] for _ in range(few)] if site != home else []
+            shares[home] += [own[i] for i in order]
     return shares
 
 

@@ -15,6 +15,10 @@ from src.phantoms.mednist import parameters, write
 DRAWN_PER_CLASS = 200
 # All 59,000 real images take a CPU 15 minutes an epoch; 500 a class reach the same accuracy in the course's time.
 REAL_PER_CLASS = 500
+BY_DEVICE = ("AbdomenCT", "ChestCT", "HeadCT", "CXR", "Hand", "BreastMRI")
+"""The classes by the device that makes them: of two hospitals, one has the CT scanner, the other X-ray and MRI."""
+FEW = 6
+"""Images of each class that a hospital sees without having the device for it: patients bring them along."""
 
 
 def find_or_make(source: str | None = None, root: Path | None = None, say: Callable[[str], None] = print) -> Path:
@@ -110,9 +114,10 @@ def _per_class(folder: Path) -> int | None:
 
 def share_out(
     sites: int | Sequence[str] = 2,
-    how: str = "even",
+    how: str = "specialised",
     counts: Sequence[int] | None = None,
     alpha: float = 0.5,
+    few: int = FEW,
     seed: int = 0,
     data: str | None = None,
     folder: Path | None = None,
@@ -123,9 +128,10 @@ def share_out(
 
     Args:
         sites: how many, or their names.
-        how: ``even``, ``counts`` or ``dirichlet``; see :func:`src.common.sites.partition`.
+        how: ``specialised``, ``even``, ``counts`` or ``dirichlet``; see :func:`src.common.sites.partition`.
         counts: images a site, for ``how="counts"``.
         alpha: concentration, for ``how="dirichlet"``.
+        few: images of each class that is at home elsewhere, for ``how="specialised"``; homes go by :data:`BY_DEVICE`.
         seed: fixes who gets what.
         data: name of the result, by default that of the task's settings.
         folder: the MedNIST folder, by default :func:`find_or_make`.
@@ -139,7 +145,8 @@ def share_out(
         CourseError: for what cannot be shared out like that, or written.
     """
     folder = Path(folder or find_or_make(say=say)).absolute()
-    shares = partition(read_items(folder, per_class, seed), sites, how, counts, alpha, seed)
+    homes = [CARD.labels.index(name) for name in BY_DEVICE]
+    shares = partition(read_items(folder, per_class, seed), sites, how, counts, alpha, seed, homes, few)
     datalists = {site: split(items, CARD.validation, CARD.testing, seed, site) for site, items in shares.items()}
     about = {
         "task": CARD.name,
@@ -147,6 +154,7 @@ def share_out(
         "how": how,
         "counts": counts,
         "alpha": alpha,
+        "few": few,
         "seed": seed,
     }
     return write_sites(Settings.checked({"data": data or CARD.name}).data, datalists, folder, about, say)
