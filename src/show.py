@@ -9,6 +9,7 @@ import json
 import textwrap
 import uuid
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 from IPython.display import HTML
@@ -32,14 +33,14 @@ _DIFF_STYLE = f"""<style>
 </style>"""
 
 
-def source(*functions: Callable) -> HTML:
-    """The source of one or several functions or classes, as the installed course runs it, without docstrings."""
+def source(*functions: Callable | Path) -> HTML:
+    """The source of functions, classes or scripts, as the installed course runs it, without docstrings."""
     text = "\n\n\n".join("\n".join(_without_docstring(function)) for function in functions)
     return HTML(highlight(text, PythonLexer(), HtmlFormatter(noclasses=True, nobackground=True, prestyles=_PRE_STYLE)))
 
 
-def side_by_side(left: Callable, right: Callable, left_title: str, right_title: str) -> HTML:
-    """Two functions without docstrings, each below its title: red is only left, green only right, yellow changed."""
+def side_by_side(left: Callable | Path, right: Callable | Path, left_title: str, right_title: str) -> HTML:
+    """Two functions, or scripts, without docstrings, each below its title: red is only left, green only right, yellow changed."""
     lines = _without_docstring(left), _without_docstring(right)
     table = difflib.HtmlDiff(tabsize=4, wrapcolumn=_COLUMNS).make_table(*lines, left_title, right_title)
     return HTML(f'{_DIFF_STYLE}<div class="code-diff">{table}</div>')
@@ -69,10 +70,11 @@ def slice_slider(figures: Iterable[plt.Figure], start: int, label: str = "slice"
 }})();</script></div>""")
 
 
-def _without_docstring(function: Callable) -> list[str]:
-    text = textwrap.dedent(inspect.getsource(function))
-    lines, definition = text.splitlines(), ast.parse(text).body[0]
+def _without_docstring(code: Callable | Path) -> list[str]:
+    script = isinstance(code, Path)
+    text = code.read_text(encoding="utf-8") if script else textwrap.dedent(inspect.getsource(code))
+    lines, definition = text.splitlines(), ast.parse(text) if script else ast.parse(text).body[0]
     if ast.get_docstring(definition):
         docstring = definition.body[0]
         del lines[docstring.lineno - 1 : docstring.end_lineno]
-    return lines
+    return lines[1:] if script else lines
