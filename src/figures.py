@@ -3,7 +3,8 @@
 A *case* is a dictionary with ``image``, an array ``(x, y, z)`` or ``(x, y, z, channels)``; ``label`` and, where there is one,
 ``prediction``, ``(x, y, z)`` on the same grid, outlined where above 0; ``affine``, ``(4, 4)``, from voxel numbers to
 millimetres towards the patient's right, front and head, as nibabel and MONAI read it; ``caption``; and optionally ``z``, the
-axial slice to show, counted from the feet, by default the one with the largest mask. The arrays' axes may have any order
+axial slice to show, counted from the feet, by default the one in which prediction and mask disagree most, or without a
+prediction the one with the largest mask. The arrays' axes may have any order
 and direction. Cases are shown as radiologists look at them: the patient's right is on the left of the screen, the front of
 axial slices on top, the head on top of coronal and sagittal ones, and the front of the sagittal ones on the left.
 """
@@ -142,14 +143,28 @@ def upright(case: Mapping) -> dict:
         raise CourseError(f"The arrays of a case have different grids: {found}. Bring them to one, then show them.")
     turned = {key: nib.apply_orientation(array, turn) for key, array in arrays.items()}
     affine = case["affine"] @ nib.orientations.inv_ornt_aff(turn, shape)
-    return {"z": int((turned["label"] > 0).sum(axis=(0, 1)).argmax()), **case, **turned, "affine": affine}
+    return {"z": int(_of_interest(turned).sum(axis=(0, 1)).argmax()), **case, **turned, "affine": affine}
+
+
+def _of_interest(case: Mapping) -> np.ndarray:
+    """The voxels where prediction and mask disagree; the mask where there is no prediction, or no disagreement."""
+    mask = case["label"] > 0
+    wrong = (case["prediction"] > 0) != mask if "prediction" in case else mask
+    return wrong if wrong.any() else mask
 
 
 def planes(case: Mapping, title: str = "", channel_names: Sequence[str] = ("T2",)) -> plt.Figure:
-    """A case in three planes through the middle of its mask, in the body's proportions; a row for each channel named."""
+    """A case in three planes, in the body's proportions; a row for each channel named.
+
+    The planes go through the middle of the mask; with a prediction, each one lies where the two disagree most.
+    """
     case = upright(case)
-    shape, inside = np.array(case["label"].shape), np.argwhere(case["label"] > 0)
-    center = inside.mean(axis=0).round().astype(int) if len(inside) else shape // 2
+    shape, shown = np.array(case["label"].shape), _of_interest(case)
+    if "prediction" in case:
+        center = [int(shown.sum(axis=tuple({0, 1, 2} - {axis})).argmax()) for axis in range(3)]
+    else:
+        inside = np.argwhere(shown)
+        center = inside.mean(axis=0).round().astype(int) if len(inside) else shape // 2
     x, y, z = shape * nib.affines.voxel_sizes(case["affine"])
     size = (10, len(channel_names) * (10 * max(y, z) / (x + x + y) + 0.3) + 0.3)
     layout = {"layout": "constrained", "width_ratios": (x, x, y), "squeeze": False}

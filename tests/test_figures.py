@@ -90,6 +90,21 @@ def test_a_slice_is_counted_from_the_feet_and_is_by_default_the_one_with_the_lar
     assert np.unique(shown).tolist() == [3]
 
 
+def test_with_a_prediction_the_planes_lie_where_it_is_wrong():
+    """Right everywhere but for one column of voxels towards the head, far from the middle of the mask."""
+    case = phantom()
+    prediction = (case["label"] > 0).astype(np.uint8)
+    prediction[1, 2, -2:] = 1 - prediction[1, 2, -2:]
+    prediction[1, 3, -2] = 1 - prediction[1, 3, -2]
+    wrong = phantom(prediction=prediction)
+    assert figures.upright(wrong)["z"] == prediction.shape[2] - 2
+    assert figures.upright(phantom(prediction=case["label"]))["z"] == figures.upright(case)["z"]
+    image = figures.upright(wrong)["image"]
+    shown = [axis.images[0].get_array() for axis in figures.planes(wrong).axes]
+    for array, expected in zip(shown, (image[:, :, -2].T, image[:, 2].T, image[1].T), strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
 def test_proportions_are_those_of_the_body():
     case = phantom("PIR")
     case["image"] = np.stack([case["image"], -case["image"]], axis=-1)

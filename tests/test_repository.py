@@ -124,6 +124,44 @@ def test_notebook_checks_the_reader_s_progress(path):
             assert names, f"cell {cell.id}: an assertion about constants is always true"
 
 
+@each_notebook
+def test_notebook_lets_the_reader_do_something(path):
+    """Two to four exercises: a task, an empty cell, and a solution that is hidden at first and asserts its result."""
+    cells = read_notebook(path).cells
+    tags = [cell.metadata.get("tags", ()) for cell in cells]
+    exercises = [place for place, tag in enumerate(tags) if "exercise" in tag]
+    assert 2 <= len(exercises) <= 4
+    for place in exercises:
+        task, empty, solution = cells[place - 1], cells[place], cells[place + 1]
+        if task.cell_type == "code":  # shows what the task is about
+            task = cells[place - 2]
+        assert re.search(r"^\*\*\d\. ", task.source, re.MULTILINE), f"{empty.id}: no task before it"
+        assert empty.cell_type == "code" and not empty.source
+        assert "solution" in tags[place + 1] and solution.metadata["jupyter"]["source_hidden"]
+        found = [node for node in ast.walk(ast.parse(solution.source)) if isinstance(node, ast.Assert)]
+        assert found, f"{solution.id}: a solution that asserts nothing"
+        assert all(any(isinstance(part, ast.Name) for part in ast.walk(node.test)) for node in found)
+
+
+@each_notebook
+def test_notebook_asks_before_it_tells(path):
+    text = markdown(path)
+    assert text.count("**Stop and predict.**") >= 5
+    answers = re.findall(r"<details><summary>Answer</summary>\n\n(.+?)\n\n</details>", text, re.DOTALL)
+    assert len(answers) == text.count("**Stop and predict.**")
+
+
+@each_notebook
+def test_notebook_says_how_long_it_took(path):
+    last = [cell for cell in read_notebook(path).cells if cell.cell_type == "code"][-1]
+    assert "time.time() - STARTED" in last.source
+
+
+@each_notebook
+def test_notebook_uses_the_words_of_the_glossary(path):
+    assert "../docs/glossary.md" in markdown(path)
+
+
 def test_the_prostate_notebook_takes_names_and_settings_from_one_place():
     """Hospitals may have any names; and the grid that the job trains on is the one on which the cells below evaluate."""
     cells = read_notebook(ROOT / "notebooks" / "03_prostate_fedavg.ipynb").cells
@@ -133,7 +171,9 @@ def test_the_prostate_notebook_takes_names_and_settings_from_one_place():
     assert len(re.findall(r"\bSettings\b[.(]", code)) == 1
     # Whatever prepares, trains or judges is handed these settings, but for the last section's own run.
     for call in re.findall(r"\b(?:prepare|evaluate_cases|train_locally|train_each_site_alone|predict)\((.*)", code):
-        assert re.search(r"\bsettings\b", call), call
+        assert re.search(r"\b(settings|options)\b", call), (
+            call
+        )  # `options` are settings of which an exercise changed one
 
 
 @each_notebook

@@ -46,6 +46,14 @@ def test_both_columns_are_there_and_only_what_differs_is_marked():
     assert "alone" in page and "in a federation" in page
 
 
+def test_scripts_are_shown_as_functions_are(tmp_path):
+    for name, number in (("a.py", 1), ("b.py", 2)):
+        (tmp_path / name).write_text(f'"""What it is."""\n\nimport os\n\nvalue = {number}\n')
+    assert text_of(show.source(tmp_path / "a.py")).strip() == "import os\n\nvalue = 1"
+    page = show.side_by_side(tmp_path / "a.py", tmp_path / "b.py", "one", "other").data
+    assert page.count("import&nbsp;os") == 2 and "What&nbsp;it" not in page
+
+
 def test_the_slider_holds_every_slice_and_leaves_no_figure_open():
     matplotlib.use("agg")
     label = np.ones((16, 16, 25))

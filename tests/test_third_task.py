@@ -29,7 +29,7 @@ from src.federation.run import Run
 raw, jobs = Path(sys.argv[1]), Path(sys.argv[2])
 card = tasks()["xray"]
 settings = card.room("card").Settings(rounds=1, batch_size=8)
-card.room("data").share_out(2, folder=raw, say=lambda line: None)
+card.room("data").share_out(2, "even", folder=raw, say=lambda line: None)
 card.room("recipe").recipe(2, settings).export(job_dir=str(jobs))
 run = Run(CourseSimEnv(2, card.name).run_exported(jobs / card.name))
 datalists = read_sites(settings.data)

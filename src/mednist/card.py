@@ -26,5 +26,5 @@ class Settings(StudySettings):
     data: DataName = CARD.name
     rounds: Count = 5
     local_epochs: Count = 1
-    batch_size: Count = 32
+    batch_size: Count = 16
     learning_rate: Positive = 1e-3

@@ -12,7 +12,7 @@ from src.common.sites import partition, random_numbers, split, write_sites
 from src.mednist.card import CARD, Settings
 from src.phantoms.mednist import parameters, write
 
-DRAWN_PER_CLASS = 200
+DRAWN_PER_CLASS = 150
 # All 59,000 real images take a CPU 15 minutes an epoch; 500 a class reach the same accuracy in the course's time.
 REAL_PER_CLASS = 500
 BY_DEVICE = ("AbdomenCT", "ChestCT", "HeadCT", "CXR", "Hand", "BreastMRI")

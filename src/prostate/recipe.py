@@ -1,13 +1,17 @@
 """The federated job of the prostate: hospitals train a U-Net, and FedAvg averages it. By a Client API script, or by a learner."""
 
+import os
 from pathlib import Path
 
 from nvflare.app_common.executors.learner_executor import LearnerExecutor
 from nvflare.app_common.workflows.fedavg import FedAvg
+from nvflare.app_opt.pt.file_model_persistor import PTFileModelPersistor
 from nvflare.app_opt.pt.job_config.base_fed_job import BaseFedJob
+from nvflare.app_opt.pt.job_config.model import PTModel
 from nvflare.app_opt.pt.recipes import FedAvgRecipe
 from nvflare.fuel.utils.constants import FrameworkType
 from nvflare.recipe.spec import Recipe
+from nvflare.recipe.utils import prepare_initial_ckpt
 
 from src.common.files import write_json
 from src.federation.aggregation import SampleWeightedMean
@@ -35,6 +39,7 @@ def learner_recipe(
     settings: Settings | None = None,
     at_least: int | None = None,
     tracker: str = "tensorboard",
+    initial: Path | None = None,
 ) -> Recipe:
     """The same training by FLARE's ``LearnerExecutor`` and the course's learner, in a job that is put together by hand.
 
@@ -44,13 +49,22 @@ def learner_recipe(
         settings: of the study, by default the notebook's.
         at_least: see :func:`src.federation.server.add_record`.
         tracker: where the server writes the curves: ``tensorboard`` or ``mlflow``.
+        initial: checkpoint to start from, which the job carries to the server, for example ``run.final_model``; by default a new
+            model of the settings' seed.
     """
     settings = settings or Settings()
     config = write_json(Path(folder) / CONFIG_FILE.name, settings.model_dump())
-    job = BaseFedJob(UNet(seed=settings.seed), name=CARD.name, min_clients=sites, key_metric=CARD.key_metric)
-    persistor = job.comp_ids["persistor_id"]
+    job = BaseFedJob(name=CARD.name, min_clients=sites, key_metric=CARD.key_metric)
+    model, checkpoint = UNet(seed=settings.seed), prepare_initial_ckpt(initial and os.path.relpath(initial), job)
+    persistor = PTFileModelPersistor(model=model, source_ckpt_file_full_name=checkpoint)
+    job.comp_ids.update(job.to_server(PTModel(model, persistor=persistor)))
     job.to_server(
-        FedAvg(num_clients=sites, num_rounds=settings.rounds, persistor_id=persistor, aggregator=SampleWeightedMean())
+        FedAvg(
+            num_clients=sites,
+            num_rounds=settings.rounds,
+            persistor_id=job.comp_ids["persistor_id"],
+            aggregator=SampleWeightedMean(),
+        )
     )
     job.to_clients(LearnerExecutor(learner_id="learner"), tasks=["train", "validate"])
     job.to_clients(SupervisedMonaiProstateLearner(config.name, settings.local_epochs), id="learner")

@@ -1,5 +1,6 @@
 """Prostate: the pieces of training the U-Net, evaluating it and predicting with it."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -162,8 +163,9 @@ def evaluate_cases(
     """Dice and 95% Hausdorff distance of each case, on the voxels of its own image.
 
     Returns:
-        pandas.DataFrame: a row an item with ``case``, ``site``, ``dice`` (1 if both masks are empty, 0 if one is) and ``hd95_mm``
-        (0 if both are empty, NaN if one is: there is no distance to nothing).
+        pandas.DataFrame: a row an item with ``case``, ``site``, ``dice`` (1 if both masks are empty, 0 if one is), ``hd95_mm``
+        (0 if both are empty) and ``missed``: only one of the masks is empty. There is no distance to nothing, so that a missed
+        case gets the longest one that its image has room for, the diagonal of the volume: it must not leave the mean.
     """
     import pandas as pd  # a site never gets here, and does without pandas
 
@@ -172,9 +174,13 @@ def evaluate_cases(
         case = LoadCase()(item)
         prediction = torch.from_numpy(_predict(model, item, case["image"], settings, device))[None]
         label = case["label"].as_tensor() > 0
+        spacing = case["image"].pixdim.tolist()
+        distance = hausdorff95(prediction, label, spacing)
+        missed = math.isnan(distance)
         row = {"case": case["case"], "site": item.get("site", ""), "dice": dice(prediction, label)}
-        rows.append({**row, "hd95_mm": hausdorff95(prediction, label, case["image"].pixdim.tolist())})
-    return pd.DataFrame(rows, columns=["case", "site", "dice", "hd95_mm"])
+        diagonal = math.dist((0, 0, 0), np.multiply(label.shape[1:], spacing))
+        rows.append({**row, "hd95_mm": diagonal if missed else distance, "missed": missed})
+    return pd.DataFrame(rows, columns=["case", "site", "dice", "hd95_mm", "missed"])
 
 
 def hausdorff95(prediction: torch.Tensor, label: torch.Tensor, spacing: Sequence[float]) -> float:

@@ -144,6 +144,16 @@ def test_even_shares_have_the_same_mix_of_classes():
     assert table.sum(axis=0).tolist() == [41, 30, 40, 40, 40, 7]
 
 
+def test_each_class_is_at_home_at_one_site_and_a_few_are_elsewhere():
+    shares = partition(fake_items([40, 30, 20]), ["a", "b"], "specialised", homes=(2, 0, 1), few=5, seed=4)
+    assert {site: counts_of(own, 3).tolist() for site, own in shares.items()} == {"a": [35, 5, 15], "b": [5, 25, 5]}
+    used = [image for share in shares.values() for image in names_of(share)]
+    assert len(used) == len(set(used)) == 90
+    again = {"homes": (2, 0, 1), "few": 5}
+    assert shares == partition(fake_items([40, 30, 20]), ["a", "b"], "specialised", seed=4, **again)
+    assert shares != partition(fake_items([40, 30, 20]), ["a", "b"], "specialised", seed=5, **again)
+
+
 def test_cases_with_masks_are_shared_out_like_one_class():
     shares = partition(fake_cases(10), 3, seed=5)
     assert sorted(len(share) for share in shares.values()) == [3, 3, 4]

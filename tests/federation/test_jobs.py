@@ -65,7 +65,7 @@ def place(tmp_path_factory):
 
 def share(place: Path, data: str, sites, **how) -> dict[str, dict]:
     """Share the drawings out; returns the sites' datalists."""
-    share_out(sites, data=data, folder=place / "MedNIST", say=lambda line: None, **how)
+    share_out(sites, **{"how": "even", **how}, data=data, folder=place / "MedNIST", say=lambda line: None)
     names = [path.parent.name for path in sites_folder(data).glob("*/datalist.json")]
     return {site: read_site(data, site) for site in sorted(names)}
 

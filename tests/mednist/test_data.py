@@ -52,7 +52,7 @@ def few(monkeypatch) -> list[Path]:
 
     def draw(folder, per_class, seed):
         drawn.append(folder)
-        write(folder, 3)
+        write(folder, 13)
 
     monkeypatch.setattr(data, "write", draw)
     return drawn
@@ -70,7 +70,7 @@ def test_generated_data_are_made_once_and_called_drawings(few, home):
     assert folder == home / "generated" / "MedNIST"
     assert data.find_or_make() == folder
     assert len(few) == 1
-    assert data.describe(folder).startswith("generated drawings, not patients: 18 images (AbdomenCT 3,")
+    assert data.describe(folder).startswith("generated drawings, not patients: 78 images (AbdomenCT 13,")
     (folder / GENERATED).unlink()
     assert data.describe(folder).startswith("real MedNIST: 18 images")
     with pytest.raises(CourseError, match=r"'generated' .*or 'real'"):
@@ -210,13 +210,13 @@ def test_all_steps_from_nothing(few, home):
     assert data.prepare(lambda line: None) == "mednist"
     table = who_has_what(read_sites("mednist"), CARD.labels)
     assert list(table.index) == ["site-1", "site-2", "all sites"]
-    assert table.loc["all sites", list(CARD.labels)].tolist() == [3] * 6
+    assert table.loc["all sites", list(CARD.labels)].tolist() == [13] * 6
     assert (home / "sites" / "mednist" / "about.json").read_text().count('"generated": true') == 1
 
 
 def test_two_hospitals_share_no_image_and_each_has_its_own_parts(folder, home):
     said = []
-    assert data.share_out(["north", "south"], seed=3, data="mine", folder=folder, say=said.append) == "mine"
+    assert data.share_out(["north", "south"], "even", seed=3, data="mine", folder=folder, say=said.append) == "mine"
     read = read_sites("mine")
     assert {site: [len(items) for items in parts.values()] for site, parts in read.items()} == {
         "north": [42, 6, 12],
@@ -232,8 +232,19 @@ def test_two_hospitals_share_no_image_and_each_has_its_own_parts(folder, home):
                 image = Path(item["image"])
                 assert image.parent.name == CARD.labels[item["label"]]
                 assert image.read_bytes() == (folder / image.parent.name / image.name).read_bytes()
-    data.share_out(["north", "south"], seed=3, data="mine", folder=folder, say=said.append)
+    data.share_out(["north", "south"], "even", seed=3, data="mine", folder=folder, say=said.append)
     assert said[-1].endswith("shared out already over north, south, nothing to do.")
+
+
+def test_a_hospital_has_plenty_of_its_own_kinds_and_a_few_of_the_others(folder):
+    data.share_out(few=3, folder=folder, say=lambda line: None)
+    table = who_has_what(read_sites("mednist"), CARD.labels)
+    scanner = [3 if name in ("BreastMRI", "CXR", "Hand") else 17 for name in CARD.labels]
+    assert table.loc["site-1", list(CARD.labels)].tolist() == scanner
+    assert table.loc["all sites", list(CARD.labels)].tolist() == [20] * 6
+    data.share_out(3, few=0, data="three", folder=folder, say=lambda line: None)
+    three = who_has_what(read_sites("three"), CARD.labels).loc["site-2"]
+    assert three[three.index.isin(CARD.labels) & (three > 0)].to_dict() == {"CXR": 20, "HeadCT": 20}
 
 
 def test_unequal_hospitals(folder):
@@ -246,6 +257,9 @@ def test_unequal_hospitals(folder):
     ("arguments", "message"),
     [
         ({"sites": 0}, "sites is 0"),
+        ({"sites": 7}, "6 classes cannot be at home at 7 sites"),
+        ({"few": 11}, "few is 11: of the 20 items of class 0 11 would go"),
+        ({"few": -1}, "few is -1"),
         ({"sites": 121}, "120 items cannot be shared out over 121 sites"),
         ({"how": "fair"}, "Unknown partition 'fair'"),
         ({"seed": -1}, "seed is -1"),
@@ -260,7 +274,7 @@ def test_what_cannot_be_shared_out_is_refused(folder, home, arguments, message):
 
 
 def test_a_moved_copy_of_the_sites_needs_nothing_else(folder, home, tmp_path, monkeypatch):
-    data.share_out(folder=folder, say=lambda line: None)
+    data.share_out(how="even", folder=folder, say=lambda line: None)
     shutil.move(home, tmp_path / "moved")
     monkeypatch.setenv("COURSE_DATA", str(tmp_path / "moved"))
     assert len(read_sites("mednist")["site-1"]["training"]) == 42

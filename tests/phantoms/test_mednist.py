@@ -113,6 +113,15 @@ def test_class_means_of_the_drawings_recognise_real_images(pixels):
     assert accuracy > 0.85, accuracy  # 0.95 measured; chance is 0.17
 
 
+@pytest.mark.skipif(not REAL_SAMPLE.is_dir(), reason="no sample of the real MedNIST here")
+def test_the_background_of_a_real_ct_belongs_to_its_class():
+    """What notebook 01 says of shortcuts: air has one grey in each of the three collections."""
+    pictures, labels = load(REAL_SAMPLE)
+    corners = (255 * pictures.reshape(-1, SIZE, SIZE)[:, :4, :4]).round().astype(int)
+    greys = {name: np.unique(corners[labels == number]).tolist() for number, name in enumerate(CARD.labels)}
+    assert [greys[name] for name in ("AbdomenCT", "ChestCT", "HeadCT")] == [[101], [126], [25]]
+
+
 def test_same_seed_same_bytes_and_more_pictures_begin_with_the_same(tmp_path):
     first = drawn(tmp_path / "first", per_class=3, seed=7)
     assert drawn(tmp_path / "again", per_class=3, seed=7) == first

@@ -149,17 +149,17 @@ def test_cases_are_judged_on_their_own_grid(tmp_path, codes, spacing, shape):
     label = nib.load(item["label"])
     assert mask.shape == label.shape and mask.dtype == np.uint8
     table = evaluate_cases(Bright(), [item], TINY, CPU)
-    assert list(table.columns) == ["case", "site", "dice", "hd95_mm"]
+    assert list(table.columns) == ["case", "site", "dice", "hd95_mm", "missed"]
     assert table.loc[0, "case"] == "case" and table.loc[0, "site"] == "site-x"
     truth = np.asarray(label.dataobj) > 0
     assert table.loc[0, "dice"] == pytest.approx(2 * (mask & truth).sum() / (mask.sum() + truth.sum()), abs=1e-6)
     assert table.loc[0, "dice"] > 0.93
-    assert table.loc[0, "hd95_mm"] <= 3.0
+    assert table.loc[0, "hd95_mm"] <= 3.0 and not table.loc[0, "missed"]
 
 
 def test_no_cases_give_an_empty_table_with_its_columns():
     table = evaluate_cases(Bright(), [], TINY, CPU)
-    assert table.empty and list(table.columns) == ["case", "site", "dice", "hd95_mm"]
+    assert table.empty and list(table.columns) == ["case", "site", "dice", "hd95_mm", "missed"]
 
 
 def test_a_prediction_needs_no_mask(tmp_path):
@@ -184,12 +184,16 @@ def test_of_a_prediction_the_largest_piece_is_kept(tmp_path):
     assert mask[other].sum() == 0
 
 
-def test_no_gland_found_is_an_empty_mask(tmp_path):
+def test_no_gland_found_is_an_empty_mask_and_costs_the_longest_distance(tmp_path):
     class Nothing(torch.nn.Module):
         def forward(self, image):
             return image - 100
 
-    assert predict(Nothing(), [ball_case(tmp_path)], TINY, CPU)[0].sum() == 0
+    item = ball_case(tmp_path)  # of 80 × 80 × 20 voxels of 1 × 1 × 3 mm
+    assert predict(Nothing(), [item], TINY, CPU)[0].sum() == 0
+    (row,) = evaluate_cases(Nothing(), [item], TINY, CPU).to_dict("records")
+    assert (row["dice"], row["missed"]) == (0, True)
+    assert row["hd95_mm"] == pytest.approx((80**2 + 80**2 + 60**2) ** 0.5)
 
 
 def test_distance_is_in_millimetres_of_the_grid():
