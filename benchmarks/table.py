@@ -1,4 +1,4 @@
-"""The README's table of what federation costs, made from the kept reports: ``python -m benchmarks.table``.
+"""The README's tables of what federation costs and brings, made from the kept reports: ``python -m benchmarks.table``.
 
 ``benchmarks/results/`` keeps a report of each task; to renew them: ``python -m benchmarks --out benchmarks/results``. A task
 that has a report gets a column by itself. ``results/before/`` has the reports of the code before these rooms were built, of the
@@ -10,11 +10,20 @@ import re
 import sys
 from pathlib import Path
 
+import pandas as pd
+
 from src.common.files import write_file
+from src.common.task import tasks
 
 RESULTS = Path(__file__).with_name("results")
 README = Path(__file__).resolve().parent.parent / "README.md"
 MARKS = "<!-- made by python -m benchmarks.table -->", "<!-- end of the table -->"
+MARKS_OF_COMPARISON = "<!-- what it brings, made by python -m benchmarks.table -->", "<!-- end of what it brings -->"
+SHARES = {
+    "specialised": "two hospitals with different scanners",
+    "even": "two hospitals alike",
+    "hospitals": "four hospitals",
+}
 ROWS = {
     "wall time of the federated run": lambda r: f"{r['wall_seconds']:.0f} s",
     "of it start-up and tear-down": lambda r: f"{r['seconds']['start-up'] + r['seconds']['shut-down']:.0f} s",
@@ -51,15 +60,42 @@ def table(results: Path = RESULTS) -> str:
     return "\n".join(lines)
 
 
-def with_table(text: str, new: str) -> str:
-    """``text`` with what stands between :data:`MARKS` replaced by ``new``."""
-    between = rf"{re.escape(MARKS[0])}.*?{re.escape(MARKS[1])}"
-    return re.sub(between, f"{MARKS[0]}\n{new}\n{MARKS[1]}", text, flags=re.DOTALL)
+def comparison(results: Path = RESULTS) -> str:
+    """What federation brings over seeds, as Markdown: mean ± standard deviation of each model, a row a share of a task's data.
+
+    All models of a row are tested on the same images, the testing parts of all sites.
+    """
+    lines = [
+        "| generated data, testing parts of all sites | seeds | federated | pooled | best hospital alone |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for name, report in reports(results / "comparison").items():
+        card = tasks()[name]
+        measure, rows = card.key_metric.removeprefix("val_"), pd.DataFrame(report["rows"])
+        rows = rows.assign(items=rows.get("items", 1))
+        rows["sum"] = rows[measure] * rows["items"]
+        sums = rows.groupby(["share", "seed", "model"], sort=False)[["sum", "items"]].sum()
+        means = (sums["sum"] / sums["items"]).unstack()
+        means["alone"] = means[[model for model in means if model.endswith(" alone")]].max(axis=1)
+        for share, of_share in means.groupby("share", sort=False):
+            cells = [
+                f"{of_share[model].mean():.3f} ± {of_share[model].std():.3f}"
+                for model in ("federated", "pooled", "alone")
+            ]
+            lines.append(f"| {card.title}, {SHARES[share]}: {measure} | {len(of_share)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def with_table(text: str, new: str, marks: tuple[str, str] = MARKS) -> str:
+    """``text`` with what stands between two marks replaced by ``new``."""
+    between = rf"{re.escape(marks[0])}.*?{re.escape(marks[1])}"
+    return re.sub(between, f"{marks[0]}\n{new}\n{marks[1]}", text, flags=re.DOTALL)
 
 
 def main() -> int:
-    """Renew the table in the README."""
-    write_file(README, with_table(README.read_text(encoding="utf-8"), table()))
+    """Renew the tables in the README."""
+    text = with_table(README.read_text(encoding="utf-8"), table())
+    write_file(README, with_table(text, comparison(), MARKS_OF_COMPARISON))
     return 0
 
 

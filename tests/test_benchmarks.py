@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 from benchmarks import __main__ as benchmark
@@ -14,6 +15,37 @@ def test_the_readme_holds_the_kept_figures():
     text = table.README.read_text(encoding="utf-8")
     assert all(mark in text for mark in table.MARKS)
     assert table.with_table(text, table.table()) == text, "run: python -m benchmarks.table"
+    assert all(mark in text for mark in table.MARKS_OF_COMPARISON)
+    assert table.with_table(text, table.comparison(), table.MARKS_OF_COMPARISON) == text, (
+        "run: python -m benchmarks.table"
+    )
+
+
+def test_the_table_of_a_comparison_is_over_seeds_and_weighs_sites_by_their_items(tmp_path):
+    rows = [
+        {"share": "even", "seed": seed, "model": model, "site": site, "items": items, "accuracy": accuracy + seed / 10}
+        for seed in (0, 2)
+        for model, accuracy in {"federated": 0.5, "pooled": 0.6, "site-1 alone": 0.3, "site-2 alone": 0.2}.items()
+        for site, items in {"site-1": 30, "site-2": 10}.items()
+    ]
+    rows[0]["accuracy"] = 0.1  # federated at the larger site, seed 0: (30 × 0.1 + 10 × 0.5) / 40 = 0.2
+    (tmp_path / "comparison").mkdir()
+    (tmp_path / "comparison" / "mednist.json").write_text(json.dumps({"rows": rows}))
+    *_, row = table.comparison(tmp_path).splitlines()
+    assert row == "| MedNIST, two hospitals alike: accuracy | 2 | 0.450 ± 0.354 | 0.700 ± 0.141 | 0.400 ± 0.141 |"
+
+
+def test_the_kept_comparison_tells_the_story_of_the_notebooks():
+    """Different hospitals: far above the best single one, and near pooled training. Hospitals alike: no difference to speak of."""
+    rows = pd.DataFrame(table.reports(table.RESULTS / "comparison")["mednist"]["rows"])
+    rows["right"] = rows["accuracy"] * rows["items"]
+    sums = rows.groupby(["share", "seed", "model"])[["right", "items"]].sum()
+    accuracy = (sums["right"] / sums["items"]).unstack()
+    single = accuracy[["site-1 alone", "site-2 alone"]].max(axis=1)
+    assert list(accuracy.loc["specialised"].index) == [0, 1, 2, 3, 4]
+    assert (accuracy["federated"] - single)["specialised"].mean() >= 0.05
+    assert (accuracy["pooled"] - accuracy["federated"])["specialised"].mean() <= 0.02
+    assert abs((accuracy["federated"] - single)["even"].mean()) <= 0.02
 
 
 @pytest.mark.parametrize("name", sorted(json.loads(benchmark.BARS.read_text())))

@@ -17,7 +17,7 @@ DRAWN_PER_CLASS = 150
 REAL_PER_CLASS = 500
 BY_DEVICE = ("AbdomenCT", "ChestCT", "HeadCT", "CXR", "Hand", "BreastMRI")
 """The classes by the device that makes them: of two hospitals, one has the CT scanner, the other X-ray and MRI."""
-FEW = 6
+FEW = 3
 """Images of each class that a hospital sees without having the device for it: patients bring them along."""
 
 
