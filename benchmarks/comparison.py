@@ -26,7 +26,7 @@ SHARES: dict[str, dict[str, dict]] = {"mednist": {"specialised": {}, "even": {"h
 """Task → name of a share, the main one first → arguments of ``share_out``; a task without an entry has its own share alone."""
 
 
-def compare(card: Card, share: str, options: dict, seed: int, settings: StudySettings) -> dict:
+def compare(card: Card, share: str, options: dict, seed: int, settings: StudySettings, longer: bool) -> dict:
     """Train and test all models for one share of the data and one seed.
 
     Args:
@@ -35,6 +35,7 @@ def compare(card: Card, share: str, options: dict, seed: int, settings: StudySet
         options: arguments of the task's ``share_out``.
         seed: fixes who gets what, first weights, order and augmentation.
         settings: of the study, for any seed.
+        longer: also train each site alone for as many steps as pooled training makes, which takes as long as all the rest.
 
     Returns:
         ``rows``: for each model and site's testing part ``items`` and the mean of each measure; a row a case where a case is not
@@ -49,9 +50,9 @@ def compare(card: Card, share: str, options: dict, seed: int, settings: StudySet
     run = Run(recipe.execute(CourseSimEnv(list(datalists), f"{card.name}_comparison")).get_result())
     trained = {"pooled": train_locally(card, everything, settings)}
     trained |= {f"{site} alone": one for site, one in train_each_site_alone(card, datalists, settings, True).items()}
-    if share == next(iter(SHARES.get(card.name, {share: {}}))):  # the costliest row, for the main share alone
-        longer = _as_many_steps_as(trained["pooled"].steps, settings, trained[f"{next(iter(datalists))} alone"].steps)
-        more = train_each_site_alone(card, datalists, longer, True)
+    if longer:
+        changed = _as_many_steps_as(trained["pooled"].steps, settings, trained[f"{next(iter(datalists))} alone"].steps)
+        more = train_each_site_alone(card, datalists, changed, True)
         trained |= {f"{site} alone, pooled's steps": one for site, one in more.items()}
 
     items = {name: len(parts["training"]) for name, parts in {**datalists, "pooled": everything}.items()}
@@ -95,6 +96,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="N", help="default: 0 to 4")
     parser.add_argument("--shares", nargs="+", metavar="SHARE", help="default: all of the task")
+    parser.add_argument(
+        "--longer", action="store_true", help="also each site alone, with as many steps as pooled training"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the reports")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -111,7 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
                 done = any((row["share"], row["seed"]) == (share, seed) for row in report["rows"])
                 if done or (options.shares and share not in options.shares):
                     continue
-                found = compare(card, share, arguments_of_share, seed, settings)
+                found = compare(card, share, arguments_of_share, seed, settings, options.longer)
                 report |= {key: report[key] + found[key] for key in ("rows", "training")}
                 report |= {"date": time.strftime("%Y-%m-%d"), "command": f"python -m benchmarks.comparison {name}"}
                 report |= {"machine": machine(), "versions": {p: version(p) for p in ("nvflare", "monai", "torch")}}
