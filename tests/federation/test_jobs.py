@@ -467,7 +467,7 @@ def test_an_unreadable_volume_stays_a_secret_of_the_learner(place):
     # A case without a gland teaches where none is.
     assert table["accepted"].to_dict() == {"healthy": True, "unreadable": False}
     assert np.isfinite(run.curve("train_loss")["healthy"]).all()
-    assert table.loc["unreadable", "reason"] == "an image or a mask cannot be read"
+    assert table.loc["unreadable", "reason"] == "an image cannot be used"
     held = held_by_the_server(run.folder, run.sites)
     for secret in (PATIENT, os.environ["COURSE_DATA"]):
         assert holders(secret, held) == []
