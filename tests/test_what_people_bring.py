@@ -31,10 +31,12 @@ from src.mednist import data as mednist
 from src.mednist.card import CARD as MEDNIST
 from src.mednist.card import Settings as MedNISTSettings
 from src.mednist.transforms import prepare as prepare_pictures
+from src.prostate.card import Settings
 from src.prostate.data import convert, read_hospitals, share_out
 from src.prostate.transforms import LoadCase
+from src.prostate.transforms import prepare as prepare_cases
 from src.show import tensorboard_through_hub
-from tests.tests_support import failing, files_of, names_in
+from tests.tests_support import ball_case, failing, files_of, names_in
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = (6, 5, 4)
@@ -237,6 +239,37 @@ def test_geometry(row, tmp_path, home):
     np.testing.assert_allclose(
         nib.affines.apply_affine(mask.affine, np.argwhere(mask.get_fdata()).mean(axis=0)), centre, atol=2e-3
     )
+
+
+PREPARATIONS = rows(
+    ("a sform rounded to 0.781, pixdim of 0.78125", np.diag([0.781, 0.781, 3, 1]), (0.78125, 0.78125, 3)),
+    ("a repaired sform, pixdim still 1", np.diag([0.78125, 0.78125, 3, 1]), (1, 1, 1)),
+    ("the same in micrometres", None, (0.78125, 0.78125, 3)),
+)
+
+
+@PREPARATIONS
+def test_two_preparations_of_one_scan(row, tmp_path):
+    """Whatever became of its header, the network sees the gland where it was."""
+    sform, pixdim = row
+    exact = ball_case(tmp_path / "exact", spacing=(0.78125, 0.78125, 3.0), shape=(80, 80, 20), radius=12)
+    other = ball_case(tmp_path / "other", spacing=(0.78125, 0.78125, 3.0), shape=(80, 80, 20), radius=12)
+    for key in ("image", "label"):
+        given = nib.load(other[key])
+        edited = nib.Nifti1Image(np.asanyarray(given.dataobj), None)
+        if sform is None:
+            edited.header.set_xyzt_units("micron")
+            edited.set_qform(np.diag([1e3, 1e3, 1e3, 1]) @ given.affine, code=1)
+        else:
+            edited.set_qform(np.diag([*pixdim, 1]), code=0)
+            edited.set_sform(nib.affines.from_matvec(sform[:3, :3], given.affine[:3, 3]), code=1)
+        nib.save(edited, other[key])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the header says two things is another row's affair
+        one, two = prepare_cases([exact, other], Settings(field_of_view=(64, 64), patch_size=(32, 32, 16)))
+    assert one["label"].sum() > 500 and one["label"].shape == two["label"].shape
+    overlap = 2 * float((one["label"] * two["label"]).sum()) / float(one["label"].sum() + two["label"].sum())
+    assert overlap > 0.99
 
 
 OTHER_GRIDS = rows(

@@ -265,7 +265,7 @@ def _convert_all(cases: Mapping, choice: dict, problems: list[str], new: Path, s
                 volume.to_filename(new / kind / f"{name}.nii.gz")  # the same voxels give the same bytes
         if number % 25 == 0:
             say(f"  {number} of {len(cases)} cases")
-    if not problems and not found:
+    if not problems and not found and choice["known"] is None:
         problems.append(
             f"no mask has a voxel of the labels {', '.join(map(str, choice['gland']))}; choose with --labels"
         )
