@@ -187,12 +187,10 @@ class RunRecorder(Widget):
         seen: set[str] = set()
         while not self._ended.wait(LOOK_SECONDS):
             for site in sorted(client.name for client in engine.get_clients()):
+                here = engine.server.cell.is_cell_connected(f"{site}.{job_id}")
+                seen |= {site} if here else set()
+                gone = site in seen and not here
                 late = time.monotonic() > self._deadline and site not in self._answered
-                if engine.server.cell.is_cell_connected(f"{site}.{job_id}"):
-                    seen.add(site)
-                    gone = False
-                else:
-                    gone = site in seen
                 if not (gone or late) or self._ended.is_set():
                     continue
                 with engine.new_context() as fl_ctx:

@@ -70,7 +70,7 @@ def geometry(image: nib.Nifti1Image) -> tuple[np.ndarray, list[str]]:
     if abs(np.linalg.det(affine[:3, :3])) <= 1e-3 * spacing.prod():
         raise ValueError(f"its affine is singular: {affine[:3, :3].tolist()} puts all voxels into one plane")
     if spacing.min() < 0.1 or spacing.max() > 10:
-        sides = " × ".join(f"{mm:g}" for mm in spacing)
+        sides = " × ".join(f"{side:g}" for side in spacing)
         raise ValueError(f"its voxels are {sides} mm; a scan's are 0.1 to 10 mm, so mend its header")
 
     other, remarks = affine, []
