@@ -978,13 +978,16 @@ def test_a_system_without_fcntl(row, tmp_path):
 
 
 @rows(
-    ("a laptop", {}, None, ""),
-    ("a JupyterHub", {"JUPYTERHUB_SERVICE_PREFIX": "/user/jane/"}, "/user/jane/proxy/%PORT%/",
-     "needs jupyter-server-proxy"),
+    ("a laptop", {}, 'new URL("/", window.location)', ""),
+    ("a JupyterHub", {"JUPYTERHUB_SERVICE_PREFIX": "/user/jane/"}, 'new URL("/user/jane/proxy/6006/"',
+     "for which the hub needs jupyter-server-proxy"),
     ("a JupyterHub with an address of its own",
-     {"JUPYTERHUB_SERVICE_PREFIX": "/user/jane/", "TENSORBOARD_PROXY_URL": "/tb"}, "/tb", ""),
+     {"JUPYTERHUB_SERVICE_PREFIX": "/user/jane/", "TENSORBOARD_PROXY_URL": "/tb"}, 'new URL("/tb"', ""),
 )  # fmt: skip
 def test_tensorboard_in_a_notebook(row, monkeypatch, capsys):
+    """The page that ``%tensorboard`` shows looks for TensorBoard where a browser finds it."""
+    from tensorboard import notebook
+
     environment, right, said = row
     for name in ("JUPYTERHUB_SERVICE_PREFIX", "TENSORBOARD_PROXY_URL"):
         monkeypatch.setenv(name, "")  # so that it is set back afterwards, whatever is done to it
@@ -992,5 +995,8 @@ def test_tensorboard_in_a_notebook(row, monkeypatch, capsys):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     tensorboard_through_hub()
-    assert os.environ.get("TENSORBOARD_PROXY_URL") == right
-    assert said in capsys.readouterr().out
+    assert said in capsys.readouterr().out if said else not capsys.readouterr().out
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda page, **_: shown.append(page.data))
+    notebook._display_ipython(port=6006, height=800, display_handle=None)
+    assert right in shown[0]

@@ -19,7 +19,7 @@ from src.mednist.card import SIZE, Settings
 class LoadPicture(Transform):
     """Load ``image``, a file, as ``(1, 64, 64)`` grey values of 8 bits, the first row first; adds ``remarks`` on what it did.
 
-    MONAI's ``LoadImage`` squeezes what is not square, and cuts off what has more than 8 bits.
+    Not MONAI's ``LoadImage``: it cuts off what has more than 8 bits, and tries its next reader where this one refuses a file.
     """
 
     def __call__(self, item: Mapping) -> dict:
