@@ -321,6 +321,7 @@ BOTH_ZONES = [1, 2]
 CHANNELS = rows(
     ("T2 and ADC, as the Decathlon has them", named("PZ", "TZ"), {}, (0, BOTH_ZONES, "channel 0 (T2), labels 1, 2.")),
     ("ADC before T2", modality("ADC", "T2w"), {}, (1, BOTH_ZONES, "channel 1 (T2w)")),
+    ("T1 before T2", modality("T1", "T2"), {}, (1, BOTH_ZONES, "channel 1 (T2)")),
     ("nnU-Net's channel_names", {"channel_names": {"0": "ADC", "1": "T2"}}, {}, (1, BOTH_ZONES, "channel 1 (T2)")),
     ("no dataset.json", None, {}, (0, BOTH_ZONES, "channel 0 (not named)")),
     ("a modality that is one word", {"modality": "MR"}, {}, (0, BOTH_ZONES, "channel 0 (not named)")),
@@ -907,12 +908,12 @@ PATHS = rows(
 
 @PATHS
 def test_paths_of_runs(row, tmp_path):
-    """FLARE splits its command lines as a shell does: what it is given leads there all the same."""
+    """FLARE splits its command lines as a shell does, comments and all: what it is given leads there all the same."""
     (name,) = row
     (tmp_path / name).mkdir()
     (tmp_path / name / "job").write_text("found")
     with plain_paths(Path(sys.executable), tmp_path / name) as (python, folder):
-        words = shlex.split(f"{python} -c 'import sys; print(open(sys.argv[1]).read())' {folder}/job")
+        words = shlex.split(f"{python} -c 'import sys; print(open(sys.argv[1]).read())' {folder}/job", comments=True)
         assert len(words) == 4
         done = subprocess.run(words, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("found\n", "")
