@@ -11,8 +11,9 @@ from pathlib import Path
 def parser(name: str, text: str) -> argparse.ArgumentParser:
     """Argument parser of ``data_scripts/NAME.sh``; ``text`` is shown by ``--help`` as it is."""
     environment = (
-        "COURSE_DATA is the data folder (default: data/ in the checkout), COURSE_DATA_SOURCE is generated (default) "
-        "or real,\nPYTHON is the Python to run. Exit status: 0 done or nothing to do, 2 bad input."
+        "COURSE_DATA is the data folder (default: data/ in the checkout, from where a relative one starts, too),\n"
+        "COURSE_DATA_SOURCE is generated (default) or real, PYTHON is the Python to run.\n"
+        "Exit status: 0 done or nothing to do, 2 bad input."
     )
     return argparse.ArgumentParser(
         prog=f"{name}.sh",
@@ -29,8 +30,6 @@ def folder(text: str) -> Path:
 
 def run(main: Callable[[], None]):
     """Call ``main`` and leave with 0, or with 2 and one message when there is something to mend."""
-    from src.common.errors import CourseError
-
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a file's name may not be text in the terminal's encoding
     try:
@@ -48,10 +47,14 @@ def run(main: Callable[[], None]):
 try:
     import src.mednist.data
     import src.prostate.data  # noqa: F401
+    from src.common.errors import CourseError
 except ModuleNotFoundError as missing:
     print(
         f"error: {sys.executable} has no module {missing.name!r}. Run 'make course' first, "
         f"or '{sys.executable} -m pip install -r requirements.txt', or set PYTHON.",
         file=sys.stderr,
     )
+    sys.exit(2)
+except RuntimeError as error:  # a CourseError: this system cannot run the course
+    print(f"error: {error}", file=sys.stderr)
     sys.exit(2)

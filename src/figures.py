@@ -15,8 +15,10 @@ import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
 from matplotlib.patheffects import withStroke
+from PIL import Image
 
 from src.common.errors import CourseError
+from src.common.pictures import grey_square
 
 SITE_COLORS = ("#2a6f97", "#e07a5f", "#3d8b5f", "#8e6bbf", "#c9a227", "#5c677d", "#d1495b", "#00798c")
 LABEL_COLOR, PREDICTION_COLOR = "#00b4a0", "#ff8c42"
@@ -47,11 +49,11 @@ def site_color(number: int) -> str:
 
 
 def example_images(items: Sequence[dict], class_names: Sequence[str], columns: int = 10, seed: int = 0) -> dict:
-    """``columns`` images of each class, chosen at random from items with ``image`` and ``label``, for a montage."""
+    """``columns`` images ``(64, 64)`` of each class, chosen at random from items with ``image`` and ``label``, for a montage."""
     rng, rows = np.random.default_rng(seed), {}
     for number, name in enumerate(class_names):
         own = [item["image"] for item in items if item["label"] == number]
-        rows[name] = [plt.imread(path) for path in rng.permutation(own)[:columns]]
+        rows[name] = [np.asarray(grey_square(Image.open(path), 64)) for path in rng.permutation(own)[:columns]]
     return rows
 
 

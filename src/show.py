@@ -6,6 +6,7 @@ import difflib
 import inspect
 import io
 import json
+import os
 import textwrap
 import uuid
 from collections.abc import Callable, Iterable
@@ -68,6 +69,17 @@ def slice_slider(figures: Iterable[plt.Figure], start: int, label: str = "slice"
     box.querySelector("span").textContent = "{label} " + event.target.value;
   }};
 }})();</script></div>""")
+
+
+def tensorboard_through_hub() -> None:
+    """On a JupyterHub, let ``%tensorboard`` show its page through the hub: a browser does not reach the ports of the hub's machine.
+
+    A ``TENSORBOARD_PROXY_URL`` that is set already stays. https://jupyter-server-proxy.readthedocs.io/en/latest/arbitrary-ports-hosts.html
+    """
+    prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX")
+    if prefix and "TENSORBOARD_PROXY_URL" not in os.environ:
+        os.environ["TENSORBOARD_PROXY_URL"] = f"{prefix}proxy/%PORT%/"
+        print(f"JupyterHub: TensorBoard is shown at {prefix}proxy/…, for which the hub needs jupyter-server-proxy.")
 
 
 def _without_docstring(code: Callable | Path) -> list[str]:

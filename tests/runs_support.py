@@ -36,7 +36,9 @@ run_site(main)
 """
 
 
-def toy_recipe(folder: Path, sites: int, rounds: int, body: str = "pass", at_least: int | None = None) -> FedAvgRecipe:
+def toy_recipe(
+    folder: Path, sites: int, rounds: int, body: str = "pass", at_least: int | None = None, **options
+) -> FedAvgRecipe:
     """FedAvg of a model with six numbers, each of which a site raises by one in each round.
 
     Args:
@@ -46,6 +48,7 @@ def toy_recipe(folder: Path, sites: int, rounds: int, body: str = "pass", at_lea
         body: Python statements of the client between training and sending, with ``site``, ``number`` (of the round, from 1)
             and ``params``.
         at_least: see :func:`src.federation.server.add_record`.
+        **options: of :func:`src.federation.server.add_everything`.
     """
     script = folder / "toy_client.py"
     script.write_text(CLIENT.replace("BODY", body.strip().replace("\n", "\n        ")))
@@ -58,7 +61,7 @@ def toy_recipe(folder: Path, sites: int, rounds: int, body: str = "pass", at_lea
         key_metric="val_accuracy",
         aggregator=SampleWeightedMean(),
     )
-    return add_everything(made, at_least)
+    return add_everything(made, at_least, **options)
 
 
 def complaints(folder: Path) -> list[str]:

@@ -122,7 +122,7 @@ def test_bad_input_ends_with_2_and_one_message(call, data):
     assert done.returncode == 2 and str(data / "prostate_t2") in done.stderr
     assert call("datalists_gen.sh", "--num-sites", "two").returncode == 2
     done = call("mednist_sites.sh", data / "nowhere")
-    assert done.returncode == 2 and done.stderr.startswith("error: No .jpeg images in") and not done.stdout
+    assert done.returncode == 2 and done.stderr.startswith("error: No images (.jpeg") and not done.stdout
 
 
 def test_names_that_are_no_text_in_a_strict_terminal(call, data):

@@ -24,3 +24,8 @@ def all_of(what: str, problems: list[str], kind: str = "several things are wrong
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, short enough for a sentence."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def some_of(names: list[str], most: int = 20) -> str:
+    """The first of many names, for a sentence."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

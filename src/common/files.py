@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -11,6 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from src.common.errors import CourseError
+
+try:
+    import fcntl
+except ModuleNotFoundError:
+    raise CourseError(
+        "The course runs on Linux and macOS. On Windows, run it inside WSL: https://learn.microsoft.com/windows/wsl/install"
+    ) from None
 
 GENERATED = "generated.json"
 """A folder of drawings says in this file what drew it; a folder without it holds real data."""

@@ -38,10 +38,12 @@ def site_names(sites: int | Sequence[str]) -> list[str]:
     if isinstance(sites, int) and sites > 0:
         return [f"site-{number}" for number in range(1, sites + 1)]
     names = [] if isinstance(sites, int | str) else list(sites)
-    if not names or len(set(names)) != len(names):
-        raise CourseError(f"sites is {sites!r}; give a number of at least 1, or a list of names that differ.")
+    if not names or len({str(name).lower() for name in names}) != len(names):  # on a Mac, A and a are one folder
+        raise CourseError(
+            f"sites is {sites!r}; give a number of at least 1, or a list of names that differ in more than capitals."
+        )
     for name in names:
-        if not isinstance(name, str) or not _NAME.fullmatch(name) or name in _RESERVED:
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or name.lower() in _RESERVED:
             raise CourseError(
                 f"{name!r} cannot be the name of a site: use letters, digits, - and _ alone, for it becomes a file's and a "
                 f"host's name, and none of {', '.join(_RESERVED)}."
@@ -233,7 +235,8 @@ def write_sites(
     """
     folder, base = sites_folder(data), Path(base)
     site_names(list(datalists))
-    _refuse_shared(datalists)
+    if problems := _shared(datalists):
+        raise all_of("Nothing was shared out", problems)
     relative = {
         site: {part: [_below(item, base) for item in items] for part, items in parts.items()}
         for site, parts in datalists.items()
@@ -271,22 +274,23 @@ def _each(datalists: Datalists) -> Iterator[tuple[str, str, dict]]:
     return ((site, part, item) for site, parts in datalists.items() for part, items in parts.items() for item in items)
 
 
-def _refuse_shared(datalists: Datalists) -> None:
-    """No image may be in two places, a scan not under another name either. Small pictures with a class may well be equal."""
-    seen: dict[str, tuple[dict, str]] = {}
+def _shared(datalists: Datalists) -> list[str]:
+    """Images in two places, a scan under another name too, one problem each. Small pictures with a class may well be equal."""
+    seen: dict[str, tuple[str, str]] = {}
     problems = []
     for site, part, item in _each(datalists):
-        image, here = item["image"], f"{site} {part}"
+        image, here = item["image"], f"{site} {part}".strip()
         try:
-            key = hashlib.sha256(Path(image).read_bytes()).hexdigest() if _is_file(item, "label") else image
+            volume = _is_file(item, "label") and Path(image).is_file()
+            key = hashlib.sha256(Path(image).read_bytes()).hexdigest() if volume else image
         except OSError as error:
             raise CourseError(f"Cannot read {image}: {error.strerror}.", "an image cannot be read") from error
-        other, there = seen.setdefault(key, (item, here))
-        if other is not item and (here != there or image == other["image"]):
-            names = " and ".join(dict.fromkeys((other["image"], image)))
+        if key in seen:
+            other, there = seen[key]
+            names = " and ".join(dict.fromkeys((other, image)))
             problems.append(f"{names}: the same image is in {there} and in {here}; take it out of one of them")
-    if problems:
-        raise all_of("Nothing was shared out", problems)
+        seen.setdefault(key, (image, here))
+    return problems
 
 
 def _below(item: dict, base: Path) -> dict:
@@ -362,7 +366,6 @@ def read_datalist(path: Path, site: str = "") -> dict[str, list[dict]]:
         raise CourseError(f"The datalist {path} is not a JSON object with the parts {', '.join(PARTS)}.", kind)
     problems: list[str] = []
     parts: dict[str, list[dict]] = {}
-    seen: dict[Path, str] = {}
     for part in PARTS:
         parts[part] = []
         entries = content.get(part)
@@ -382,11 +385,8 @@ def read_datalist(path: Path, site: str = "") -> dict[str, list[dict]]:
             problems += [
                 f"{part}[{number}]: {name} does not exist" for name in _files(item) if not Path(name).is_file()
             ]
-            if item["image"] in seen:
-                problems.append(f"{part}[{number}]: {entry['image']} is in {seen[item['image']]} already")
-            seen[item["image"]] = part
             parts[part].append(item)
-    if problems:
+    if problems := problems + _shared({site: parts}):
         raise all_of(f"The datalist {path} cannot be used", problems, kind)
     return parts
 

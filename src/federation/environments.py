@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from src.common.errors import CourseError
 from src.common.files import read_json, write_json
 from src.common.paths import new_run_folder
 from src.common.sites import site_names
-from src.federation.run import RUN, failure_report, progress, read_record, shortfall
+from src.federation.run import RUN, Run, failure_report, progress, read_record, shortfall
 
 POLL_SECONDS = 0.3
 LOG_CONFIG = "log_config.json"
@@ -76,6 +77,8 @@ class CourseSimEnv(SimEnv):
             write_json(self.run_folder / RUN, {**about, "started": started, "seconds": time.time() - started})
         if error:
             raise CourseError(f"{error} All logs are in {self.run_folder}.")
+        if read_record(self.run_folder) and not (run := Run(self.run_folder)).contributions["accepted"].all():
+            warnings.warn(f"The run finished without some of its updates: {run!r}", stacklevel=2)
         return job.name
 
     def run_exported(self, job_folder: Path) -> Path:

@@ -20,6 +20,7 @@ def fedavg(
     tracker: str = "tensorboard",
     client: Path | None = None,
     initial: Path | None = None,
+    round_timeout: float | None = None,
 ) -> FedAvgRecipe:
     """FedAvg with all that the course adds, as notebook 02 puts it together.
 
@@ -32,6 +33,7 @@ def fedavg(
         tracker: where the server writes the curves: ``tensorboard`` or ``mlflow``.
         client: script that every site runs, by default the card's; takes the settings as its arguments.
         initial: checkpoint to start from, for example ``run.final_model``; by default a new model of the settings' seed.
+        round_timeout: see :func:`src.federation.server.add_record`.
     """
     made = FedAvgRecipe(
         name=card.name,
@@ -45,4 +47,4 @@ def fedavg(
         aggregator=SampleWeightedMean(),
         client_memory_gc_rounds=1,
     )
-    return add_everything(made, at_least, tracker)
+    return add_everything(made, at_least, tracker, round_timeout)

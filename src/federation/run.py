@@ -38,9 +38,18 @@ class Run:
         self.record = read_record(self.folder)
 
     def __repr__(self) -> str:
-        left = ~self.contributions["accepted"]
-        missing = f", {left.sum()} of {len(left)} updates are missing, see contributions" if left.any() else ""
-        return f"Run({str(self.folder)!r}, {self.about.get('status', 'fetched')}, {self.seconds:.0f} s{missing})"
+        absent = [f"{site}: {reason}" for site, reason in self.left_out.items()]
+        sites = f", {len(absent)} of {len(self.sites)} sites left out: {'; '.join(absent)}" if absent else ""
+        gone = ~self.contributions["accepted"]
+        updates = f", {gone.sum()} of {len(gone)} updates are missing, see contributions" if gone.any() else ""
+        return f"Run({str(self.folder)!r}, {self.about.get('status', 'fetched')}, {self.seconds:.0f} s{sites}{updates})"
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Sites without an update in any round, each with its reason. What the model does on their cases is no result of theirs."""
+        absent = self.contributions.groupby("site").filter(lambda rows: not rows["accepted"].any())
+        first = absent.drop_duplicates("site")
+        return dict(zip(first["site"], first["reason"], strict=True))
 
     @property
     def sites(self) -> list[str]:
@@ -201,7 +210,10 @@ def progress(record: list[dict]) -> tuple[int, int, int]:
 
 
 def shortfall(folder: Path) -> str | None:
-    """What a run that ended lacks: a sentence, or None if its record holds all rounds. A run without a record is taken as it is."""
+    """What a run that ended lacks: a sentence, or None if its record holds all rounds, and in each the sites that its job demands.
+
+    A run without a record is taken as it is.
+    """
     record = read_record(folder)
     if not record:
         return None if not _wants_record(folder) else "The run ended before the server started: no site took part."
@@ -209,7 +221,19 @@ def shortfall(folder: Path) -> str | None:
     if not answers:
         return "The run ended without a single update from a site."
     saved = sum(entry["event"] == "model saved" for entry in record)
-    return f"The run ended in round {number} of {rounds}." if number < rounds or saved < rounds else None
+    if number < rounds or saved < rounds:
+        return f"The run ended in round {number} of {rounds}."
+    took_part = [
+        {entry["site"] for entry in record if entry.get("accepted") and entry["round"] == n} for n in range(rounds)
+    ]
+    metas = [read_json(file) or {} for file in Path(folder).glob("job/*/meta.json")]
+    demanded = metas[0].get("min_clients", 1) if metas else 1
+    few = [number for number, sites in enumerate(took_part, start=1) if len(sites) < demanded]
+    return (
+        f"The job needs {demanded} site(s) in each round; there were fewer in round {few[0]} of {rounds}."
+        if few
+        else None
+    )
 
 
 def _wants_record(folder: Path) -> bool:

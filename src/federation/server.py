@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from math import ceil, inf
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,12 +25,15 @@ QUICK_SECONDS = 0.1
 LOST = "its process has ended; often a lack of memory"
 
 
-def add_everything(recipe: Recipe, at_least: int | None = None, tracker: str = "tensorboard") -> Recipe:
+def add_everything(
+    recipe: Recipe, at_least: int | None = None, tracker: str = "tensorboard", round_timeout: float | None = None
+) -> Recipe:
     """All that the course adds to a recipe beside its aggregator; what notebook 02 switches on line by line.
 
     Args:
         recipe: of a PyTorch model, before it is executed.
         at_least: see :func:`add_record`.
+        round_timeout: see :func:`add_record`; the final validation waits as long.
         tracker: where the server writes the sites' curves: ``tensorboard`` or ``mlflow``.
 
     Raises:
@@ -37,16 +41,16 @@ def add_everything(recipe: Recipe, at_least: int | None = None, tracker: str = "
     """
     if tracker not in ("tensorboard", "mlflow"):
         raise CourseError(f"Unknown tracker {tracker!r}; choose tensorboard or mlflow.")
+    add_record(recipe, at_least, round_timeout)
     add_experiment_tracking(recipe, tracker)
-    add_final_global_evaluation(recipe)
+    add_final_global_evaluation(recipe, **({"validation_timeout": ceil(round_timeout)} if round_timeout else {}))
     weigh_selection(recipe)
-    add_record(recipe, at_least)
     add_quick_pace(recipe)
     forget_script_folder(recipe)
     return recipe
 
 
-def add_record(recipe: Recipe, at_least: int | None = None) -> None:
+def add_record(recipe: Recipe, at_least: int | None = None, round_timeout: float | None = None) -> None:
     """Keep a record of who took part, and say what happens when a site fails.
 
     FLARE's ``MetricsArtifactWriter``, which every recipe has, writes down the metrics of the updates that were accepted. The
@@ -57,10 +61,14 @@ def add_record(recipe: Recipe, at_least: int | None = None) -> None:
         recipe: of any kind, before it is executed.
         at_least: a round goes on without the others as long as so many sites take part. By default all must: the first site that
             fails ends the run, with an error that names it.
+        round_timeout: seconds after which a round goes on without the sites that have not answered, which counts as a failure of
+            theirs in this round. By default a round waits for a site as long as its process is there.
 
     Raises:
-        CourseError: if ``at_least`` is not between 1 and the number of sites.
+        CourseError: if ``at_least`` is not between 1 and the number of sites, or ``round_timeout`` is not positive.
     """
+    if round_timeout is not None and not round_timeout > 0:
+        raise CourseError(f"round_timeout is {round_timeout}; give a number of seconds above 0, or None.")
     job, server = recipe._job, recipe._job._deploy_map["server"]
     everyone = job.job.min_clients
     at_least = everyone if at_least is None else at_least
@@ -69,7 +77,7 @@ def add_record(recipe: Recipe, at_least: int | None = None) -> None:
     job.job.min_clients = at_least
     if at_least < everyone:  # FLARE would end the run at the first site that answers with an error
         server.app_config.workflows[0].controller._ignore_result_error = True
-    job.to_server(RunRecorder(at_least), id="recorder")
+    job.to_server(RunRecorder(at_least, round_timeout), id="recorder")
     # FLARE waits 60 s for a site that is gone to come back, and does not count one as gone in a task's first 30 s.
     recipe.add_server_config({"dead_client_grace_period": 1.0, "dead_client_check_lead_time": 2.0})
 
@@ -109,6 +117,7 @@ class RunRecorder(Widget):
 
     Args:
         at_least: so many sites must take part in every round.
+        round_timeout: seconds that a round waits for its sites; None waits as long as their processes are there.
     """
 
     EVENTS: ClassVar = {
@@ -122,12 +131,14 @@ class RunRecorder(Widget):
         EventType.END_RUN: "run ended",
     }
 
-    def __init__(self, at_least: int):
+    def __init__(self, at_least: int, round_timeout: float | None = None):
         super().__init__()
-        self.at_least = at_least
+        self.at_least, self.round_timeout = at_least, round_timeout
         self._file: Path | None = None
         self._ended = threading.Event()
         self._round = self._rounds = None
+        self._deadline = inf
+        self._answered: set[str] = set()  # in this round
         self._failed: dict[str, str] = {}  # in this round
         self._lost: dict[str, str] = {}  # for good
 
@@ -143,6 +154,9 @@ class RunRecorder(Widget):
             return
         if event_type == AppEventType.ROUND_STARTED:
             self._round, self._failed = fl_ctx.get_prop(AppConstants.CURRENT_ROUND), dict(self._lost)
+            self._answered, self._deadline = set(), time.monotonic() + (self.round_timeout or inf)
+        elif event_type == AppEventType.BEFORE_AGGREGATION:
+            self._deadline = inf
         self._rounds = fl_ctx.get_prop(AppConstants.NUM_ROUNDS) or self._rounds
         if event_type in self.EVENTS:
             self._write(self.EVENTS[event_type], rounds=self._rounds)
@@ -156,6 +170,7 @@ class RunRecorder(Widget):
         if reason is None and not fl_ctx.get_prop(AppConstants.AGGREGATION_ACCEPTED):
             reason = said_reason(fl_ctx.get_peer_context().get_prop(FLContextKey.SHAREABLE))
         samples = getattr(aggregator, "accepted", {}).get(site)
+        self._answered.add(site)
         self._write("answer", site=site, accepted=reason is None, reason=reason, samples=samples)
         if reason is not None:
             self._fail(site, reason, fl_ctx)
@@ -168,20 +183,27 @@ class RunRecorder(Widget):
             self.system_panic(f"round {(self._round or 0) + 1} needs {self.at_least} site(s). {causes}", fl_ctx)
 
     def _watch(self, engine, job_id: str) -> None:
-        """Look whether the connection of every site's process that was there still is; report one that is not as FLARE would."""
+        """Look whether every site's process is still there and has answered in time; report one that is not as FLARE would."""
         seen: set[str] = set()
         while not self._ended.wait(LOOK_SECONDS):
             for site in sorted(client.name for client in engine.get_clients()):
-                if engine.server.cell.is_cell_connected(f"{site}.{job_id}"):
-                    seen.add(site)
-                elif site in seen and not self._ended.is_set():
-                    with engine.new_context() as fl_ctx:
-                        if site not in self._lost:
-                            self._lost[site] = LOST
-                            self._write("site lost", site=site)
-                            self._fail(site, self._lost[site], fl_ctx)
-                        # Each workflow has a list of its own: that of the rounds, then that of the final validation.
-                        fl_ctx.get_prop(FLContextKey.RUNNER).handle_dead_job(site, fl_ctx)
+                here = engine.server.cell.is_cell_connected(f"{site}.{job_id}")
+                seen |= {site} if here else set()
+                gone = site in seen and not here
+                late = time.monotonic() > self._deadline and site not in self._answered
+                if not (gone or late) or self._ended.is_set():
+                    continue
+                with engine.new_context() as fl_ctx:
+                    if gone and site not in self._lost:
+                        self._lost[site] = LOST
+                        self._write("site lost", site=site)
+                        self._fail(site, LOST, fl_ctx)
+                    elif late and site not in self._failed:
+                        reason = f"it did not answer within round_timeout, {self.round_timeout:g} s"
+                        self._write("answer", site=site, accepted=False, reason=reason, samples=None)
+                        self._fail(site, reason, fl_ctx)
+                    # Each workflow has a list of its own: that of the rounds, then that of the final validation.
+                    fl_ctx.get_prop(FLContextKey.RUNNER).handle_dead_job(site, fl_ctx)
 
     def _write(self, event: str, **more) -> None:
         with self._file.open("a") as file:

@@ -4,10 +4,11 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from src.common.errors import CourseError
+from src.common.errors import CourseError, some_of
 from src.common.fetching import fetch
 from src.common.files import generated, is_generated
 from src.common.paths import data_source, raw_folder
+from src.common.pictures import SUFFIXES
 from src.common.sites import partition, random_numbers, split, write_sites
 from src.mednist.card import CARD, Settings
 from src.phantoms.mednist import parameters, write
@@ -22,7 +23,7 @@ FEW = 3
 
 
 def find_or_make(source: str | None = None, root: Path | None = None, say: Callable[[str], None] = print) -> Path:
-    """The MedNIST folder, with one folder of JPEG images for each of the classes.
+    """The MedNIST folder, with one folder of images for each of the classes.
 
     Args:
         source: ``generated``: drawings in ``<root>/generated/MedNIST``, made if missing. ``real``: ``<root>/MedNIST``,
@@ -62,14 +63,23 @@ def describe(folder: Path) -> str:
 
 def _images(folder: Path) -> list[Path]:
     # Archives made on a Mac carry a hidden ._ file beside every image.
-    return sorted(path for path in folder.glob("*.jpeg") if not path.name.startswith("."))
+    return sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() in SUFFIXES)
+
+
+def _left_out(folder: Path) -> list[str]:
+    """Files that are in no class's folder, or are no pictures, but for texts."""
+    read = {image for name in CARD.labels for image in _images(folder / name)}
+    places = (folder, *(folder / name for name in CARD.labels))  # a class may be a link, which rglob does not follow
+    others = {path for place in places for path in place.rglob("[!.]*") if path.is_file()} - read
+    return sorted(str(path.relative_to(folder)) for path in others if path.suffix not in (".json", ".md", ".txt"))
 
 
 def _check(folder: Path) -> None:
     missing = [str(folder / name) for name in CARD.labels if not _images(folder / name)]
     if missing:
         raise CourseError(
-            f"No .jpeg images in {', '.join(missing)}. Put them there, or delete {folder} and run this again to get all classes."
+            f"No images ({', '.join(SUFFIXES)}) in {', '.join(missing)}. Put them there, or delete {folder} and run this "
+            "again to get all classes."
         )
 
 
@@ -147,6 +157,8 @@ def share_out(
     folder = Path(folder or find_or_make(say=say)).absolute()
     homes = [CARD.labels.index(name) for name in BY_DEVICE]
     shares = partition(read_items(folder, per_class, seed), sites, how, counts, alpha, seed, homes, few)
+    if left_out := _left_out(folder):
+        say(f"Left out, {len(left_out)} files that are no pictures or lie in no class's folder: {some_of(left_out)}")
     datalists = {site: split(items, CARD.validation, CARD.testing, seed, site) for site, items in shares.items()}
     about = {
         "task": CARD.name,

@@ -1,34 +1,37 @@
-"""From a JPEG file to what the network sees: the steps that never change, and the random ones."""
+"""From a picture's file to what the network sees: the steps that never change, and the random ones."""
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
-from monai.data import DataLoader, Dataset, PILReader
-from monai.transforms import (
-    Compose,
-    EnsureChannelFirstd,
-    EnsureTyped,
-    LoadImaged,
-    RandAffined,
-    RandFlipd,
-    Resized,
-    ScaleIntensityRanged,
-)
+from monai.data import DataLoader, Dataset
+from monai.transforms import Compose, EnsureTyped, RandAffined, RandFlipd, ScaleIntensityRanged, Transform
+from PIL import Image
 
-from src.common.errors import CourseError, first_line
+from src.common.errors import CourseError, first_line, some_of
+from src.common.pictures import grey_square, remarks
 from src.mednist.card import SIZE, Settings
+
+
+class LoadPicture(Transform):
+    """Load ``image``, a file, as ``(1, 64, 64)`` grey values of 8 bits, the first row first; adds ``remarks`` on what it did.
+
+    Not MONAI's ``LoadImage``: it cuts off what has more than 8 bits, and tries its next reader where this one refuses a file.
+    """
+
+    def __call__(self, item: Mapping) -> dict:
+        with Image.open(item["image"]) as picture:
+            return {**item, "image": np.array(grey_square(picture, SIZE))[None], "remarks": remarks(picture)}
 
 
 def preparation(settings: Settings) -> Compose:
     """What happens to an image once: ``image`` becomes a float tensor ``(1, 64, 64)`` in 0…1, the first row first."""
-    # MONAI's readers put x before y by default, as scanners' formats do; a photograph has its rows first.
-    reader = PILReader(converter=lambda image: image.convert("L"), reverse_indexing=False)
     return Compose(
         [
-            LoadImaged(keys="image", reader=reader),
-            EnsureChannelFirstd(keys="image"),
-            # MedNIST has this size already; images of somebody else's may not.
-            Resized(keys="image", spatial_size=(SIZE, SIZE)),
+            LoadPicture(),
             # One grey scale for all images: brightness tells classes apart, so it must not be normalised away.
             ScaleIntensityRanged(keys="image", a_min=0, a_max=255, b_min=0.0, b_max=1.0, clip=True),
             EnsureTyped(keys="image", track_meta=False),
@@ -57,10 +60,12 @@ def augmentation(settings: Settings) -> Compose:
 def prepare(items: Sequence[dict], settings: Settings, cache: object = None) -> list[dict]:
     """Read and check all images of a part, and keep them in memory; 64×64 floats need no cache on disk.
 
+    Warns of pictures that had to be scaled, turned or padded; see :func:`src.common.pictures.grey_square`.
+
     Raises:
         CourseError: names the first image that cannot be read.
     """
-    steps, prepared = preparation(settings), []
+    steps, prepared, changed = preparation(settings), [], defaultdict(list)
     for item in items:
         try:
             ready = steps({"image": item["image"]})
@@ -71,7 +76,14 @@ def prepare(items: Sequence[dict], settings: Settings, cache: object = None) -> 
                 "copy, or take it out of the datalist.".strip(),
                 "an image cannot be read",
             ) from error
+        for what in ready.pop("remarks"):
+            changed[what].append(Path(item["image"]).name)
         prepared.append({**ready, "label": item["label"]})
+    for what, names in changed.items():
+        site = f"{items[0]['site']}: " if items[0].get("site") else ""
+        warnings.warn(
+            f"{site}{len(names)} of {len(items)} pictures: each was {what} ({some_of(names, 3)})", stacklevel=2
+        )
     return prepared
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.common.errors import CourseError, all_of, first_line
+from src.common.errors import CourseError, all_of, first_line, some_of
 from src.common.fetching import fetch
 from src.common.files import generated, is_generated, one_at_a_time, read_json, staged, stamp, write_json
 from src.common.paths import data_source, raw_folder
@@ -119,8 +119,11 @@ def _pairs(folder: Path) -> tuple[dict[str, tuple[Path, Path]], list[str], list[
     wrong += [f"{masks[name]}: no image of that name in {images_in}/" for name in masks if name not in images]
     if not images and not masks:
         wrong = [f"{folder / images_in}: no NIfTI file (.nii.gz or .nii) in it"]
-    elif images and all(name.endswith("_0000") and name.removesuffix("_0000") in masks for name in images):
-        wrong = [f"{folder / images_in}: its names end in _0000, as nnU-Net's do; rename them to those of {masks_in}/"]
+    elif images and all(re.fullmatch(r".*_\d{4}", name) and name[:-5] in masks for name in images):
+        wrong = [
+            f"{folder / images_in}: its names end in _0000, as nnU-Net's do, one file a channel; keep T2's and rename them "
+            f"to those of {masks_in}/"
+        ]
     return {name: (images[name], masks[name]) for name in images if name in masks}, problems + wrong, left_out
 
 
@@ -178,8 +181,7 @@ def convert(
         raise CourseError(f"Cannot convert {raw} into {out}: one folder lies inside the other. Choose another one.")
     cases, problems, left_out = _pairs(raw)
     if left_out:
-        some = ", ".join(left_out[:20]) + (", …" if len(left_out) > 20 else "")
-        say(f"Left out, {len(left_out)} files that have no NIfTI name or lie in a subfolder: {some}")
+        say(f"Left out, {len(left_out)} files that have no NIfTI name or lie in a subfolder: {some_of(left_out)}")
     choice = _choose(raw, channel, labels, problems)
     # Relative, so that a data folder that was moved as a whole is still known.
     record = {"version": _VERSION, "from": os.path.relpath(raw, out.parent), "generated": is_generated(raw)}
@@ -242,7 +244,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 def _convert_all(cases: Mapping, choice: dict, problems: list[str], new: Path, say: Callable) -> list[str]:
     """Convert all cases into ``new`` and return remarks on them; after the first problem only look for more problems."""
-    remarks, channels = [], choice["channels"]
+    remarks, channels, found = [], choice["channels"], False
     for kind in ("images", "labels"):
         (new / kind).mkdir()
     for number, (name, (image_file, mask_file)) in enumerate(cases.items(), start=1):
@@ -253,6 +255,7 @@ def _convert_all(cases: Mapping, choice: dict, problems: list[str], new: Path, s
             problems.append(f"{image_file}: {error}")
         try:
             gland = read_mask(mask_file, choice["gland"], choice["known"], image)
+            found |= gland.any()
         except ValueError as error:
             problems.append(f"{mask_file}: {error}")
         if not problems:
@@ -262,6 +265,10 @@ def _convert_all(cases: Mapping, choice: dict, problems: list[str], new: Path, s
                 volume.to_filename(new / kind / f"{name}.nii.gz")  # the same voxels give the same bytes
         if number % 25 == 0:
             say(f"  {number} of {len(cases)} cases")
+    if not problems and not found and choice["known"] is None:
+        problems.append(
+            f"no mask has a voxel of the labels {', '.join(map(str, choice['gland']))}; choose with --labels"
+        )
     if problems:
         raise all_of("Nothing was converted", problems)
     return remarks

@@ -36,6 +36,8 @@ def read(file: Path) -> tuple[nib.Nifti1Image, np.ndarray]:
             raise ValueError(f"it has {len(content)} bytes of the {needed} that its header announces")
         stored = image.dataobj.get_unscaled()
     except Exception as error:  # a damaged file makes gzip, zlib, numpy and nibabel raise a dozen kinds
+        if said := getattr(error, "strerror", None):  # of the operating system
+            raise ValueError(f"cannot be read: {said}") from error
         said = str(error) or type(error).__name__
         raise ValueError(f"cannot be read as NIfTI, it may be damaged ({said})") from error
     if not (np.issubdtype(stored.dtype, np.integer) or np.issubdtype(stored.dtype, np.floating)):
@@ -68,9 +70,8 @@ def geometry(image: nib.Nifti1Image) -> tuple[np.ndarray, list[str]]:
     if abs(np.linalg.det(affine[:3, :3])) <= 1e-3 * spacing.prod():
         raise ValueError(f"its affine is singular: {affine[:3, :3].tolist()} puts all voxels into one plane")
     if spacing.min() < 0.1 or spacing.max() > 10:
-        raise ValueError(
-            f"its voxels are {spacing.round(6).tolist()} mm; a scan's are 0.1 to 10 mm, so mend its header"
-        )
+        sides = " × ".join(f"{side:g}" for side in spacing)
+        raise ValueError(f"its voxels are {sides} mm; a scan's are 0.1 to 10 mm, so mend its header")
 
     other, remarks = affine, []
     if header["sform_code"] > 0 and header["qform_code"] > 0:
@@ -128,6 +129,12 @@ def read_image(file: Path, channel: int, channels: int | None) -> tuple[nib.Nift
     return t2, found, remarks
 
 
+def intensities(image: nib.Nifti1Image) -> np.ndarray:
+    """What the voxels of :func:`read_image` mean: float32 (x, y, z), after slope and intercept."""
+    slope, inter = image.header.get_slope_inter()
+    return (np.asanyarray(image.dataobj) * (1.0 if slope is None else slope) + (inter or 0.0)).astype(np.float32)
+
+
 def read_mask(
     file: Path, gland: Sequence[int], known: Sequence[int] | None, image: nib.Nifti1Image | None
 ) -> np.ndarray:
@@ -145,8 +152,6 @@ def read_mask(
         shown = ", ".join(map(str, wrong[:5])) + (", …" if len(wrong) > 5 else "")
         raise ValueError(f"labels outside {', '.join(map(str, known or ['whole numbers']))}: {shown}")
     inside = np.isin(np.rint(labels), gland)
-    if not inside.any():
-        raise ValueError("the mask is empty")
     if image is not None and inside.shape != image.shape:
         raise ValueError(f"has shape {inside.shape}, its image {image.shape}")
     if image is not None and not (mm := apart(image.affine, to_mm(mask) @ mask.affine, image.shape)) <= APART_MM:
@@ -159,10 +164,12 @@ def suspicious(voxels: np.ndarray, gland: np.ndarray) -> list[str]:
     inside, outside = voxels[gland > 0], voxels[gland == 0]
     checks = {
         "all voxels of the image are equal": voxels.min() == voxels.max(),
-        "the image is equal to its mask": np.array_equal(voxels, gland),
+        "the image is equal to its mask": np.array_equal(voxels > 0, gland > 0) and len(np.unique(voxels)) <= 3,
+        "the mask is empty": not inside.size,
         "the mask fills the whole volume": not outside.size,
         "the mask touches the border of the volume": any(gland.take((0, -1), axis).any() for axis in range(3)),
-        "the image's mean in the mask is exactly that outside": outside.size
+        "the image's mean in the mask is exactly that outside": inside.size
+        and outside.size
         and inside.mean(dtype=float) == outside.mean(dtype=float),
     }
     return [what for what, is_so in checks.items() if is_so]

@@ -15,7 +15,6 @@ from monai.data import DataLoader, Dataset, MetaTensor, PersistentDataset
 from monai.transforms import (
     CenterSpatialCrop,
     Compose,
-    LoadImage,
     MapTransform,
     NormalizeIntensity,
     Orientationd,
@@ -38,8 +37,9 @@ from scipy import ndimage
 from src.common.errors import CourseError, first_line
 from src.common.files import stamp
 from src.prostate.card import Settings
+from src.prostate.nifti import intensities, read_image, read_mask
 
-VERSION = 2
+VERSION = 3
 """Changes whenever :func:`preparation` gives other volumes for the same settings, so that an older cache is not used."""
 
 BOTH = ("image", "label")
@@ -53,54 +53,33 @@ def case_name(item: Mapping) -> str:
 class LoadCase(Transform):
     """Load one item's ``image`` and, where there is one, ``label``, as ``(1, x, y, z)`` float volumes; adds ``case``.
 
+    Read as the conversion reads, whoever made the files: MONAI's own reader believes another of a file's geometries.
+
     Raises:
         CourseError: names the site and the file that is missing, unreadable, not three-dimensional, or does not fit its image.
     """
 
-    def __init__(self):
-        self.load = LoadImage(reader="NibabelReader", image_only=True, ensure_channel_first=True)
-
     def __call__(self, item: Mapping) -> dict:
-        volumes = {key: self._volume(item, key) for key in BOTH if item.get(key)}
-        if "label" in volumes:
-            image, label = volumes["image"], volumes["label"]
-            if image.shape != label.shape:
-                self._refuse(
-                    item, "label", f"has {_by(label)} voxels, its image {_by(image)}", "a mask does not fit its image"
-                )
-            apart = float((image.affine - label.affine).abs().max())
-            if apart > 0.1:
-                self._refuse(
-                    item, "label", f"lies elsewhere: its affine differs by {apart:.3g}", "a mask does not fit its image"
-                )
-        return {**item, **volumes, "case": case_name(item)}
-
-    def _volume(self, item: Mapping, key: str) -> MetaTensor:
-        if not Path(item[key]).is_file():
-            self._refuse(item, key, "is missing", "a file of its datalist is missing")
-        try:
-            volume = self.load(item[key])
-        except Exception as error:  # each reader has its own kinds of error; all of them mean this
-            said = f"cannot be read ({type(error).__name__}: {first_line(error)})"
-            self._refuse(item, key, said, "an image or a mask cannot be read")
-        if volume.ndim != 4 or volume.shape[0] != 1:
-            self._refuse(
-                item, key, f"has {_by(volume)} voxels where one 3D volume is needed", "an image is not one 3D volume"
-            )
-        if not torch.isfinite(volume).all():
-            self._refuse(item, key, "holds NaN or infinity", "an image holds NaN or infinity")
-        return volume
-
-    @staticmethod
-    def _refuse(item: Mapping, key: str, what: str, kind: str) -> None:
-        site = f"{item['site']}: " if item.get("site") else ""
-        raise CourseError(
-            f"{site}{item[key]} {what}. Convert the case again, or take it out of the datalist.", kind
-        ) from None
-
-
-def _by(volume: torch.Tensor) -> str:
-    return "×".join(str(side) for side in volume.shape[1:])
+        loaded, site = {**item, "case": case_name(item)}, f"{item['site']}: " if item.get("site") else ""
+        for key in filter(item.get, BOTH):
+            file = Path(item[key])
+            try:
+                if key == "image":
+                    image, channels, remarks = read_image(file, 0, None)
+                    if channels > 1:
+                        raise ValueError(f"has {channels} channels where one 3D volume is needed")
+                    voxels = intensities(image)
+                    for remark in remarks:
+                        _warn(item, f"{file}: {remark}")
+                else:
+                    voxels = read_mask(file, [1], [0, 1], image)
+            except ValueError as error:
+                raise CourseError(
+                    f"{site}{file}: {error}. Convert the case again, or take it out of the datalist.",
+                    "an image cannot be used" if key == "image" else "a mask cannot be used",
+                ) from None
+            loaded[key] = MetaTensor(torch.from_numpy(voxels).float()[None], affine=torch.from_numpy(image.affine))
+        return loaded
 
 
 class SmoothBeforeCoarser(MapTransform):

@@ -24,14 +24,6 @@ def test_defaults_lie_in_the_checkout_wherever_one_stands(monkeypatch, tmp_path)
     assert paths.runs_root() == ROOT / "runs"
 
 
-def test_a_relative_folder_starts_from_the_checkout_wherever_one_stands(monkeypatch, tmp_path):
-    monkeypatch.setenv("COURSE_DATA", "my data")
-    monkeypatch.setenv("COURSE_RUNS", "../my runs")
-    monkeypatch.chdir(tmp_path)
-    assert paths.data_root() == ROOT / "my data"
-    assert paths.runs_root() == ROOT.parent / "my runs"
-
-
 @pytest.fixture
 def installed_copy(monkeypatch, tmp_path):
     """The module as it is after ``pip install -r requirements.txt``: in a folder without a checkout around it."""

@@ -352,6 +352,7 @@ def test_the_others_finish_and_the_table_says_who_did_not_and_why(hospitals):
         "unreadable": {"an image cannot be read"},
     }
     assert "10 of 15 updates are missing, see contributions" in repr(hospitals)
+    assert hospitals.left_out == {site: reasons[site].copy().pop() for site in ("nan", "unreadable")}
 
 
 def test_a_killed_site_is_missed_within_seconds(hospitals):
@@ -454,6 +455,17 @@ if site in ("misshapen", "poisons"):
     assert holders(PATIENT, held_by_the_server(env.run_folder, env.clients)) == []
 
 
+def test_a_round_that_every_site_misses_ends_the_run_and_names_the_argument(place):
+    env = CourseSimEnv(["asleep", "dozing"])
+    started = time.time()
+    with pytest.raises(CourseError) as caught:
+        toy_recipe(place, 2, 2, "time.sleep(600)", at_least=1, round_timeout=15).execute(env)
+    assert time.time() - started < 180
+    late = "it did not answer within round_timeout, 15 s"
+    assert f"The run failed in round 1 of 2. asleep: {late}; dozing: {late}." in str(caught.value)
+    assert processes_of(env.run_folder) == []
+
+
 def test_an_unreadable_volume_stays_a_secret_of_the_learner(place):
     share_volumes("spoilt", ["healthy", "unreadable"])
     file = spoil("spoilt", "unreadable")
@@ -467,7 +479,7 @@ def test_an_unreadable_volume_stays_a_secret_of_the_learner(place):
     # A case without a gland teaches where none is.
     assert table["accepted"].to_dict() == {"healthy": True, "unreadable": False}
     assert np.isfinite(run.curve("train_loss")["healthy"]).all()
-    assert table.loc["unreadable", "reason"] == "an image or a mask cannot be read"
+    assert table.loc["unreadable", "reason"] == "an image cannot be used"
     held = held_by_the_server(run.folder, run.sites)
     for secret in (PATIENT, os.environ["COURSE_DATA"]):
         assert holders(secret, held) == []

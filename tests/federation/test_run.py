@@ -96,7 +96,10 @@ def test_missing_updates_are_in_the_table_and_show_when_the_run_is_printed(tmp_p
     lines.start(1).answer("north").add("site lost", site="south").save().start(2).answer("north").save()
     lines.write(tmp_path)
     run = Run(tmp_path)
-    assert "2 of 6" not in repr(run) and "3 of 6 updates are missing, see contributions" in repr(run)
+    assert repr(run).endswith(
+        "1 of 2 sites left out: south: an image cannot be read, 3 of 6 updates are missing, see contributions)"
+    )
+    assert run.left_out == {"south": "an image cannot be read"}
     table = run.contributions.set_index(["round", "site"])
     assert table["accepted"].tolist() == [True, False, True, False, True, False]
     assert [table.loc[(number, "south"), "reason"] for number in range(3)] == [
@@ -253,6 +256,19 @@ def test_what_a_run_lacks_is_a_sentence(tmp_path, lines, says):
     lines.write(tmp_path)
     found = shortfall(tmp_path)
     assert (found is None) if says is None else says in found
+
+
+@pytest.mark.parametrize(
+    ("demanded", "says"), [(1, None), (2, "The job needs 2 site(s) in each round; there were fewer in round 2 of 2.")]
+)
+def test_a_run_lacks_a_round_with_fewer_sites_than_its_job_demands(tmp_path, demanded, says):
+    lines = (
+        Lines().start(0).answer("north").answer("south").save().start(1).answer("north").answer("south", "no").save()
+    )
+    lines.write(tmp_path)
+    (tmp_path / "job" / "mednist").mkdir(parents=True)
+    (tmp_path / "job" / "mednist" / "meta.json").write_text(json.dumps({"min_clients": demanded}))
+    assert shortfall(tmp_path) == says
 
 
 def test_a_run_without_a_record_lacks_one_only_if_its_job_wanted_it(tmp_path):

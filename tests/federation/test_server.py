@@ -141,9 +141,9 @@ class Engine:
 class Server:
     """A record in a run that is made by hand."""
 
-    def __init__(self, folder, sites, at_least):
+    def __init__(self, folder, sites, at_least, round_timeout=None):
         self.folder, self.engine = folder, Engine(folder, sites)
-        self.recorder = RunRecorder(at_least)
+        self.recorder = RunRecorder(at_least, round_timeout)
 
     def event(self, name, **props):
         with self.engine.new_context() as context:
@@ -165,6 +165,10 @@ class Server:
 
     def kill(self, site):
         self.engine.connected.discard(site)
+        self.wait_for(site)
+
+    def wait_for(self, site):
+        """Until the site has been reported as dead."""
         deadline = time.monotonic() + 5
         while site not in self.engine.dead and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -177,12 +181,12 @@ class Server:
 
 @pytest.fixture
 def a_run(tmp_path, monkeypatch):
-    """``a_run(sites, at_least)``: a server in its first round, which has seen all sites."""
+    """``a_run(sites, at_least, round_timeout)``: a server in its first round, which has seen all sites."""
     monkeypatch.setattr(server, "LOOK_SECONDS", 0.01)
     started = []
 
-    def start(sites, at_least):
-        one = Server(tmp_path, sites, at_least)
+    def start(sites, at_least, round_timeout=None):
+        one = Server(tmp_path, sites, at_least, round_timeout)
         started.append(one)
         one.event(EventType.START_RUN)
         one.start(0)
@@ -250,6 +254,46 @@ def test_a_site_that_is_gone_counts_as_missing_in_all_later_rounds(a_run):
     assert one.engine.panics == []
     one.answer("c", accepted=False, reply=failed("NaN"))
     assert one.engine.panics == ["round 2 needs 2 site(s). a: its process has ended; often a lack of memory; c: NaN"]
+
+
+def test_a_round_goes_on_without_a_site_that_is_late_and_the_next_one_asks_it_again(a_run):
+    one = a_run(["a", "b", "c"], at_least=2, round_timeout=0.4)
+    one.answer("a")
+    one.answer("b")
+    one.wait_for("c")
+    late = [(line["site"], line["reason"]) for line in one.lines if line["event"] == "answer" and not line["accepted"]]
+    assert late == [("c", "it did not answer within round_timeout, 0.4 s")]
+    one.event(AppEventType.BEFORE_AGGREGATION)
+    one.start(1)
+    one.answer("a", accepted=False, reply=failed("NaN"))
+    assert one.engine.panics == [], "c is not counted as missing in this round"
+    one.answer("b")
+    one.answer("c")
+    one.event(AppEventType.BEFORE_AGGREGATION)
+    written = len(one.lines)
+    time.sleep(0.6)
+    assert len(one.lines) == written, "no clock runs between two rounds"
+
+
+def test_a_round_that_every_site_misses_names_the_argument(a_run):
+    one = a_run(["a", "b"], at_least=1, round_timeout=0.2)
+    one.wait_for("b")
+    assert one.engine.panics == [
+        "round 1 needs 1 site(s). a: it did not answer within round_timeout, 0.2 s; "
+        "b: it did not answer within round_timeout, 0.2 s"
+    ]
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan")])
+def test_a_time_that_makes_no_sense_is_refused(seconds):
+    with pytest.raises(CourseError, match=f"round_timeout is {seconds}; give a number of seconds above 0"):
+        recipe(3, round_timeout=seconds)
+
+
+def test_the_time_travels_with_the_job(tmp_path):
+    config = configuration(recipe(3, round_timeout=90.5), tmp_path, "server")
+    assert arguments(config, "RunRecorder") == {"at_least": 3, "round_timeout": 90.5}
+    assert arguments(config, "CrossSiteModelEval")["validation_timeout"] == 91
 
 
 def test_a_site_that_has_not_come_yet_is_not_lost(tmp_path, monkeypatch):

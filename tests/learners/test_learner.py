@@ -370,9 +370,9 @@ def test_a_corrupt_case_is_told_here_and_its_kind_there(site_folder, app, caplog
     datalist.write_text(datalist.read_text().replace("c1.nii.gz", file.name))
     site = Site(SupervisedMonaiProstateLearner("mine.json"), app_root=app)
     answer = site.do("train", numpy_weights(new_model(0)))
-    assert_failed(answer, "an image or a mask cannot be read")
+    assert_failed(answer, "an image cannot be used")
     assert PATIENT not in repr(dict(answer)) and str(site_folder) not in repr(dict(answer))
-    assert f"site-1: {file} cannot be read" in caplog.text
+    assert f"site-1: {file}: cannot be read" in caplog.text
 
 
 @pytest.mark.parametrize(

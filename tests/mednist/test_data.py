@@ -102,7 +102,9 @@ def test_real_data_without_a_class_are_refused_by_its_name(folder, home, monkeyp
         if name not in ("CXR", "Hand"):
             (home / "MedNIST" / name / "000000.jpeg").symlink_to(folder / name / "000000.jpeg")
     (home / "MedNIST" / "Hand").rmdir()
-    with pytest.raises(CourseError, match=r"No \.jpeg images in .*/my data/MedNIST/CXR, .*/MedNIST/Hand\. .*delete"):
+    with pytest.raises(
+        CourseError, match=r"No images \(\.jpeg, .*\) in .*/my data/MedNIST/CXR, .*/MedNIST/Hand\. .*delete"
+    ):
         data.find_or_make("real")
 
 
@@ -264,7 +266,7 @@ def test_unequal_hospitals(folder):
         ({"how": "fair"}, "Unknown partition 'fair'"),
         ({"seed": -1}, "seed is -1"),
         ({"data": "../mine"}, "'data' is '../mine'; it must match"),
-        ({"folder": Path("/nowhere")}, r"No \.jpeg images in /nowhere/AbdomenCT"),
+        ({"folder": Path("/nowhere")}, r"No images \(.*\) in /nowhere/AbdomenCT"),
     ],
 )
 def test_what_cannot_be_shared_out_is_refused(folder, home, arguments, message):

@@ -5,13 +5,11 @@ import hashlib
 import inspect
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
 import tarfile
 import threading
-import unicodedata
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,20 +21,15 @@ from src.common.errors import CourseError
 from src.common.files import GENERATED
 from src.common.sites import read_sites
 from src.prostate import data
-from src.prostate.data import convert, describe, find_or_make, prepare, read_hospitals, share_out
+from src.prostate.data import convert, describe, find_or_make, prepare, share_out
 from tests.tests_support import FULL, Server, failing, files_of, names_in
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHAPE = (6, 5, 4)
 
 
-def affine_of(turns=(0.05, 0.1, 0.3), spacing=(0.6, 0.6, 3.6), axes=(0, 1, 2), flips=(1, 1, 1)) -> np.ndarray:
-    """Oblique, anisotropic and not at the origin: as a scanner writes it."""
-    rotation = nib.eulerangles.euler2mat(*turns)[:, axes]
-    return nib.affines.from_matvec(rotation @ np.diag(np.array(spacing) * flips), [-70, -55, 12.5])
-
-
-AFFINE = affine_of()
+# Oblique, anisotropic and not at the origin: as a scanner writes it.
+AFFINE = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.05, 0.1, 0.3) @ np.diag([0.6, 0.6, 3.6]), [-70, -55, 12.5])
 
 
 def gland(seed: int = 0) -> np.ndarray:
@@ -162,12 +155,6 @@ def test_own_cases_in_3d_without_dataset_json(tmp_path, out):
     assert nib.load(out / "labels/case 2.nii.gz").get_data_dtype() == np.uint8
 
 
-def test_nifti_2_is_read(raw, out):
-    nib.save(nib.Nifti2Image(signal_of(9), AFFINE), raw / "imagesTr" / "prostate_00.nii.gz")
-    convert(raw, out)
-    np.testing.assert_array_equal(nib.load(out / "images/prostate_00.nii.gz").get_fdata(), signal_of(9)[..., 0])
-
-
 def test_nothing_of_another_header_stays(raw, out):
     image = nib.Nifti1Image(signal_of(0), AFFINE)
     image.header["descrip"] = b"SURNAME^FIRSTNAME"
@@ -233,369 +220,6 @@ def test_same_input_gives_the_same_bytes(raw, out):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Geometry: one that all readers believe.
-
-
-def with_forms(sform=None, qform=None, unit="mm", pixdim=(1, 1, 1)) -> nib.Nifti1Image:
-    """An image (x, y, z) with these forms; None leaves a code at 0."""
-    image = nib.Nifti1Image(signal_of(0, None), np.eye(4))
-    image.header.set_xyzt_units(unit)
-    image.set_qform(np.diag([*pixdim, 1]) if qform is None else qform, code=0 if qform is None else 1)
-    image.set_sform(sform, code=0 if sform is None else 1)
-    return image
-
-
-def moved(affine: np.ndarray, *mm: float) -> np.ndarray:
-    return nib.affines.from_matvec(affine[:3, :3], affine[:3, 3] + mm)
-
-
-ROUNDED = affine_of(spacing=(0.781, 0.781, 3.0))
-LPS = np.diag([-0.8, -0.8, 3.0, 1.0])
-GEOMETRIES = {
-    "as a scanner writes it": (with_forms(AFFINE, AFFINE), AFFINE, None),
-    "sform alone": (with_forms(AFFINE, pixdim=[0.6, 0.6, 3.6]), AFFINE, None),
-    "qform alone": (with_forms(None, AFFINE), AFFINE, None),
-    "strongly oblique": (
-        with_forms(affine_of((0.4, 0.3, 0.6)), affine_of((0.4, 0.3, 0.6))),
-        affine_of((0.4, 0.3, 0.6)),
-        None,
-    ),
-    "sagittal": (with_forms(None, affine_of(axes=(1, 2, 0))), affine_of(axes=(1, 2, 0)), None),
-    "coronal": (with_forms(None, affine_of(axes=(0, 2, 1))), affine_of(axes=(0, 2, 1)), None),
-    "mirrored": (with_forms(None, affine_of(flips=(-1, 1, 1))), affine_of(flips=(-1, 1, 1)), None),
-    "upside down": (with_forms(None, affine_of(flips=(-1, 1, -1))), affine_of(flips=(-1, 1, -1)), None),
-    "rounded to 4 digits": (with_forms(AFFINE.round(4), AFFINE), AFFINE, None),
-    "a sform rounded by a header's editor": (
-        with_forms(ROUNDED, affine_of(spacing=(0.78125, 0.78125, 3.0))),
-        ROUNDED,
-        None,
-    ),
-    "no unit": (with_forms(AFFINE, AFFINE, "unknown"), AFFINE, None),
-    "a repaired sform, pixdim of 1": (
-        with_forms(LPS),
-        LPS,
-        "its sform was used; its qform or pixdim puts voxels up to",
-    ),
-    "a sform that moves": (with_forms(moved(AFFINE, 0, 2, 0), AFFINE), moved(AFFINE, 0, 2, 0), "up to 2 mm away"),
-    "neither form": (
-        with_forms(pixdim=[0.8, 0.8, 3]),
-        None,
-        "neither sform nor qform: its pixdim was used, and for the axes a guess, LAS",
-    ),
-    "metres": (
-        with_forms(*[np.diag([1e-3, 1e-3, 1e-3, 1]) @ AFFINE] * 2, "meter"),
-        AFFINE,
-        "its header's unit, 1000 mm, was converted to mm",
-    ),
-    "micrometres": (
-        with_forms(*[np.diag([1e3, 1e3, 1e3, 1]) @ AFFINE] * 2, "micron"),
-        AFFINE,
-        "its header's unit, 0.001 mm, was converted to mm",
-    ),
-}
-
-
-def one_case(own: Path, image: nib.Nifti1Image, mask_affine: np.ndarray | None = None):
-    """A case ``p`` whose mask has its image's header, or a sform of its own."""
-    mask = nib.Nifti1Image(gland(), image.affine if mask_affine is None else np.eye(4), image.header)
-    mask.header.set_data_dtype(np.uint8)
-    if mask_affine is not None:
-        mask.set_sform(mask_affine, code=1)
-    for kind, volume in (("images", image), ("labels", mask)):
-        (own / kind).mkdir(parents=True)
-        nib.save(volume, own / kind / "p.nii.gz")
-
-
-@pytest.mark.parametrize("name", GEOMETRIES)
-def test_every_reader_believes_the_same(name, tmp_path, out):
-    from monai.transforms import LoadImage
-
-    image, expected, remark = GEOMETRIES[name]
-    one_case(tmp_path / "own", image)
-    said = heard(tmp_path / "own", out)
-    assert remark in said if remark else "Look at" not in said, said
-    for kind in ("images", "labels"):
-        file = out / kind / "p.nii.gz"
-        converted = nib.load(file)
-        if expected is not None:
-            np.testing.assert_allclose(converted.affine, expected, atol=2e-4)
-        size = float(np.abs(converted.affine[:3, :3]).max())
-        close = {"rtol": 0, "atol": 1e-6 * size}
-        np.testing.assert_allclose(converted.header.get_qform(), converted.affine, **close)
-        np.testing.assert_allclose(converted.header.get_sform(), converted.affine, **close)
-        np.testing.assert_allclose(
-            np.linalg.norm(converted.affine[:3, :3], axis=0), converted.header.get_zooms(), rtol=1e-6
-        )
-        np.testing.assert_allclose(
-            LoadImage(reader="NibabelReader", image_only=True)(file).affine, converted.affine, **close
-        )
-        assert converted.header.get_xyzt_units()[0] == "mm"
-        assert converted.header["sform_code"] == converted.header["qform_code"] == 1
-
-
-def test_itk_believes_it_too(tmp_path, home):
-    itk = pytest.importorskip("SimpleITK")
-    for number, (image, _, _) in enumerate(GEOMETRIES.values()):
-        one_case(tmp_path / str(number), image)
-        file = convert(tmp_path / str(number), home / str(number), say=lambda line: None) / "images" / "p.nii.gz"
-        read = itk.ReadImage(str(file))
-        turned = np.reshape(read.GetDirection(), (3, 3)) @ np.diag(read.GetSpacing())
-        by_itk = np.diag([-1, -1, 1, 1]) @ nib.affines.from_matvec(turned, read.GetOrigin())  # from ITK's LPS to RAS
-        np.testing.assert_allclose(by_itk, nib.load(file).affine, atol=2e-5)
-
-
-SHEARED = AFFINE @ np.array([[1, 0.2, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
-
-
-@pytest.mark.parametrize(
-    ("image", "said"),
-    [
-        (with_forms(LPS, np.eye(4)), "its sform and qform contradict each other, with axes LPS and RAS"),
-        (with_forms(affine_of(axes=(1, 2, 0)), AFFINE), "its sform and qform contradict each other"),
-        (with_forms(np.diag([0, 0.8, 3, 1.0])), "its affine is singular: [[0.0"),
-        (with_forms(np.diag([0, 0, 0, 1.0])), "its affine is singular"),
-        (with_forms(AFFINE[:, [0, 0, 2, 3]]), "its affine is singular"),
-        (with_forms(SHEARED), "its axes are not at right angles (a sheared affine)"),
-        (with_forms(LPS, LPS, "meter"), "its voxels are [800.0"),
-        (with_forms(LPS, LPS, "micron"), "a scan's are 0.1 to 10 mm"),
-        (with_forms(np.diag([0.05, 0.8, 3, 1.0])), "its voxels are [0.05"),
-        (with_forms(np.diag([0.8, 0.8, 12, 1.0])), "a scan's are 0.1 to 10 mm"),
-    ],
-)
-def test_a_geometry_that_cannot_be_believed_is_refused_by_name(image, said, tmp_path, out):
-    one_case(tmp_path / "own", image, np.eye(4))
-    assert f"{tmp_path}/own/images/p.nii.gz: " in refuses(tmp_path / "own", out, said)
-
-
-@pytest.mark.parametrize("affine", [np.abs(LPS), moved(LPS, 5, 0, 0), LPS[:, [1, 0, 2, 3]]])
-def test_a_mask_on_another_grid_is_refused(affine, tmp_path, out):
-    one_case(tmp_path / "own", with_forms(LPS, LPS), affine)
-    refuses(tmp_path / "own", out, "labels/p.nii.gz: its affine puts it up to", "mm away from its image")
-
-
-@pytest.mark.parametrize(("kind", "said"), [("imagesTr", "affine is not finite"), ("labelsTr", "up to nan mm away")])
-def test_an_affine_that_is_no_number_is_refused(raw, out, kind, said):
-    file = raw / kind / "prostate_01.nii.gz"
-    content = bytearray(gzip.decompress(file.read_bytes()))
-    content[280:284] = np.float32(np.nan).tobytes()  # the first number of the sform; nibabel would not write it
-    file.write_bytes(gzip.compress(bytes(content)))
-    refuses(raw, out, f"{file}: its affine", said)
-
-
-def test_a_mask_whose_affine_lost_digits_takes_the_image_s(raw, out):
-    save(gland(), raw / "labelsTr" / "prostate_00.nii.gz", AFFINE.round(4))
-    convert(raw, out)
-    mask, image = (nib.load(out / kind / "prostate_00.nii.gz") for kind in ("labels", "images"))
-    assert mask.affine.tobytes() == image.affine.tobytes()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Values and names.
-
-
-@pytest.mark.parametrize(
-    "mask",
-    [
-        gland().astype(np.float32) * np.float32(0.99999994),
-        gland().astype(np.float64) + 1e-6,
-        gland()[..., np.newaxis],
-        gland().astype(np.int64),
-        gland() > 0,
-    ],
-)
-def test_masks_that_software_writes(raw, out, mask):
-    mask = mask.astype(np.uint8) if mask.dtype == bool else mask
-    nib.save(nib.Nifti1Image(mask, AFFINE, dtype=mask.dtype), raw / "labelsTr/prostate_00.nii.gz")
-    convert(raw, out)
-    np.testing.assert_array_equal(nib.load(out / "labels/prostate_00.nii.gz").get_fdata(), gland() > 0)
-
-
-def test_a_mask_with_a_slope_of_1_in_255(raw, out):
-    image = nib.Nifti1Image(((gland() > 0) * 255).astype(np.uint8), AFFINE)
-    image.header.set_slope_inter(1 / 255, 0)
-    nib.save(image, raw / "labelsTr/prostate_00.nii.gz")
-    assert nib.load(raw / "labelsTr/prostate_00.nii.gz").get_fdata().max() != 1  # otherwise this tests nothing
-    convert(raw, out)
-    np.testing.assert_array_equal(nib.load(out / "labels/prostate_00.nii.gz").get_fdata(), gland() > 0)
-
-
-def test_other_labels_are_refused_in_full(raw, out):
-    save(gland() * np.float32(0.5), raw / "labelsTr" / "prostate_00.nii.gz")
-    save(np.where(gland() > 1, np.nan, gland()).astype(np.float32), raw / "labelsTr" / "prostate_01.nii.gz")
-    save(np.where(gland() > 1, 1.0009765625, gland()), raw / "labelsTr" / "prostate_02.nii.gz")
-    said = refuses(
-        raw, out, "3 problems", "prostate_00.nii.gz: labels outside 0, 1, 2: 0.5", "02.nii.gz: labels outside"
-    )
-    assert "nan" in said and "1.0009765625" in said
-
-
-def test_the_channel_is_chosen_by_its_name(raw, out):
-    describing(raw, modality={"0": "ADC", "1": "T2w"})
-    assert "channel 1 (T2w)" in heard(raw, out)
-    np.testing.assert_array_equal(nib.load(out / "images/prostate_00.nii.gz").get_fdata(), signal_of(0)[..., 1])
-    describing(raw, modality=None, channel_names={"0": "ADC", "1": "T2"})  # nnU-Net's
-    assert "channel 1 (T2)" in heard(raw, out)
-
-
-@pytest.mark.parametrize(
-    ("modality", "said"),
-    [
-        ({"0": "ADC", "1": "DWI"}, "which of the channels {0: 'ADC', 1: 'DWI'} is T2? Say it with --channel"),
-        ({"0": "T2 axial", "1": "T2 sagittal"}, "Say it with --channel"),
-        ({"0": "T2"}, "has 2 channel(s), not 1 as dataset.json"),
-        ({"0": "T2", "1": "ADC", "2": "DWI"}, "has 2 channel(s), not 3 as dataset.json"),
-    ],
-)
-def test_channels_that_leave_a_doubt_are_asked_for(raw, out, modality, said):
-    describing(raw, modality=modality)
-    refuses(raw, out, said)
-
-
-def test_a_modality_without_numbers_names_nothing(raw, out):
-    describing(raw, modality="MR")
-    assert "channel 0 (not named)" in heard(raw, out)
-
-
-def test_a_single_channel_needs_no_name(tmp_path, out):
-    own = tmp_path / "own"
-    for index in range(2):
-        save(signal_of(index, None), own / f"images/{index}.nii.gz")
-        save(gland(), own / f"labels/{index}.nii.gz")
-    describing(own, modality={"0": "MRI"})
-    assert "channel 0 (MRI)" in heard(own, out)
-
-
-def test_labels_that_are_no_part_of_the_prostate_are_asked_for(raw, out):
-    describing(raw, labels={"0": "background", "1": "bladder", "2": "prostate"})
-    refuses(
-        raw,
-        out,
-        "which of the labels {0: 'background', 1: 'bladder', 2: 'prostate'} are the gland? Say it with --labels",
-    )
-    assert "labels 2." in heard(raw, out, labels=[2])
-    np.testing.assert_array_equal(nib.load(out / "labels/prostate_00.nii.gz").get_fdata(), gland() == 2)
-    assert "labels 1, 2." in heard(raw, out, labels=[1, 2])
-
-
-@pytest.mark.parametrize(
-    "labels",
-    [
-        {"0": "background", "1": "Peripheral Zone", "2": "Transition zone"},
-        {"background": 0, "PZ": 1, "TZ": 2},
-        {"0": "background", "1": "prostate", "2": "prostate_lesion"},
-        {"0": "background", "1": "whole gland", "2": "prostatic_urethra"},
-        None,
-    ],
-)
-def test_parts_of_the_prostate_are_merged(raw, out, labels):
-    describing(raw, labels=labels)
-    convert(raw, out)
-    np.testing.assert_array_equal(nib.load(out / "labels/prostate_00.nii.gz").get_fdata(), gland() > 0)
-
-
-def test_a_label_that_dataset_json_does_not_name_is_refused(raw, out):
-    describing(raw, labels={"0": "background", "1": "prostate"})
-    refuses(raw, out, "4 problems", "labels outside 0, 1: 2")
-
-
-def test_dataset_json_that_is_none(raw, out):
-    (raw / "dataset.json").write_text("{")
-    refuses(raw, out, "dataset.json cannot be read as JSON")
-
-
-def test_macos_companions_are_skipped(raw, out):
-    for folder in ("imagesTr", "labelsTr"):
-        (raw / folder / "._prostate_00.nii.gz").write_bytes(b"\0\5\26\7")
-    (raw / "imagesTr" / "._alone.nii.gz").write_bytes(b"\0\5\26\7")
-    (raw / "imagesTr" / ".DS_Store").write_bytes(b"")
-    assert "Left out" not in heard(raw, out)
-    assert names_in(out / "images") == [f"prostate_0{i}.nii.gz" for i in range(4)]
-
-
-def test_names_in_capital_letters_are_names(raw, out):
-    for folder in ("imagesTr", "labelsTr"):
-        (raw / folder / "prostate_03.nii.gz").rename(raw / folder / "prostate_03.NII.GZ")
-    assert "Converted 4 of 4" in heard(raw, out)
-
-
-def test_what_is_left_out_is_counted_and_named(raw, out):
-    (raw / "imagesTr/p.nrrd").write_bytes(b"")
-    (raw / "labelsTr/p.mha").write_bytes(b"")
-    (raw / "imagesTr/more").mkdir()
-    save(signal_of(), raw / "imagesTr/more/prostate_09.nii.gz")
-    for _ in "ab":
-        said = heard(raw, out)
-        assert "Left out, 3 files" in said
-        assert "imagesTr/more/prostate_09.nii.gz, imagesTr/p.nrrd, labelsTr/p.mha" in said
-
-
-def test_the_same_name_of_a_mac_and_of_another_system(raw, out):
-    name = "Müller.nii.gz"
-    save(signal_of(8), raw / "imagesTr" / unicodedata.normalize("NFC", name))
-    save(gland(), raw / "labelsTr" / unicodedata.normalize("NFD", name))
-    assert "Converted 5 of 5" in heard(raw, out)
-    assert unicodedata.normalize("NFC", name) in names_in(out / "labels")
-
-
-def test_a_name_that_is_no_text_is_refused(raw, out):
-    for folder in ("imagesTr", "labelsTr"):
-        file = raw / folder / os.fsdecode(b"fall_\xe4.nii.gz")
-        try:
-            (raw / folder / "prostate_03.nii.gz").rename(file)
-        except OSError:
-            pytest.skip("this file system takes no such names")
-    said = refuses(raw, out, "2 problems", r"fall_\udce4.nii.gz': its name is not UTF-8; rename it")
-    said.encode("utf-8")
-
-
-def test_nnunet_s_names_are_one_hint(raw, out):
-    for file in sorted((raw / "imagesTr").iterdir()):
-        file.rename(file.with_name(file.name.replace(".nii.gz", "_0000.nii.gz")))
-    said = refuses(raw, out, "imagesTr: its names end in _0000, as nnU-Net's do; rename them")
-    assert len(said.splitlines()) == 1
-
-
-def test_a_folder_that_cannot_be_read(raw, out, monkeypatch):
-    with failing(monkeypatch, os, "listdir", PermissionError(13, "Permission denied")):
-        refuses(raw, out, "Cannot read", "imagesTr: Permission denied")
-
-
-def flat(value: float) -> np.ndarray:
-    return np.full(SHAPE, value, np.float32)
-
-
-def full_mask() -> np.ndarray:
-    return np.ones(SHAPE, np.uint8)
-
-
-def at_the_rim() -> np.ndarray:
-    labels = gland()
-    labels[2, 2, 0] = 1
-    return labels
-
-
-@pytest.mark.parametrize(
-    ("image", "mask", "remark"),
-    [
-        (flat(7), gland(), "all voxels of the image are equal"),
-        ((gland() > 0).astype(np.float32), gland(), "the image is equal to its mask"),
-        (signal_of(0, None), full_mask(), "the mask fills the whole volume"),
-        (signal_of(0, None), at_the_rim(), "the mask touches the border of the volume"),
-        (np.tile(np.float32([3, 3, 3, 3]), (6, 5, 1)), gland(), "the image's mean in the mask is exactly that outside"),
-    ],
-)
-def test_contents_that_look_wrong_are_said_once(tmp_path, out, image, mask, remark):
-    own = tmp_path / "own"
-    save(image, own / "images/odd.nii.gz")
-    save(mask, own / "labels/odd.nii.gz")
-    save(signal_of(5, None), own / "images/good.nii.gz")
-    save(gland(), own / "labels/good.nii.gz")
-    said = heard(own, out)
-    assert "Look at these:\n  - odd: " in said and remark in said
-    assert "good" not in said and said.count("odd:") == 1
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # What is refused.
 
 
@@ -607,10 +231,9 @@ def test_all_problems_are_named_at_once_and_nothing_is_written(tmp_path):
     save(signal_of(channels=3), images / "prostate_02.nii.gz")
     save(gland() * 4, labels / "prostate_03.nii.gz")
     save(np.zeros((6, 5, 3), np.uint8) + 1, labels / "prostate_04.nii.gz")
-    save(gland(), labels / "prostate_05.nii.gz", moved(AFFINE, 5, 0, 0))
+    save(gland(), labels / "prostate_05.nii.gz", nib.affines.from_matvec(np.eye(3), [5, 0, 0]) @ AFFINE)
     whole = (images / "prostate_06.nii.gz").read_bytes()
     (images / "prostate_06.nii.gz").write_bytes(whole[: len(whole) // 2])
-    save(gland() * 0, labels / "prostate_07.nii.gz")
     broken = signal_of()
     broken[0, 0, 0] = np.nan
     save(broken, images / "prostate_08.nii.gz")
@@ -618,7 +241,7 @@ def test_all_problems_are_named_at_once_and_nothing_is_written(tmp_path):
     save(signal_of(channels=None)[0], images / "prostate_10.nii.gz")
     (images / "prostate_11.nii.gz").write_bytes(b"")  # both files of one case
     (labels / "prostate_11.nii.gz").write_bytes(b"")
-    said = refuses(raw, tmp_path / "out" / "t2", "13 problems")
+    said = refuses(raw, tmp_path / "out" / "t2", "12 problems")
     for file, what in (
         (images / "prostate_00.nii.gz", "no mask of that name"),
         (labels / "prostate_01.nii.gz", "no image of that name"),
@@ -627,7 +250,6 @@ def test_all_problems_are_named_at_once_and_nothing_is_written(tmp_path):
         (labels / "prostate_04.nii.gz", "shape (6, 5, 3), its image (6, 5, 4)"),
         (labels / "prostate_05.nii.gz", "5 mm away"),
         (images / "prostate_06.nii.gz", "damaged"),
-        (labels / "prostate_07.nii.gz", "empty"),
         (images / "prostate_08.nii.gz", "NaN"),
         (labels / "prostate_09.nii.gz", "damaged"),
         (images / "prostate_10.nii.gz", "shape (5, 4)"),
@@ -635,6 +257,15 @@ def test_all_problems_are_named_at_once_and_nothing_is_written(tmp_path):
         (labels / "prostate_11.nii.gz", "damaged"),
     ):
         assert [line for line in said.splitlines() if f"{file}: " in line and what in line], (file.name, what, said)
+
+
+@pytest.mark.parametrize(("kind", "said"), [("imagesTr", "affine is not finite"), ("labelsTr", "up to nan mm away")])
+def test_an_affine_that_is_no_number_is_refused(raw, out, kind, said):
+    file = raw / kind / "prostate_01.nii.gz"
+    content = bytearray(gzip.decompress(file.read_bytes()))
+    content[280:284] = np.float32(np.nan).tobytes()  # the first number of the sform; nibabel would not write it
+    file.write_bytes(gzip.compress(bytes(content)))
+    refuses(raw, out, f"{file}: its affine", said)
 
 
 def test_a_flipped_bit_is_seen(raw, out):
@@ -681,41 +312,11 @@ def test_header_that_announces_more_than_there_is(raw, out):
     refuses(raw, out, "prostate_01.nii.gz", "that its header announces")
 
 
-def test_voxels_that_are_no_numbers(raw, out):
-    colours = np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])
-    nib.save(nib.Nifti1Image(colours, AFFINE), raw / "imagesTr/prostate_00.nii.gz")
-    refuses(raw, out, "prostate_00.nii.gz: its voxels are", "not single numbers")
-
-
-def test_channel_that_is_not_there(raw, out):
-    refuses(raw, out, "there is no channel 2", "4 problems", channel=2)
-    refuses(raw, out, "count from 0", channel=-1)
-
-
 def test_odd_channel_count_without_dataset_json(raw, out):
     (raw / "dataset.json").unlink()
     save(signal_of(channels=3), raw / "imagesTr" / "prostate_03.nii.gz")
     said = refuses(raw, out, "prostate_03.nii.gz: has 3 channel(s), not 2 as dataset.json or the first case says")
     assert len(said.splitlines()) == 1
-
-
-def test_folder_that_is_no_data_set(tmp_path, out):
-    out.parent.mkdir()
-    refuses(tmp_path / "nowhere", out, "nowhere", "prostate_download.sh")
-    (tmp_path / "empty/images").mkdir(parents=True)
-    (tmp_path / "empty/labels").mkdir()
-    refuses(tmp_path / "empty", out, "no NIfTI file")
-
-
-def test_case_that_is_there_twice(raw, out):
-    save(signal_of(), raw / "imagesTr" / "prostate_00.nii")
-    refuses(raw, out, "prostate_00.nii: the case is there twice, also as prostate_00.nii.gz")
-
-
-def test_a_link_to_nowhere(raw, out):
-    (raw / "imagesTr" / "prostate_00.nii.gz").unlink()
-    (raw / "imagesTr" / "prostate_00.nii.gz").symlink_to("/nowhere/at/all.nii.gz")
-    refuses(raw, out, "prostate_00.nii.gz: is a folder or a link to nowhere")
 
 
 def test_foreign_output_is_left_alone(raw, out):
@@ -928,26 +529,6 @@ def test_all_that_is_wrong_with_the_sites_is_named_at_once(converted, home):
     assert not (home / "sites" / "prostate").exists()
 
 
-@pytest.mark.parametrize("name", ["../d", "server", "Hospital A", "a,b"])
-def test_names_that_cannot_be_a_site_s_are_refused(converted, home, name):
-    with pytest.raises(CourseError, match="cannot be the name of a site: use letters, digits"):
-        share_out({name: numbered(8, 9, 10)}, say=lambda line: None)
-    assert not (home / "sites" / "prostate").exists()
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"a": "prostate_00"}', '{"a": [1]}', None])
-def test_hospitals_that_are_none(content, tmp_path):
-    if content is not None:
-        (tmp_path / "hospitals.json").write_text(content)
-    with pytest.raises(CourseError, match=r"hospitals\.json .*site-1"):
-        read_hospitals(tmp_path / "hospitals.json")
-
-
-def test_hospitals_are_read_as_they_are(tmp_path):
-    (tmp_path / "hospitals.json").write_text('\ufeff{"Köln": ["Müller"], "b": []}', encoding="utf-8")
-    assert read_hospitals(tmp_path / "hospitals.json") == {"Köln": ["Müller"], "b": []}
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -962,21 +543,6 @@ def test_hospitals_are_read_as_they_are(tmp_path):
 def test_too_many_sites_and_senseless_arguments(converted, home, arguments, said):
     with pytest.raises(CourseError, match=said):
         share_out(**arguments, say=lambda line: None)
-    assert not (home / "sites" / "prostate").exists()
-
-
-def test_an_image_that_cannot_be_read(converted, monkeypatch):
-    with (
-        failing(monkeypatch, Path, "read_bytes", PermissionError(13, "Permission denied")),
-        pytest.raises(CourseError, match=r"Cannot read .*prostate_\d\d\.nii\.gz: Permission denied"),
-    ):
-        share_out(2, say=lambda line: None)
-
-
-def test_the_same_scan_under_two_names_is_refused(converted, home):
-    (converted / "images/prostate_07.nii.gz").write_bytes((converted / "images/prostate_03.nii.gz").read_bytes())
-    with pytest.raises(CourseError, match=r"prostate_0[37].* and .*prostate_0[37]\.nii\.gz: the same image is in"):
-        share_out({"a": numbered(3, 1, 2), "b": numbered(7, 5, 6)}, say=lambda line: None)
     assert not (home / "sites" / "prostate").exists()
 
 

@@ -1,0 +1,1004 @@
+"""What people bring, and what becomes of it: the value that is read, or the words of the one error or notice.
+
+To be read from top to bottom. A row is an input that somebody has: what it is, how it is made, and the right outcome. A text as
+the outcome is part of the error's message; every other outcome is compared with what was read.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import unicodedata
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from src.common import paths
+from src.common.errors import CourseError
+from src.common.settings import StudySettings
+from src.common.sites import PARTS, read_datalist, read_sites, site_names, sites_of, write_sites
+from src.federation.environments import plain_paths
+from src.federation.run import Run
+from src.federation.server import RECORD
+from src.mednist import data as mednist
+from src.mednist.card import CARD as MEDNIST
+from src.mednist.card import Settings as MedNISTSettings
+from src.mednist.transforms import prepare as prepare_pictures
+from src.prostate.card import Settings
+from src.prostate.data import convert, read_hospitals, share_out
+from src.prostate.transforms import LoadCase
+from src.prostate.transforms import prepare as prepare_cases
+from src.show import tensorboard_through_hub
+from tests.tests_support import ball_case, failing, files_of, names_in
+
+ROOT = Path(__file__).resolve().parents[1]
+SHAPE = (6, 5, 4)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch) -> Path:
+    """A data folder of the test's own, with a blank in its name."""
+    for name in ("COURSE_DATA_SOURCE", "COURSE_RUNS", "COURSE_MEDNIST_PER_CLASS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COURSE_DATA", str(tmp_path / "my data"))
+    return tmp_path / "my data"
+
+
+def rows(*table: tuple) -> pytest.MarkDecorator:
+    """A table whose rows are named by their first column."""
+    return pytest.mark.parametrize("row", [one[1:] for one in table], ids=[one[0] for one in table])
+
+
+def outcome(what: Callable[[], object]) -> object:
+    """What a call returns, or the message of its one error: never another exception."""
+    try:
+        return what()
+    except CourseError as error:
+        assert "Traceback" not in str(error)
+        return str(error)
+
+
+def agrees(found: object, right: object) -> None:
+    """A text that is due is part of what was said; anything else is equal."""
+    if isinstance(right, str) and isinstance(found, str):
+        assert right in found
+    else:
+        assert found == right
+
+
+# -- geometry: the affine in mm that everybody reads, and what is said of it -------------------------------------------
+
+
+def affine_of(turns=(0.05, 0.1, 0.3), spacing=(0.6, 0.6, 3.6), axes=(0, 1, 2), flips=(1, 1, 1)) -> np.ndarray:
+    """Oblique, anisotropic and not at the origin: as a scanner writes it."""
+    rotation = nib.eulerangles.euler2mat(*turns)[:, axes]
+    return nib.affines.from_matvec(rotation @ np.diag(np.array(spacing) * flips), [-70, -55, 12.5])
+
+
+def moved(affine: np.ndarray, *mm: float) -> np.ndarray:
+    return nib.affines.from_matvec(affine[:3, :3], affine[:3, 3] + mm)
+
+
+def gland(labels: bool = True) -> np.ndarray:
+    """Not in the middle and not symmetric: what is turned or mirrored lies elsewhere."""
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[1:3, 1:4, 1:3] = 1
+    mask[3, 1, 1] = 2 if labels else 1
+    return mask
+
+
+def signal(seed: int = 0, channels: int | None = None) -> np.ndarray:
+    shape = SHAPE if channels is None else (*SHAPE, channels)
+    return np.random.default_rng(seed).uniform(0, 30_000, shape).astype(np.float32)
+
+
+AFFINE = affine_of()
+LPS = np.diag([-0.8, -0.8, 3.0, 1.0])
+EXACT, ROUNDED = affine_of(spacing=(0.78125, 0.78125, 3.0)), affine_of(spacing=(0.781, 0.781, 3.0))
+SAGITTAL, CORONAL = affine_of(axes=(1, 2, 0)), affine_of(axes=(0, 2, 1))
+OBLIQUE = affine_of((0.4, 0.3, 0.6))
+MIRRORED, UPSIDE_DOWN = affine_of(flips=(-1, 1, 1)), affine_of(flips=(-1, 1, -1))
+CENTRED = nib.affines.from_matvec(np.diag([-0.8, 0.8, 3]), [2, -1.6, -4.5])  # what nibabel takes where nothing is said
+SHEARED = AFFINE @ np.array([[1, 0.2, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+
+
+def in_units(factor: float) -> np.ndarray:
+    return np.diag([factor, factor, factor, 1]) @ AFFINE
+
+
+def forms(sform=None, qform=None, unit="mm", pixdim=(1, 1, 1)) -> nib.Nifti1Image:
+    """An image (x, y, z) with these forms; None leaves a code at 0."""
+    image = nib.Nifti1Image(signal(), np.eye(4))
+    image.header.set_xyzt_units(unit)
+    image.set_qform(np.diag([*pixdim, 1]) if qform is None else qform, code=0 if qform is None else 1)
+    image.set_sform(sform, code=0 if sform is None else 1)
+    return image
+
+
+def pair(folder: Path, image: nib.Nifti1Image, mask: np.ndarray | None = None, mask_affine=None, name="p") -> dict:
+    """A case whose mask has its image's header, or a sform of its own; returns the item of a datalist."""
+    mask = gland(labels=False) if mask is None else mask
+    stored = nib.Nifti1Image(mask, image.affine if mask_affine is None else np.eye(4), image.header)
+    stored.header.set_data_dtype(mask.dtype)
+    if mask_affine is not None:
+        stored.set_sform(mask_affine, code=1)
+    item = {"image": str(folder / f"images/{name}.nii.gz"), "label": str(folder / f"labels/{name}.nii.gz"), "site": "a"}
+    for key, volume in (("image", image), ("label", stored)):
+        Path(item[key]).parent.mkdir(parents=True, exist_ok=True)
+        nib.save(volume, item[key])
+    return item
+
+
+def heard(raw: Path, out: Path, **arguments) -> str:
+    """What a conversion says; after an error it has left nothing."""
+    said: list[str] = []
+    before = files_of(out.parent)
+    try:
+        convert(raw, out, say=said.append, **arguments)
+    except CourseError:
+        assert files_of(out.parent) == before and not out.exists()
+        raise
+    return "\n".join(said)
+
+
+def by_itk(file: Path) -> np.ndarray:
+    import SimpleITK
+
+    read = SimpleITK.ReadImage(str(file))
+    turned = np.reshape(read.GetDirection(), (3, 3)) @ np.diag(read.GetSpacing())
+    return np.diag([-1, -1, 1, 1]) @ nib.affines.from_matvec(turned, read.GetOrigin())  # from ITK's LPS to RAS
+
+
+def by_monai(file: Path) -> np.ndarray:
+    from monai.transforms import LoadImage
+
+    return LoadImage(reader="NibabelReader", image_only=True)(file).affine.numpy()
+
+
+def by_pixdim(file: Path) -> np.ndarray:
+    """The form that a reader has who takes voxel sizes from pixdim and directions from the qform."""
+    header = nib.load(file).header
+    return header.get_qform() @ np.diag(
+        [*np.array(header.get_zooms()) / np.linalg.norm(header.get_qform()[:3, :3], axis=0), 1]
+    )
+
+
+GEOMETRY = rows(
+    ("a scan as its scanner writes it", forms(AFFINE, AFFINE), AFFINE, None),
+    ("sform alone, with its voxel sizes", forms(AFFINE, pixdim=(0.6, 0.6, 3.6)), AFFINE, None),
+    ("qform alone", forms(None, AFFINE), AFFINE, None),
+    ("strongly oblique", forms(OBLIQUE, OBLIQUE), OBLIQUE, None),
+    ("sagittal", forms(None, SAGITTAL), SAGITTAL, None),
+    ("coronal", forms(None, CORONAL), CORONAL, None),
+    ("mirrored: a left-handed grid", forms(None, MIRRORED), MIRRORED, None),
+    ("slices from head to feet", forms(None, UPSIDE_DOWN), UPSIDE_DOWN, None),
+    ("a sform rounded to 4 digits", forms(AFFINE.round(4), AFFINE), AFFINE, None),
+    ("0.781 mm in the sform, 0.78125 in the qform", forms(ROUNDED, EXACT), ROUNDED, None),
+    ("0.781 mm in the sform, 0.78125 in pixdim", forms(ROUNDED, pixdim=(0.78125, 0.78125, 3)), ROUNDED, None),
+    ("a repaired sform, pixdim still 1", forms(LPS), LPS, "its sform was used; its qform or pixdim puts voxels up to"),
+    ("sform and qform 2 mm apart", forms(moved(AFFINE, 0, 2, 0), AFFINE), moved(AFFINE, 0, 2, 0), "up to 2 mm away"),
+    ("neither sform nor qform", forms(pixdim=(0.8, 0.8, 3)), CENTRED,
+     "neither sform nor qform: its pixdim was used, and for the axes a guess, LAS"),
+    ("no unit of length", forms(AFFINE, AFFINE, "unknown"), AFFINE, None),
+    ("metres", forms(in_units(1e-3), in_units(1e-3), "meter"), AFFINE,
+     "its header's unit, 1000 mm, was converted to mm"),
+    ("micrometres", forms(in_units(1e3), in_units(1e3), "micron"), AFFINE,
+     "its header's unit, 0.001 mm, was converted to mm"),
+    ("metres that are millimetres", forms(LPS, LPS, "meter"),
+     "its voxels are 800 × 800 × 3000 mm; a scan's are 0.1 to 10 mm", None),
+    ("micrometres that are millimetres", forms(LPS, LPS, "micron"), "its voxels are 0.0008 × 0.0008 × 0.003 mm", None),
+    ("a microscope's voxels", forms(np.diag([0.05, 0.8, 3, 1.0])), "its voxels are 0.05 × 0.8 × 3 mm", None),
+    ("slices of 12 mm", forms(np.diag([0.8, 0.8, 12, 1.0])), "its voxels are 0.8 × 0.8 × 12 mm", None),
+    ("sform and qform with other axes", forms(LPS, np.eye(4)),
+     "its sform and qform contradict each other, with axes LPS and RAS", None),
+    ("a sagittal sform, an axial qform", forms(SAGITTAL, AFFINE), "its sform and qform contradict each other", None),
+    ("an affine with a zero column", forms(np.diag([0, 0.8, 3, 1.0])), "its affine is singular: [[0.0", None),
+    ("an affine of zeros", forms(np.diag([0, 0, 0, 1.0])), "its affine is singular", None),
+    ("an affine with the same axis twice", forms(AFFINE[:, [0, 0, 2, 3]]), "its affine is singular", None),
+    ("a sheared affine", forms(SHEARED), "its axes are not at right angles (a sheared affine)", None),
+)  # fmt: skip
+
+
+@GEOMETRY
+def test_geometry(row, tmp_path, home):
+    """Converted, it has one geometry for all readers; and a training that is given the file itself believes the same."""
+    image, right, remark = row
+    item = pair(tmp_path / "own", image, mask_affine=np.eye(4) if isinstance(right, str) else None)
+    said = outcome(lambda: heard(tmp_path / "own", home / "t2"))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        loaded = outcome(lambda: LoadCase()(item))
+    if isinstance(right, str):
+        assert f"{item['image']}: " in said and right in said
+        assert loaded.startswith(f"a: {item['image']}: ") and right in loaded
+        return
+    told = [str(one.message) for one in warned]
+    if remark:
+        assert remark in said and "Look at these:\n  - p: " in said
+        assert len(told) == 1 and remark in told[0] and "p.nii.gz" in told[0]
+    else:
+        assert "Look at" not in said and not told
+    centre = nib.affines.apply_affine(right, np.argwhere(gland()).mean(axis=0))
+    for kind, key in (("images", "image"), ("labels", "label")):
+        file = home / "t2" / kind / "p.nii.gz"
+        converted = nib.load(file)
+        readers = [converted.affine, converted.get_sform(), by_pixdim(file), by_itk(file), by_monai(file)]
+        for affine in (*readers, loaded[key].affine.numpy()):
+            np.testing.assert_allclose(affine, right, atol=2e-4)
+        assert converted.header.get_xyzt_units()[0] == "mm"
+        assert converted.header["sform_code"] == converted.header["qform_code"] == 1
+    np.testing.assert_array_equal(np.asanyarray(nib.load(home / "t2/images/p.nii.gz").dataobj), signal())
+    mask = nib.load(home / "t2/labels/p.nii.gz")
+    np.testing.assert_allclose(
+        nib.affines.apply_affine(mask.affine, np.argwhere(mask.get_fdata()).mean(axis=0)), centre, atol=2e-3
+    )
+
+
+PREPARATIONS = rows(
+    ("a sform rounded to 0.781, pixdim of 0.78125", np.diag([0.781, 0.781, 3, 1]), (0.78125, 0.78125, 3)),
+    ("a repaired sform, pixdim still 1", np.diag([0.78125, 0.78125, 3, 1]), (1, 1, 1)),
+    ("the same in micrometres", None, (0.78125, 0.78125, 3)),
+)
+
+
+@PREPARATIONS
+def test_two_preparations_of_one_scan(row, tmp_path):
+    """Whatever became of its header, the network sees the gland where it was."""
+    sform, pixdim = row
+    exact = ball_case(tmp_path / "exact", spacing=(0.78125, 0.78125, 3.0), shape=(80, 80, 20), radius=12)
+    other = ball_case(tmp_path / "other", spacing=(0.78125, 0.78125, 3.0), shape=(80, 80, 20), radius=12)
+    for key in ("image", "label"):
+        given = nib.load(other[key])
+        edited = nib.Nifti1Image(np.asanyarray(given.dataobj), None)
+        if sform is None:
+            edited.header.set_xyzt_units("micron")
+            edited.set_qform(np.diag([1e3, 1e3, 1e3, 1]) @ given.affine, code=1)
+        else:
+            edited.set_qform(np.diag([*pixdim, 1]), code=0)
+            edited.set_sform(nib.affines.from_matvec(sform[:3, :3], given.affine[:3, 3]), code=1)
+        nib.save(edited, other[key])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the header says two things is another row's affair
+        one, two = prepare_cases([exact, other], Settings(field_of_view=(64, 64), patch_size=(32, 32, 16)))
+    assert one["label"].sum() > 500 and one["label"].shape == two["label"].shape
+    overlap = 2 * float((one["label"] * two["label"]).sum()) / float(one["label"].sum() + two["label"].sum())
+    assert overlap > 0.99
+
+
+OTHER_GRIDS = rows(
+    ("a mask with the affine's absolute values", np.abs(LPS), "its affine puts it up to"),
+    ("a mask that is 5 mm away", moved(LPS, 5, 0, 0), "its affine puts it up to 5 mm away from its image"),
+    ("a mask with x and y exchanged", LPS[:, [1, 0, 2, 3]], "its affine puts it up to"),
+    ("a mask whose affine lost digits", moved(LPS, 0.004, 0, 0).round(3), None),
+)  # fmt: skip
+
+
+@OTHER_GRIDS
+def test_masks_on_another_grid(row, tmp_path, home):
+    """Refused by the conversion, and by whatever else takes a datalist."""
+    affine, right = row
+    item = pair(tmp_path / "own", forms(LPS, LPS), mask_affine=affine)
+    said, loaded = outcome(lambda: heard(tmp_path / "own", home / "t2")), outcome(lambda: LoadCase()(item))
+    if right:
+        assert f"{item['label']}: {right}" in said and f"a: {item['label']}: {right}" in loaded
+    else:
+        affines = [nib.load(home / "t2" / kind / "p.nii.gz").affine.tobytes() for kind in ("labels", "images")]
+        assert affines[0] == affines[1], "it takes its image's, to the last bit"
+        assert torch.equal(loaded["label"].affine, loaded["image"].affine)
+
+
+# -- channels and labels: which channel was taken, and which values became gland ---------------------------------------
+
+
+def raw_cases(folder: Path, count: int = 2, about: object = None, mask=gland, channels: int | None = 2) -> Path:
+    """``case_0``, ``case_1``, … in the Decathlon's layout, and a ``dataset.json`` that says ``about``."""
+    for index in range(count):
+        for kind, array in (("imagesTr", signal(index, channels)), ("labelsTr", mask())):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(array, AFFINE, dtype=array.dtype), folder / kind / f"case_{index}.nii.gz")
+    if about is not None:
+        content = about if isinstance(about, bytes) else json.dumps(about).encode()
+        (folder / "dataset.json").write_bytes(content)
+    return folder
+
+
+def modality(*names: str, **more) -> dict:
+    return {"modality": {str(number): name for number, name in enumerate(names)}, **more}
+
+
+def named(*labels: str) -> dict:
+    return modality("T2", "ADC", labels={str(number): name for number, name in enumerate(("background", *labels))})
+
+
+BOTH_ZONES = [1, 2]
+CHANNELS = rows(
+    ("T2 and ADC, as the Decathlon has them", named("PZ", "TZ"), {}, (0, BOTH_ZONES, "channel 0 (T2), labels 1, 2.")),
+    ("ADC before T2", modality("ADC", "T2w"), {}, (1, BOTH_ZONES, "channel 1 (T2w)")),
+    ("T1 before T2", modality("T1", "T2"), {}, (1, BOTH_ZONES, "channel 1 (T2)")),
+    ("nnU-Net's channel_names", {"channel_names": {"0": "ADC", "1": "T2"}}, {}, (1, BOTH_ZONES, "channel 1 (T2)")),
+    ("no dataset.json", None, {}, (0, BOTH_ZONES, "channel 0 (not named)")),
+    ("a modality that is one word", {"modality": "MR"}, {}, (0, BOTH_ZONES, "channel 0 (not named)")),
+    ("dataset.json with a byte-order mark", b"\xef\xbb\xbf" + json.dumps(modality("ADC", "T2")).encode(), {},
+     (1, BOTH_ZONES, "channel 1")),
+    ("dataset.json in UTF-16", json.dumps(modality("ADC", "T2")).encode("utf-16"), {},
+     "dataset.json cannot be read as JSON"),
+    ("half a dataset.json", b'{"modality": ', {}, "dataset.json cannot be read as JSON"),
+    ("one 3D image, whatever its name", modality("MRI"), {}, (None, BOTH_ZONES, "channel 0 (MRI)")),
+    ("two channels, none called T2", modality("ADC", "DWI"), {},
+     "which of the channels {0: 'ADC', 1: 'DWI'} is T2? Say it with --channel"),
+    ("two channels called T2", modality("T2 axial", "T2 sagittal"), {}, "is T2? Say it with --channel"),
+    ("more channels than are named", modality("T2"), {},
+     "has 2 channel(s), not 1 as dataset.json or the first case says"),
+    ("fewer channels than are named", modality("T2", "ADC", "DWI"), {}, "has 2 channel(s), not 3 as dataset.json"),
+    ("--channel 1", named("PZ", "TZ"), {"channel": 1}, (1, BOTH_ZONES, "channel 1 (ADC)")),
+    ("--channel 2, of two", None, {"channel": 2}, "has 2 channel(s), so there is no channel 2"),
+    ("--channel -1", None, {"channel": -1}, "channel is -1; count from 0"),
+    ("labels of another organ", named("bladder", "prostate"), {},
+     "which of the labels {0: 'background', 1: 'bladder', 2: 'prostate'} are the gland? Say it with --labels"),
+    ("--labels 2, with another organ", named("bladder", "prostate"), {"labels": [2]}, (0, [2], "labels 2.")),
+    ("--labels 7, which no mask has", None, {"labels": [7]},
+     "no mask has a voxel of the labels 7; choose with --labels"),
+    ("zones with long names", named("Peripheral Zone", "Transition zone"), {}, (0, BOTH_ZONES, "labels 1, 2.")),
+    ("nnU-Net's labels, name before number", modality("T2", "ADC", labels={"background": 0, "PZ": 1, "TZ": 2}), {},
+     (0, BOTH_ZONES, "labels 1, 2.")),
+    ("a gland and a lesion in it", named("prostate", "prostate_lesion"), {}, (0, BOTH_ZONES, "labels 1, 2.")),
+    ("a label that has no name", named("prostate"), {}, "labels outside 0, 1: 2"),
+)  # fmt: skip
+
+
+@CHANNELS
+def test_channels_and_labels(row, tmp_path, home):
+    about, arguments, right = row
+    channels = None if right[0] is None else 2
+    raw = raw_cases(tmp_path / "own", about=about, channels=channels)
+    found = outcome(lambda: heard(raw, home / "t2", **arguments))
+    if isinstance(right, str):
+        assert found.startswith(("Nothing was converted", str(raw))) and right in found
+        return
+    channel, labels, said = right
+    assert said in found
+    for index in range(2):
+        image, mask = (nib.load(home / "t2" / kind / f"case_{index}.nii.gz") for kind in ("images", "labels"))
+        given = signal(index, channels)
+        np.testing.assert_array_equal(image.get_fdata(), given if channel is None else given[..., channel])
+        np.testing.assert_array_equal(mask.get_fdata(), np.isin(gland(), labels))
+
+
+# -- values: the gland that comes out, or the values that are refused --------------------------------------------------
+
+
+def with_slope(array: np.ndarray, slope: float) -> nib.Nifti1Image:
+    image = nib.Nifti1Image(array, AFFINE, dtype=array.dtype)
+    image.header.set_slope_inter(slope, 0)
+    return image
+
+
+def stored(array: np.ndarray) -> nib.Nifti1Image:
+    return nib.Nifti1Image(array, AFFINE, dtype=array.dtype)
+
+
+BINARY, EMPTY = gland(labels=False), gland() * 0
+RIM = gland()
+RIM[2, 2, 0] = 1
+MASKS = rows(
+    ("floats just below 1", stored(gland() * np.float32(0.99999994)), BINARY),
+    ("floats just above whole numbers", stored(gland() + 1e-6), BINARY),
+    ("255 with a slope of 1/255", with_slope(BINARY * np.uint8(255), 1 / 255), BINARY),
+    ("64-bit integers", stored(gland().astype(np.int64)), BINARY),
+    ("a fourth axis of length 1", stored(gland()[..., np.newaxis]), BINARY),
+    ("halves", stored(gland() * np.float32(0.5)), "labels outside 0, 1, 2: 0.5"),
+    ("255 without a slope", stored(BINARY * np.uint8(255)), "labels outside 0, 1, 2: 255"),
+    ("a value with many digits", stored(np.where(gland() > 1, 1.0009765625, gland())),
+     "labels outside 0, 1, 2: 1.0009765625"),
+    ("NaN", stored(np.where(gland() > 1, np.nan, gland()).astype(np.float32)), "labels outside 0, 1, 2: nan"),
+    ("probabilities", stored(np.linspace(0, 1, gland().size).reshape(SHAPE)), ", …"),
+    ("one slice fewer than the image", stored(gland()[..., :3]), "has shape (6, 5, 3), its image (6, 5, 4)"),
+    ("two masks in one file", stored(np.stack([gland()] * 2, axis=-1)), "has shape (6, 5, 4, 2), its image (6, 5, 4)"),
+)  # fmt: skip
+
+
+@MASKS
+def test_masks(row, tmp_path, home):
+    mask, right = row
+    raw = raw_cases(tmp_path / "own", channels=None)
+    nib.save(mask, raw / "labelsTr/case_0.nii.gz")
+    found = outcome(lambda: heard(raw, home / "t2"))
+    if isinstance(right, str):
+        assert f"{raw}/labelsTr/case_0.nii.gz: " in found and right in found
+    else:
+        np.testing.assert_array_equal(nib.load(home / "t2/labels/case_0.nii.gz").get_fdata(), right)
+
+
+def with_nan() -> np.ndarray:
+    image = signal()
+    image[0, 0, 0] = np.nan
+    return image
+
+
+IMAGES = rows(
+    ("integers with a slope", with_slope(np.arange(120, dtype=np.int16).reshape(SHAPE), 0.5),
+     np.arange(120).reshape(SHAPE) / 2),
+    ("integers with a negative slope", with_slope(np.arange(120, dtype=np.int16).reshape(SHAPE), -2),
+     np.arange(120).reshape(SHAPE) * -2),
+    ("a fourth axis of length 1", stored(signal(7, 1)), signal(7, 1)[..., 0]),
+    ("NIfTI-2", nib.Nifti2Image(signal(9), AFFINE), signal(9)),
+    ("a NaN", stored(with_nan()), "1 voxels are NaN or infinite"),
+    ("a picture of one slice", stored(signal()[..., 0]),
+     "has shape (6, 5); a 3D image or a 4D one with channels last is needed"),
+    ("colours", stored(np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])), "not single numbers"),
+    ("complex numbers", stored(signal().astype(np.complex64)), "its voxels are complex64, not single numbers"),
+)  # fmt: skip
+
+
+@IMAGES
+def test_images(row, tmp_path, home):
+    """The conversion and a training that is given the file itself read the same values."""
+    image, right = row
+    raw = raw_cases(tmp_path / "own", 1, channels=None, mask=lambda: BINARY)
+    file = raw / "imagesTr/case_0.nii.gz"
+    nib.save(image, file)
+    found = outcome(lambda: heard(raw, home / "t2"))
+    loaded = outcome(lambda: LoadCase()({"image": str(file), "label": str(raw / "labelsTr/case_0.nii.gz")}))
+    if isinstance(right, str):
+        assert f"{file}: " in found and right in found and f"{file}: " in loaded and right in loaded
+    else:
+        np.testing.assert_allclose(nib.load(home / "t2/images/case_0.nii.gz").get_fdata(), right)
+        np.testing.assert_allclose(loaded["image"][0].numpy(), right)
+
+
+CONTENTS = rows(
+    ("an image of one value", np.full(SHAPE, 7, np.float32), gland(), "all voxels of the image are equal"),
+    ("an image that is its mask", BINARY.astype(np.float32), gland(), "the image is equal to its mask"),
+    ("an image that is its mask with labels", gland().astype(np.int16), gland(), "the image is equal to its mask"),
+    ("an empty mask", signal(), EMPTY, "the mask is empty"),
+    ("a mask that fills everything", signal(), EMPTY + 1, "the mask fills the whole volume"),
+    ("a mask that touches the border", signal(), RIM, "the mask touches the border of the volume"),
+    ("the same mean inside and outside", np.tile(np.float32([3, 3, 3, 3]), (6, 5, 1)), gland(),
+     "the image's mean in the mask is exactly that outside"),
+)  # fmt: skip
+
+
+@CONTENTS
+def test_contents_that_look_wrong(row, tmp_path, home):
+    """Converted, for they may be right; and said once, for they often are not."""
+    image, mask, right = row
+    pair(tmp_path / "own", stored(image), mask, name="odd")
+    pair(tmp_path / "own", stored(signal(5)), gland(), name="good")
+    said = heard(tmp_path / "own", home / "t2")
+    (line,) = [line for line in said.splitlines() if line.startswith("  - ")]
+    assert line.startswith("  - odd: ") and right in line
+    np.testing.assert_array_equal(nib.load(home / "t2/labels/odd.nii.gz").get_fdata(), mask > 0)
+
+
+# -- pictures: the grey values from 0 to 1 that the network sees -------------------------------------------------------
+
+RAMP = np.tile(np.linspace(0, 1, 64), (64, 1))
+"""Dark on the left, bright on the right."""
+SQUARE = np.zeros((64, 64))
+SQUARE[:16, :32] = 1
+"""Bright at the top left; not the same when it is turned."""
+ACROSS, UPWARDS = np.zeros((64, 64)), np.zeros((64, 64))
+ACROSS[16:48], UPWARDS[:, 16:48] = 0.2, 0.2
+
+
+def picture(values: np.ndarray, kind: str, **options) -> Callable[[Path], None]:
+    """How a picture of this NumPy type, or Pillow mode, is written."""
+    image = Image.fromarray(values.astype(kind)) if np.dtype(kind if kind[0] in "<>uif" else "u1") == kind else None
+    image = Image.fromarray(values.astype(np.uint8)).convert(kind) if image is None else image
+    return lambda file: image.save(file, **options)
+
+
+def turned_by_exif(file: Path) -> None:
+    """Taken with the camera on its side: stored turned by 90°, with the note that says so."""
+    image = Image.fromarray((np.rot90(SQUARE) * 255).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn it clockwise to see it upright
+    image.save(file, exif=exif)
+
+
+def several_pages(file: Path) -> None:
+    page = Image.new("L", (64, 64))
+    page.save(file, save_all=True, append_images=[page, page])
+
+
+DEEP = "1 of 1 pictures: each was scaled by the file's own range of values, for it has more than 8 bits"
+PAD = "1 of 1 pictures: each was padded with black, for it is not square"
+PICTURES = rows(
+    ("8 bits, grey", "png", picture(RAMP * 200, "uint8"), np.floor(RAMP * 200) / 255, None),
+    ("a grey picture stored in colours", "png", picture(RAMP * 200, "RGB"), np.floor(RAMP * 200) / 255, None),
+    ("a palette", "png", picture(RAMP * 200, "P"), np.floor(RAMP * 200) / 255, None),
+    ("black and white, 1 bit", "png", picture(SQUARE * 255, "1"), SQUARE, None),
+    ("a colour that is not grey", "png", lambda file: Image.new("RGB", (64, 64), (255, 0, 0)).save(file),
+     np.full((64, 64), 76 / 255), None),
+    ("16 bits, of which 12 are used", "png", picture(RAMP * 4095, "uint16"), RAMP, DEEP),
+    ("16 bits, big-endian TIFF", "tif", picture(RAMP * 60000 + 1000, ">u2"), RAMP, DEEP),
+    ("32 bits", "tif", picture(RAMP * 1e6, "int32"), RAMP, DEEP),
+    ("floating point from 0 to 1", "tif", picture(RAMP, "float32"), RAMP, DEEP),
+    ("floating point below 0", "tif", picture(RAMP * 2000 - 1000, "float32"), RAMP, DEEP),
+    ("16 bits of one value", "png", picture(SQUARE * 0 + 999, "uint16"), SQUARE * 0, DEEP),
+    ("floating point with a NaN", "tif", picture(np.where(RAMP > 0.99, np.nan, RAMP), "float32"),
+     "it holds NaN or infinity", None),
+    ("twice as wide as high", "png", picture(np.full((50, 100), 51), "uint8"), ACROSS, PAD),
+    ("twice as high as wide", "png", picture(np.full((512, 256), 51), "uint8"), UPWARDS, PAD),
+    ("larger, and square", "png", picture(np.full((256, 256), 51), "uint8"), np.full((64, 64), 0.2), None),
+    ("turned by EXIF", "png", turned_by_exif, SQUARE, "1 of 1 pictures: each was turned as its EXIF data say"),
+    ("three pages in one file", "tif", several_pages, "it holds 3 pictures, not one", None),
+)  # fmt: skip
+
+
+@PICTURES
+def test_pictures(row, tmp_path):
+    suffix, write, right, notice = row
+    file = tmp_path / f"picture.{suffix}"
+    write(file)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        found = outcome(lambda: prepare_pictures([{"image": str(file), "label": 0, "site": "a"}], MedNISTSettings()))
+    if isinstance(right, str):
+        assert found.startswith(f"a cannot read the image {file}: ") and right in found
+    else:
+        np.testing.assert_allclose(found[0]["image"][0].numpy(), right, atol=2.5e-3)
+    assert [str(one.message) for one in warned] == ([f"a: {notice} (picture.{suffix})"] if notice else [])
+
+
+def copied(to: str) -> Callable[[Path], None]:
+    def copy(folder: Path) -> None:
+        (folder / to).parent.mkdir(parents=True, exist_ok=True)
+        (folder / to).write_bytes((folder / "Hand/0.jpeg").read_bytes())
+
+    return copy
+
+
+PICTURE_FILES = rows(
+    ("a picture called .jpg", copied("Hand/1.jpg"), 7, None),
+    ("a picture called .PNG", copied("Hand/1.PNG"), 7, None),
+    ("a Mac's companion", copied("Hand/._0.jpeg"), 6, None),
+    ("a note beside the pictures", copied("Hand/README.md"), 6, None),
+    ("a DICOM file", copied("Hand/1.dcm"), 6,
+     "Left out, 1 files that are no pictures or lie in no class's folder: Hand/1.dcm"),
+    ("pictures in a subfolder", copied("Hand/more/1.jpeg"), 6,
+     "Left out, 1 files that are no pictures or lie in no class's folder: Hand/more/1.jpeg"),
+    ("a class that MedNIST does not have", copied("Foot/1.jpeg"), 6,
+     "Left out, 1 files that are no pictures or lie in no class's folder: Foot/1.jpeg"),
+    ("a class without a picture", lambda folder: (folder / "Hand/0.jpeg").rename(folder / "Hand/0.nrrd"),
+     "No images (.jpeg, .jpg, .png, .tif, .tiff) in", None),
+)  # fmt: skip
+
+
+@PICTURE_FILES
+def test_files_of_pictures(row, tmp_path):
+    change, right, notice = row
+    for name in MEDNIST.labels:
+        (tmp_path / "MedNIST" / name).mkdir(parents=True)
+        Image.new("L", (64, 64), 90).save(tmp_path / "MedNIST" / name / "0.jpeg")
+    change(tmp_path / "MedNIST")
+    said = []
+    found = outcome(lambda: mednist.share_out(1, folder=tmp_path / "MedNIST", say=said.append))
+    if isinstance(right, str):
+        assert right in found and "MedNIST/Hand" in found
+    else:
+        assert sum(len(items) for items in read_sites("mednist")["site-1"].values()) == right
+    assert [line for line in said if "Left out" in line] == ([notice] if notice else [])
+
+
+# -- names of files: the cases that are converted, and what is left out ------------------------------------------------
+
+
+def renamed(old: str, new: str) -> Callable[[Path], None]:
+    def rename(raw: Path) -> None:
+        for file in sorted(raw.glob(old)):
+            file.rename(file.with_name(new.replace("*", file.name.removesuffix(".nii.gz"))))
+
+    return rename
+
+
+def added(*names: str) -> Callable[[Path], None]:
+    def add(raw: Path) -> None:
+        for name in names:
+            (raw / name).parent.mkdir(exist_ok=True)
+            (raw / name).write_bytes(b"\0\5\26\7")
+
+    return add
+
+
+def in_two_forms(raw: Path) -> None:
+    (raw / "imagesTr/case_0.nii.gz").rename(raw / "imagesTr" / unicodedata.normalize("NFC", "Müller.nii.gz"))
+    (raw / "labelsTr/case_0.nii.gz").rename(raw / "labelsTr" / unicodedata.normalize("NFD", "Müller.nii.gz"))
+
+
+def not_utf8(raw: Path) -> None:
+    for kind in ("imagesTr", "labelsTr"):
+        try:
+            (raw / kind / "case_0.nii.gz").rename(raw / kind / os.fsdecode(b"fall_\xe4.nii.gz"))
+        except OSError:
+            pytest.skip("this file system takes no such names")
+
+
+def of_nnunet(raw: Path) -> None:
+    for file in sorted((raw / "imagesTr").iterdir()):
+        name = file.name.removesuffix(".nii.gz")
+        for channel in range(2):
+            (raw / "imagesTr" / f"{name}_{channel:04d}.nii.gz").write_bytes(file.read_bytes())
+        file.unlink()
+
+
+def link_to_nowhere(raw: Path) -> None:
+    (raw / "imagesTr/case_0.nii.gz").unlink()
+    (raw / "imagesTr/case_0.nii.gz").symlink_to("/nowhere/at/all.nii.gz")
+
+
+def one_more(raw: Path) -> None:
+    (raw / "imagesTr/more").mkdir()
+    (raw / "imagesTr/more/case_9.nii.gz").write_bytes((raw / "imagesTr/case_0.nii.gz").read_bytes())
+
+
+LEFT_OUT = "Left out, {} files that have no NIfTI name or lie in a subfolder: {}"
+NAMES = rows(
+    ("names in capital letters", renamed("*Tr/case_1.*", "*.NII.GZ"), ["case_0", "case_1"], None),
+    ("names with blanks and dots", renamed("*Tr/case_1.*", "Mr. Bean 1.nii.gz"), ["Mr. Bean 1", "case_0"], None),
+    ("a Mac's ü and another system's", in_two_forms, [unicodedata.normalize("NFC", "Müller"), "case_1"], None),
+    ("a Mac's companions", added("imagesTr/._case_0.nii.gz", "labelsTr/._case_0.nii.gz", "imagesTr/.DS_Store"),
+     ["case_0", "case_1"], None),
+    ("a scan as .nrrd", added("imagesTr/case_2.nrrd"), ["case_0", "case_1"],
+     LEFT_OUT.format(1, "imagesTr/case_2.nrrd")),
+    ("scans as .mha and .dcm", added("imagesTr/a.dcm", "labelsTr/a.mha"), ["case_0", "case_1"],
+     LEFT_OUT.format(2, "imagesTr/a.dcm, labelsTr/a.mha")),
+    ("a case in a subfolder", one_more, ["case_0", "case_1"], LEFT_OUT.format(1, "imagesTr/more/case_9.nii.gz")),
+    ("a name that is not UTF-8", not_utf8, r"fall_\udce4.nii.gz': its name is not UTF-8; rename it", None),
+    ("nnU-Net's names, a file a channel", of_nnunet,
+     "imagesTr: its names end in _0000, as nnU-Net's do, one file a channel", None),
+    ("the same case as .nii and .nii.gz", added("imagesTr/case_0.nii"),
+     "case_0.nii: the case is there twice, also as case_0.nii.gz", None),
+    ("an image without its mask", lambda raw: (raw / "labelsTr/case_1.nii.gz").unlink(),
+     "imagesTr/case_1.nii.gz: no mask of that name in labelsTr/", None),
+    ("a mask without its image", lambda raw: (raw / "imagesTr/case_1.nii.gz").unlink(),
+     "labelsTr/case_1.nii.gz: no image of that name in imagesTr/", None),
+    ("a link to nowhere", link_to_nowhere, "case_0.nii.gz: is a folder or a link to nowhere", None),
+    ("folders with nothing in them", lambda raw: [file.unlink() for file in raw.glob("*/*.gz")],
+     "imagesTr: no NIfTI file (.nii.gz or .nii) in it", None),
+    ("folders with other names", lambda raw: (raw / "labelsTr").rename(raw / "masks"),
+     "has neither imagesTr/ and labelsTr/ nor images/ and labels/", None),
+)  # fmt: skip
+
+
+@NAMES
+def test_names(row, tmp_path, home):
+    change, right, notice = row
+    raw = raw_cases(tmp_path / "own", about=named("PZ", "TZ"))
+    change(raw)
+    found = outcome(lambda: heard(raw, home / "t2"))
+    found.encode()  # a strict terminal can show it
+    if isinstance(right, str):
+        assert right in found
+        assert found.count("nnU-Net") < 2, "one hint, not one for each file"
+    else:
+        assert f"Converted {len(right)} of {len(right)} cases" in found
+        assert names_in(home / "t2/labels") == sorted(f"{name}.nii.gz" for name in right)
+        assert [line for line in found.splitlines() if "Left out" in line] == ([notice] if notice else [])
+
+
+def without_permission(owner: object, name: str) -> Callable:
+    return lambda monkeypatch: failing(monkeypatch, owner, name, PermissionError(13, "Permission denied"))
+
+
+PERMISSIONS = rows(
+    ("a folder of masks that cannot be read", without_permission(os, "listdir"), "convert",
+     "imagesTr: Permission denied. Mend its permissions, or copy it"),
+    ("an image that cannot be read", without_permission(Path, "read_bytes"), "convert",
+     "case_0.nii.gz: cannot be read: Permission denied"),
+    ("a scan that cannot be read when it is shared out", without_permission(Path, "read_bytes"), "share",
+     "nii.gz: Permission denied"),
+    ("a folder that cannot be written", without_permission(Path, "mkdir"), "convert",
+     "my data: Permission denied. Choose a folder that you can write to"),
+)  # fmt: skip
+
+
+@PERMISSIONS
+def test_permissions(row, tmp_path, home, monkeypatch):
+    fault, step, right = row
+    raw = raw_cases(tmp_path / "own", 3)
+    home.mkdir()
+    steps = {"convert": lambda: heard(raw, home / "t2"), "share": lambda: share_out(1, folder=raw, say=len)}
+    with fault(monkeypatch):
+        found = outcome(steps[step])
+    assert right in found
+
+
+# -- settings and lists in files: what is read of them -----------------------------------------------------------------
+
+
+class Study(StudySettings):
+    data: str = "toy"
+    rounds: int = 3
+    local_epochs: int = 1
+    batch_size: int = 4
+    learning_rate: float = 1e-3
+
+
+SETTINGS = rows(
+    ("UTF-8", b'{"rounds": 7}', 7),
+    ("a byte-order mark, as Windows writes it", b'\xef\xbb\xbf{"rounds": 7}', 7),
+    ("UTF-16", '{"rounds": 7}'.encode("utf-16"), "They must be one JSON object in UTF-8."),
+    ("half a file", b"{", "Cannot read the settings"),
+    ("a list", b"[]", "must hold one JSON object with the settings, not a list"),
+    ("no file", None, "settings.json: No such file or directory"),
+    ("a misspelt key", b'{"ronds": 7}', "unknown key 'ronds'; did you mean 'rounds'?"),
+)  # fmt: skip
+
+
+@SETTINGS
+def test_settings(row, tmp_path):
+    content, right = row
+    if content is not None:
+        (tmp_path / "settings.json").write_bytes(content)
+    agrees(outcome(lambda: Study.read(tmp_path / "settings.json").rounds), right)
+
+
+HOSPITALS = rows(
+    ("names of people", '\ufeff{"Köln": ["Müller"], "b": []}'.encode(), {"Köln": ["Müller"], "b": []}),
+    ("UTF-16", '{"a": ["x"]}'.encode("utf-16"), "is no map of sites to cases; write"),
+    ("nothing", b"", "is no map of sites to cases; write"),
+    ("a list", b"[]", "is no map of sites to cases; write"),
+    ("one case that is not in a list", b'{"a": "x"}', "is no map of sites to cases; write"),
+    ("numbers", b'{"a": [1]}', "is no map of sites to cases; write"),
+    ("no file", None, "hospitals.json is no map of sites to cases"),
+)  # fmt: skip
+
+
+@HOSPITALS
+def test_who_has_which_case(row, tmp_path):
+    content, right = row
+    if content is not None:
+        (tmp_path / "hospitals.json").write_bytes(content)
+    agrees(outcome(lambda: read_hospitals(tmp_path / "hospitals.json")), right)
+
+
+RULE = "cannot be the name of a site: use letters, digits, - and _ alone"
+SITES = rows(
+    ("a number", 3, ["site-1", "site-2", "site-3"]),
+    ("names", ["BIDMC", "HK", "north_2"], ["BIDMC", "HK", "north_2"]),
+    ("server, which FLARE has itself", ["server", "a"], RULE),
+    ("Server, which a Mac takes for the same", ["Server"], RULE),
+    ("all", ["all"], RULE),
+    ("a blank", ["Hospital A"], RULE),
+    ("a comma", ["a,b"], RULE),
+    ("a path", ["../d"], RULE),
+    ("a dot", ["a.b"], RULE),
+    ("a dash in front", ["-x"], RULE),
+    ("an umlaut", ["münchen"], RULE),
+    ("an empty name", [""], RULE),
+    ("a number among names", [3], RULE),
+    ("the same name twice", ["a", "a"], "a list of names that differ"),
+    ("names that differ in capitals alone", ["North", "north"], "a list of names that differ in more than capitals"),
+    ("a word instead of a list", "north", "give a number of at least 1, or a list of names"),
+    ("no sites", 0, "sites is 0; give a number of at least 1"),
+)  # fmt: skip
+
+
+@SITES
+def test_sites(row):
+    sites, right = row
+    agrees(outcome(lambda: site_names(sites)), right)
+
+
+# -- datalists: what a site finds in its folder ------------------------------------------------------------------------
+
+
+def item(number: int) -> dict:
+    return {"image": f"images/{number}.nii.gz", "label": f"labels/{number}.nii.gz"}
+
+
+def datalist(training, validation=(), testing=()) -> bytes:
+    return json.dumps({"training": training, "validation": [*validation], "testing": [*testing]}).encode()
+
+
+TWICE = "images/0.nii.gz: the same image is in a training and in a {}; take it out of one of them"
+DATALISTS = rows(
+    ("a list of three parts", datalist([item(0)], [item(1)], [item(2)]), [1, 1, 1]),
+    ("nothing to validate or to test on", datalist([item(0), item(1)]), [2, 0, 0]),
+    ("a byte-order mark", b"\xef\xbb\xbf" + datalist([item(0)]), [1, 0, 0]),
+    ("UTF-16", datalist([item(0)]).decode().encode("utf-16"), "Cannot read the datalist"),
+    ("no file", None,
+     "datalist.json: No such file or directory. It comes from data_scripts/mednist_sites.sh or datalists_gen.sh."),
+    ("half a file", b'{"training": [', "It comes from data_scripts/mednist_sites.sh or datalists_gen.sh."),
+    ("a list instead of parts", b"[]", "is not a JSON object with the parts training, validation, testing"),
+    ("no training part", b"{}", "part 'training' is missing or empty"),
+    ("nothing to train on", datalist([]), "part 'training' is missing or empty"),
+    ("an image that is not there", datalist([item(0), item(77)]), "images/77.nii.gz does not exist"),
+    ("an entry without a label", datalist([{"image": "images/0.nii.gz"}]), "training[0]: no 'image' with its 'label'"),
+    ("a case in two parts", datalist([item(0)], [], [item(0)]), TWICE.format("testing")),
+    ("a case twice in one part", datalist([item(0), item(0)]), TWICE.format("training")),
+    ("a scan under two names", datalist([item(0)], [item(8)]),
+     "images/8.nii.gz: the same image is in a training and in a validation"),
+)  # fmt: skip
+
+
+@DATALISTS
+def test_datalists(row, tmp_path):
+    content, right = row
+    for number in range(3):
+        pair(tmp_path, stored(signal(number)), name=str(number))
+    pair(tmp_path, stored(signal(0)), EMPTY, name="8")
+    if content is not None:
+        (tmp_path / "datalist.json").write_bytes(content)
+    found = outcome(lambda: [len(items) for items in read_datalist(tmp_path / "datalist.json", "a").values()])
+    agrees(found, right)
+
+
+FOLDERS = rows(
+    ("no folder", [], "No site has data in"),
+    ("an empty folder", ["site-1/"], "Share the data out first: data_scripts/mednist_sites.sh, or the prostate's"),
+    ("two sites", ["site-1/datalist.json", "site-2/datalist.json"], ["site-1", "site-2"]),
+    ("a Mac's companion of a site", ["site-1/datalist.json", "._site-1/datalist.json"], ["site-1"]),
+    ("a Mac's companion of a list", ["site-1/datalist.json", "._site-1.json"], ["site-1"]),
+)  # fmt: skip
+
+
+@FOLDERS
+def test_folders_of_sites(row, home):
+    files, right = row
+    for name in files:
+        file = home / "sites/toy" / name
+        (file if name.endswith("/") else file.parent).mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            file.write_text("")
+    agrees(outcome(lambda: sites_of("toy")), right)
+
+
+UNCONVERTED = rows(
+    ("a mask with the two zones", stored(signal()), gland(), "labels outside 0, 1: 2"),
+    ("T2 and ADC in one file", stored(signal(channels=2)), BINARY, "has 2 channels where one 3D volume is needed"),
+    ("a mask of floats just below 1", stored(signal()), BINARY * np.float32(0.99999994), BINARY),
+    ("a mask with a fourth axis of length 1", stored(signal()), BINARY[..., np.newaxis], BINARY),
+)  # fmt: skip
+
+
+@UNCONVERTED
+def test_cases_that_were_not_converted(row, tmp_path):
+    """A hospital makes its datalist by whatever means."""
+    image, mask, right = row
+    loaded = outcome(lambda: LoadCase()(pair(tmp_path, image, mask)))
+    if isinstance(right, str):
+        assert loaded.startswith(f"a: {tmp_path}/") and right in loaded and "or take it out of the datalist" in loaded
+    else:
+        np.testing.assert_array_equal(loaded["label"][0].numpy(), right)
+
+
+# -- leaks: a case that is seen in training and judged elsewhere -------------------------------------------------------
+
+LEAKS = rows(
+    ("no case in two places", {"a": [0, 1, 2], "b": [3, 4, 5]}, None),
+    ("a test case of one site in another's training", {"a": [0, 1, 2], "b": [2, 4, 5]},
+     "images/2.nii.gz: the same image is in a testing and in b training"),
+    ("a training case in the same site's validation", {"a": [0, 0, 2]},
+     "images/0.nii.gz: the same image is in a training and in a validation"),
+    ("a scan under two names at one site", {"a": [0, 6, 2]},
+     "images/6.nii.gz: the same image is in a training and in a validation"),
+    ("a scan under two names at two sites", {"a": [0, 1, 2], "b": [3, 4, 6]},
+     "images/6.nii.gz: the same image is in a training and in b testing"),
+)  # fmt: skip
+
+
+@LEAKS
+def test_leaks(row, tmp_path, home):
+    """Case 6 is a copy of case 0."""
+    sites, right = row
+    items = [pair(tmp_path / "t2", stored(signal(number % 6)), name=str(number)) for number in range(7)]
+    lists = {site: {part: [items[n]] for part, n in zip(PARTS, own, strict=True)} for site, own in sites.items()}
+    found = outcome(lambda: write_sites("toy", lists, tmp_path / "t2", {}, len))
+    if right:
+        assert right in found and not (home / "sites/toy").exists()
+    else:
+        assert list(read_sites("toy")) == ["a", "b"]
+
+
+# -- runs and paths ----------------------------------------------------------------------------------------------------
+
+PATHS = rows(
+    *[(name, name) for name in ("runs", "my runs", "runs#1", "Jane's", 'quote"', "a$HOME", "50%20", "a&b;c", "für ü", "(a)*?")]
+)  # fmt: skip
+
+
+@PATHS
+def test_paths_of_runs(row, tmp_path):
+    """FLARE splits its command lines as a shell does, comments and all: what it is given leads there all the same."""
+    (name,) = row
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "job").write_text("found")
+    interpreter = Path(sys.executable).resolve()  # whose own path needs no link: the folder alone decides
+    with plain_paths(interpreter, tmp_path / name) as (python, folder):
+        words = shlex.split(f"{python} -c 'import sys; print(open(sys.argv[1]).read())' {folder}/job", comments=True)
+        assert len(words) == 4
+        done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("found\n", "")
+
+
+RELATIVE = rows(
+    ("a relative COURSE_DATA", "COURSE_DATA", "my data", paths.data_root, ROOT / "my data"),
+    ("a relative COURSE_RUNS", "COURSE_RUNS", "../my runs", paths.runs_root, ROOT.parent / "my runs"),
+)  # fmt: skip
+
+
+@RELATIVE
+def test_folders_of_data_and_runs(row, monkeypatch, tmp_path):
+    """The same folder in a shell and in a notebook: it starts from the course's folder, wherever one stands."""
+    variable, value, read, right = row
+    monkeypatch.setenv(variable, value)
+    monkeypatch.chdir(tmp_path)
+    assert read() == right
+
+
+@rows(("a path with %20", "50%20"), ("a path with ?", "really?"), ("a path with #", "runs#1"))
+def test_curves_in_mlflow(row, tmp_path, ready_database):
+    (name,) = row
+    place = tmp_path / name / "toy/server/simulate_job"
+    place.mkdir(parents=True)
+    (place / "mlflow.db").write_bytes(ready_database)
+    (place / RECORD).write_text(
+        json.dumps({"time": 1, "event": "round started", "round": 0, "rounds": 1, "site": "a"}) + "\n"
+    )
+    assert Run(tmp_path / name).curve("val_dice")["a"].tolist() == [0.25, 0.5]
+    assert sorted(file.name for file in (tmp_path / name).rglob("*.db")) == ["mlflow.db"], "no second database is made"
+
+
+@pytest.fixture(scope="module")
+def ready_database(tmp_path_factory) -> bytes:
+    """MLflow's database with two values of one site."""
+    from mlflow import MlflowClient
+
+    file = tmp_path_factory.mktemp("plain") / "mlflow.db"
+    client = MlflowClient(tracking_uri=f"sqlite:///{file}")
+    run = client.create_run(client.create_experiment("toy", artifact_location=str(file.parent)), run_name="a-job-1")
+    for step, value in enumerate((0.25, 0.5)):
+        client.log_metric(run.info.run_id, "val_dice", value, step=step)
+    return file.read_bytes()
+
+
+# -- systems -----------------------------------------------------------------------------------------------------------
+
+
+@rows(
+    ("a notebook or a site", [sys.executable, "-c", "import src.federation.site"]),
+    ("a data script", ["bash", "data_scripts/data_conversion.sh"]),
+)
+def test_a_system_without_fcntl(row, tmp_path):
+    """Windows has none: one sentence, and no message about a missing module."""
+    (command,) = row
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['fcntl'] = None")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "PYTHON": sys.executable}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert "The course runs on Linux and macOS. On Windows, run it inside WSL" in last and "fcntl" not in last
+
+
+@rows(
+    ("a laptop", {}, 'new URL("/", window.location)', ""),
+    ("a JupyterHub", {"JUPYTERHUB_SERVICE_PREFIX": "/user/jane/"}, 'new URL("/user/jane/proxy/6006/"',
+     "for which the hub needs jupyter-server-proxy"),
+    ("a JupyterHub with an address of its own",
+     {"JUPYTERHUB_SERVICE_PREFIX": "/user/jane/", "TENSORBOARD_PROXY_URL": "/tb"}, 'new URL("/tb"', ""),
+)  # fmt: skip
+def test_tensorboard_in_a_notebook(row, monkeypatch, capsys):
+    """The page that ``%tensorboard`` shows looks for TensorBoard where a browser finds it."""
+    from tensorboard import notebook
+
+    environment, right, said = row
+    for name in ("JUPYTERHUB_SERVICE_PREFIX", "TENSORBOARD_PROXY_URL"):
+        monkeypatch.setenv(name, "")  # so that it is set back afterwards, whatever is done to it
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    tensorboard_through_hub()
+    assert said in capsys.readouterr().out if said else not capsys.readouterr().out
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda page, **_: shown.append(page.data))
+    notebook._display_ipython(port=6006, height=800, display_handle=None)
+    assert right in shown[0]
