@@ -49,10 +49,10 @@ def compare(card: Card, share: str, options: dict, seed: int, settings: StudySet
     recipe = card.room("recipe").recipe(len(datalists), settings)
     run = Run(recipe.execute(CourseSimEnv(list(datalists), f"{card.name}_comparison")).get_result())
     trained = {"pooled": train_locally(card, everything, settings)}
-    trained |= {f"{site} alone": one for site, one in train_each_site_alone(card, datalists, settings, True).items()}
+    trained |= {f"{site} alone": one for site, one in train_each_site_alone(card, datalists, settings).items()}
     if longer:
         changed = _as_many_steps_as(trained["pooled"].steps, settings, trained[f"{next(iter(datalists))} alone"].steps)
-        more = train_each_site_alone(card, datalists, changed, True)
+        more = train_each_site_alone(card, datalists, changed)
         trained |= {f"{site} alone, pooled's steps": one for site, one in more.items()}
 
     items = {name: len(parts["training"]) for name, parts in {**datalists, "pooled": everything}.items()}
@@ -105,6 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in options.tasks or known:
         card, file = known[name], options.out / f"{name}.json"
         settings, room = card.room("card").Settings(), card.room("data")
+        room.prepare()  # draws, fetches or converts what the shares below are made of
         data = room.describe(room.find_or_make()).split(" in ")[0].split(" (/")[0]
         about = {"task": name, "data": data, "settings": settings.model_dump(mode="json", exclude={"data", "seed"})}
         report = read_json(file) or {}

@@ -6,7 +6,7 @@ from src.prostate.data import read_hospitals, share_out
 
 TEXT = """\
 Give every site a folder of its own, COURSE_DATA/sites/NAME/SITE: its cases, and datalist.json in the format of the
-Medical Segmentation Decathlon, in which they are split 50 : 25 : 25 into training, validation and testing.
+Medical Segmentation Decathlon, in which they are split 45 : 22 : 33 into training, validation and testing.
 
 Cases keep the hospitals that they come from: those of --sites, or of hospitals.json beside the raw data. Without either
 they are dealt out at random. No case is in two parts or at two sites."""

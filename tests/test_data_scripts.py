@@ -106,7 +106,7 @@ def test_mednist_for_hospitals_with_names(call, data):
     )
     assert names_in(data / "sites/two") == ["about.json", "north", "south"]
     assert "nothing to do" in call("mednist_sites.sh", *arguments).stdout
-    done = call("mednist_sites.sh", data / "MedNIST", "--num-sites", "3", "--per-class", "2")
+    done = call("mednist_sites.sh", data / "MedNIST", "--num-sites", "3", "--how", "even", "--per-class", "2")
     assert names_in(data / "sites/mednist") == ["about.json", "site-1", "site-2", "site-3"]
     assert "sites/mednist/site-1: 2 training, 1 validation, 1 testing" in done.stdout
 

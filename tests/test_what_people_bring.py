@@ -580,7 +580,7 @@ def test_files_of_pictures(row, tmp_path):
         Image.new("L", (64, 64), 90).save(tmp_path / "MedNIST" / name / "0.jpeg")
     change(tmp_path / "MedNIST")
     said = []
-    found = outcome(lambda: mednist.share_out(1, folder=tmp_path / "MedNIST", say=said.append))
+    found = outcome(lambda: mednist.share_out(1, "even", folder=tmp_path / "MedNIST", say=said.append))
     if isinstance(right, str):
         assert right in found and "MedNIST/Hand" in found
     else:

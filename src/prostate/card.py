@@ -15,8 +15,8 @@ CARD = Card(
     channels=("T2", "ADC"),
     key_metric="val_dice",
     client="monai_prostate_train.py",
-    validation=0.25,
-    testing=0.25,
+    validation=0.22,
+    testing=0.33,
     source="Antonelli et al., Nature Communications 2022, doi:10.1038/s41467-022-30695-9; http://medicaldecathlon.com",
     licence="CC BY-SA 4.0",
 )
@@ -44,12 +44,10 @@ class Settings(StudySettings):
     """
 
     data: DataName = CARD.name
-    rounds: Count = 14
+    rounds: Count = 10
     local_epochs: Count = 6
     batch_size: Count = 2
     learning_rate: Positive = 3e-3
-    # Sites that start from random weights drift apart in 4 epochs; this keeps them in step.
-    fedproxloss_mu: NotNegative = 0.05
     weight_decay: NotNegative = 1e-4
     loss: Literal["dice_ce", "dice_focal", "dice"] = "dice_ce"
     voxel_spacing: tuple[Positive, Positive, Positive] = (2.0, 2.0, 3.0)

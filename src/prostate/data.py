@@ -21,7 +21,7 @@ from src.phantoms.prostate import parameters, write
 from src.prostate.card import CARD, Settings
 from src.prostate.nifti import one_geometry, read_image, read_mask, suspicious
 
-DRAWN_CASES = 32
+DRAWN_CASES = 36
 SITES = 4
 """How many hospitals play where nothing says which case comes from which."""
 

@@ -20,8 +20,8 @@ def test_nothing_in_the_settings_is_a_path_or_belongs_to_a_site():
         *("data", "rounds", "local_epochs", "batch_size", "learning_rate", "fedproxloss_mu", "weight_decay", "seed"),
         *("loss", "voxel_spacing", "field_of_view", "patch_size", "augmentation", "amp"),
     }
-    assert Settings().epochs == 84
-    assert CARD.validation + CARD.testing == 0.5
+    assert Settings().epochs == 60
+    assert CARD.validation + CARD.testing == 0.55
 
 
 @pytest.mark.parametrize(

@@ -576,10 +576,10 @@ def few(monkeypatch) -> list:
 def test_generated_data_are_drawn_once_and_again_for_another_version(few, home, monkeypatch):
     folder = home / "generated/Task05_Prostate"
     assert find_or_make("generated") == find_or_make() == folder
-    assert few == [(32, 0)]
+    assert few == [(data.DRAWN_CASES, 0)]
     monkeypatch.setattr(data, "parameters", lambda cases, seed: {"version": "another"})
     find_or_make()
-    assert few == [(32, 0), (32, 0)]
+    assert few == [(data.DRAWN_CASES, 0), (data.DRAWN_CASES, 0)]
     assert (
         describe(folder)
         == f"generated drawings, not patients: 8 cases with mask, 0 without; channels T2, ADC ({folder})"
