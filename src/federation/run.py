@@ -8,7 +8,7 @@ from pathlib import Path
 
 from src.common.errors import CourseError
 from src.common.files import read_json
-from src.federation.server import LOST, RECORD
+from src.federation.server import RECORD
 
 RUN = "run.json"
 RESULTS = "cross_val_results.json"
@@ -138,16 +138,28 @@ class Run:
         import pandas as pd
 
         answers = {(entry["round"], entry["site"]): entry for entry in self.record if entry["event"] == "answer"}
-        lost = {entry["site"]: entry["round"] for entry in self.record if entry["event"] == "site lost"}
+        gone = self._rounds_without()
         rows = []
         for number in range(self.rounds):
             for site in self.sites:
                 entry = answers.get((number, site), {})
-                gone = "its process had ended" if lost.get(site, self.rounds) <= number else "it did not answer"
                 accepted = bool(entry.get("accepted"))
-                reason = None if accepted else entry.get("reason") or gone
+                why = "its process had ended" if (number, site) in gone else "it did not answer"
+                reason = None if accepted else entry.get("reason") or why
                 rows.append({"round": number, "site": site, "accepted": accepted, "reason": reason})
         return pd.DataFrame(rows, columns=["round", "site", "accepted", "reason"])
+
+    def _rounds_without(self) -> set[tuple[int, str]]:
+        """Round and site for each round at some moment of which a site was lost."""
+        since, without = {}, set()
+        for entry in [*self.record, {"event": "end", "round": self.rounds}]:
+            if entry["event"] == "site lost":
+                since[entry["site"]] = entry["round"] or 0
+            number = self.rounds if entry["round"] is None else entry["round"]
+            back = [entry["site"]] if entry["event"] == "site back" else [*since] if entry["event"] == "end" else ()
+            for site in back:
+                without |= {(n, site) for n in range(since.pop(site, number + 1), number + 1)}
+        return without
 
 
 def read_record(folder: Path) -> list[dict]:
@@ -222,7 +234,7 @@ def failure_report(run_folder: Path, workspace: Path, sites: list[str]) -> str:
     causes = {
         entry["site"]: entry["reason"] for entry in record if entry["event"] == "answer" and not entry["accepted"]
     }
-    causes |= {entry["site"]: LOST for entry in record if entry["event"] == "site lost"}
+    causes |= {entry["site"]: entry["reason"] for entry in record if entry["event"] == "site lost"}
     for name in (*sites, "server") if not causes else ():
         # The record has no reason: what kind of error its log ends with.
         if kind := _last_error(workspace / name):

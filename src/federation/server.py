@@ -16,12 +16,14 @@ from nvflare.recipe.utils import add_experiment_tracking, add_final_global_evalu
 from nvflare.widgets.widget import Widget
 
 from src.common.errors import CourseError
+from src.federation.returning import SITE_IS_BACK
 from src.federation.site import said_reason
 
 RECORD = "course_record.jsonl"
 LOOK_SECONDS = 0.5
 QUICK_SECONDS = 0.1
 LOST = "its process has ended; often a lack of memory"
+GONE = "the server has lost it: its process, its machine or its line"
 
 
 def add_everything(recipe: Recipe, at_least: int | None = None, tracker: str = "tensorboard") -> Recipe:
@@ -105,7 +107,8 @@ class RunRecorder(Widget):
     """Writes what happened on the server, and when, as one JSON object a line, and ends a run that too many sites have left.
 
     The file is ``course_record.jsonl`` in the job's run folder on the server. Every line has ``time`` (seconds since
-    the epoch), ``event`` and ``round``; lines about a site's answer also have ``site``, ``accepted`` and ``reason``.
+    the epoch), ``event`` and ``round``; lines about a site's answer also have ``site``, ``accepted`` and ``reason``. A site that was
+    lost and is there again, in a real federation, is ``site lost``, then ``site back``.
 
     Args:
         at_least: so many sites must take part in every round.
@@ -129,13 +132,14 @@ class RunRecorder(Widget):
         self._ended = threading.Event()
         self._round = self._rounds = None
         self._failed: dict[str, str] = {}  # in this round
-        self._lost: dict[str, str] = {}  # for good
+        self._lost: dict[str, str] = {}  # until it is back
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Append one line for each event of interest."""
         if event_type == EventType.START_RUN:
             engine, job_id = fl_ctx.get_engine(), fl_ctx.get_job_id()
             self._file = Path(engine.get_workspace().get_run_dir(job_id)) / RECORD
+            engine.register_app_command(SITE_IS_BACK, self._look_who_is_there)
             threading.Thread(target=self._watch, args=(engine, job_id), name="site_watch", daemon=True).start()
         elif event_type in (EventType.ABOUT_TO_END_RUN, EventType.END_RUN):
             self._ended.set()
@@ -148,6 +152,25 @@ class RunRecorder(Widget):
             self._write(self.EVENTS[event_type], rounds=self._rounds)
         elif event_type == AppEventType.AFTER_CONTRIBUTION_ACCEPT:
             self._note_answer(fl_ctx)
+        elif event_type == EventType.CLIENT_DISCONNECTED:
+            self._note_loss(fl_ctx.get_prop(FLContextKey.DISCONNECTED_CLIENT_NAME), GONE, fl_ctx)
+        elif event_type == EventType.CLIENT_RECONNECTED:
+            site = fl_ctx.get_prop(FLContextKey.RECONNECTED_CLIENT_NAME)
+            self._lost.pop(site, None)
+            self._failed.pop(site, None)
+            self._write("site back", site=site)
+
+    @staticmethod
+    def _look_who_is_there(topic: str, data: dict, fl_ctx: FLContext) -> dict:
+        """Ask the server who this job's sites are: one has registered anew."""
+        fl_ctx.get_engine().sync_clients_from_main_process()
+        return {}
+
+    def _note_loss(self, site: str, reason: str, fl_ctx: FLContext) -> None:
+        if site not in self._lost:
+            self._lost[site] = reason
+            self._write("site lost", site=site, reason=reason)
+            self._fail(site, reason, fl_ctx)
 
     def _note_answer(self, fl_ctx: FLContext) -> None:
         site = fl_ctx.get_peer_context().get_identity_name()
@@ -176,10 +199,7 @@ class RunRecorder(Widget):
                     seen.add(site)
                 elif site in seen and not self._ended.is_set():
                     with engine.new_context() as fl_ctx:
-                        if site not in self._lost:
-                            self._lost[site] = LOST
-                            self._write("site lost", site=site)
-                            self._fail(site, self._lost[site], fl_ctx)
+                        self._note_loss(site, LOST, fl_ctx)
                         # Each workflow has a list of its own: that of the rounds, then that of the final validation.
                         fl_ctx.get_prop(FLContextKey.RUNNER).handle_dead_job(site, fl_ctx)
 

@@ -1,0 +1,346 @@
+"""A real federation on this machine: FLARE's server and its sites as processes of their own, with certificates and mutual TLS.
+
+The simulator's sites are children of one process and share its environment. Here each starts from its own start-up kit, as a
+hospital starts it, with an environment of its own: what one site needs to find its data, nobody else is told.
+
+    with Federation(folder, {"north": {"COURSE_DATA": "/a"}, "south": {"COURSE_DATA": "/b"}}) as hospitals:
+        hospitals.start()
+        run = hospitals.execute(recipe)
+
+FLARE's proof of concept (``nvflare poc``, ``PocEnv``) does nearly this, but on a fixed port, with one environment for all, and it
+leaves its processes when the caller is killed. On several machines, everybody starts their own kit; see ``docs/deploy.md``.
+Kits: https://nvflare.readthedocs.io/en/main/programming_guide/provisioning_system.html
+"""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import yaml
+from nvflare.apis.job_def import RunStatus
+from nvflare.fuel.flare_api.api_spec import JobTimeout, NoConnection
+from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
+from nvflare.lighter.prov_utils import prepare_builders
+from nvflare.lighter.provision import prepare_project
+from nvflare.lighter.provisioner import Provisioner
+from nvflare.lighter.utils import update_storage_locations
+from nvflare.recipe import ProdEnv
+from nvflare.recipe.spec import Recipe
+
+from src.common.errors import CourseError
+from src.common.files import write_file, write_json
+from src.common.sites import site_names
+from src.federation import guard
+from src.federation.environments import PLAIN, plain_paths
+from src.federation.guard import end_processes_below, processes_below
+from src.federation.run import RUN, read_record, shortfall
+
+SERVER, ADMIN, LEAD, MEMBER = "server", "admin@example.org", "lead@example.org", "member@example.org"
+USERS = {ADMIN: "project_admin", LEAD: "lead", MEMBER: "member"}
+"""Who may log in, with the role that their certificate gives them. Only a lead, who is a researcher, submits jobs by FLARE's rules."""
+
+CONSOLE = "console.log"
+START_SECONDS = 120.0
+POLL_SECONDS = 0.3
+JOB_SECONDS = 600.0
+HEARTBEAT_SECONDS = 10.0
+"""How often a site says that it is there; FLARE's value."""
+
+SILENCE_SECONDS = 25.0
+"""After so long without a heartbeat the server takes a site for lost. FLARE's value is 600, right for long lines."""
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def project(
+    sites: Sequence[str], port: int, host: str = "localhost", users: Mapping[str, str] = USERS, name: str = "course"
+) -> dict:
+    """What ``nvflare provision`` reads as ``project.yml``: who takes part, and how the kits are made.
+
+    Args:
+        sites: their names.
+        port: of the server, for the sites and the users alike.
+        host: name or address by which the server is called; its certificate holds for it.
+        users: address → role: ``project_admin``, ``org_admin``, ``lead`` or ``member``.
+        name: of the project. Kits of two projects do not know each other, whatever their names.
+    """
+    server = {"name": SERVER, "type": "server", "org": "school", "fed_learn_port": port, "default_host": host}
+    hospitals = [{"name": site, "type": "client", "org": f"hospital_{site}".replace("-", "_")} for site in site_names(sites)]
+    people = [{"name": user, "type": "admin", "org": "school", "role": role} for user, role in users.items()]
+    steps = ("workspace.WorkspaceBuilder", "static_file.StaticFileBuilder", "cert.CertBuilder", "signature.SignatureBuilder")
+    builders = [{"path": f"nvflare.lighter.impl.{step}", "args": {}} for step in steps]
+    builders[1]["args"] = {"config_folder": "config"}
+    return {
+        "api_version": 3,
+        "name": name,
+        "description": "server and sites of the course",
+        # By default every site streams its error log to the server, with all file names that are in it. FLARE 2.9 heeds this
+        # switch here and in a site's own local/resources.json; as a property of a participant it does not.
+        "allow_log_streaming": False,
+        "participants": [server, *hospitals, *people],
+        "builders": builders,
+    }
+
+
+def provision(folder: Path, about: dict) -> dict[str, Path]:
+    """Make a start-up kit for each participant, as ``nvflare provision -p project.yml`` does, and return the kits' folders by name.
+
+    Args:
+        folder: gets ``project.yml`` and the kits.
+        about: of :func:`project`.
+    """
+    file = write_file(folder / "project.yml", yaml.safe_dump(about, sort_keys=False))
+    read = yaml.safe_load(file.read_text())  # FLARE empties what it is given
+    provisioner = Provisioner(str(folder), prepare_builders(read))
+    made = provisioner.provision(prepare_project(read), logger=logging.getLogger(__name__))
+    if made.get("build_error") or "current_prod_dir" not in made:
+        raise CourseError(f"FLARE could not provision {folder / 'project.yml'}; what it printed says why.")
+    return {one["name"]: Path(made["current_prod_dir"]) / one["name"] for one in about["participants"]}
+
+
+def set_up_server(kit: Path, silence: float = SILENCE_SECONDS) -> None:
+    """Write a server's ``local/resources.json``: what its owner decides, on top of FLARE's defaults.
+
+    * Jobs and their results lie in the kit, and not in one fixed folder of the machine, where another server would find them.
+    * A site is lost after ``silence`` seconds without a heartbeat.
+    * A site that comes back takes part again in the jobs that run; see :mod:`src.federation.returning`.
+    """
+    update_storage_locations(str(kit / "local"), str(kit))
+    file = kit / "local" / "resources.json"
+    resources = json.loads(file.read_text())
+    resources["servers"][0]["heart_beat_timeout"] = silence
+    resources["components"].append({"id": "returning_sites", "path": "src.federation.returning.ReturningSites", "args": {}})
+    write_json(file, resources)
+
+
+class Federation:
+    """A provisioned server and its sites on this machine; a context manager that leaves nothing running and no kit behind.
+
+    In a notebook, where a ``with`` block cannot span cells, call :meth:`close` at the end. Should the notebook not get there, a
+    guard, a process of its own, does the same as soon as this process is gone (:mod:`src.federation.guard`).
+
+    Args:
+        folder: is made, and holds kits, logs and jobs. FLARE splits the command line of a job's process as a shell does; where this
+            path holds a blank or the like, they lie in a new folder among the system's temporary ones instead.
+        sites: name → environment variables of this site's process alone.
+        host: name or address by which the server is called.
+        silence: of :func:`set_up_server`.
+
+    Attributes:
+        folder: that which is used.
+        kits: participant (``server``, each site, each user) → the folder of its start-up kit.
+
+    Raises:
+        CourseError: if the folder is there already.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        sites: Mapping[str, Mapping[str, str]],
+        host: str = "localhost",
+        silence: float = SILENCE_SECONDS,
+    ):
+        self.sites, self.port = dict(sites), free_port()
+        about = project(list(sites), self.port, host)
+        self.folder = _plain_folder(Path(folder))
+        self.kits: dict[str, Path] = {}
+        self._running: dict[str, subprocess.Popen] = {}
+        self._guard: subprocess.Popen | None = None
+        self._open = contextlib.ExitStack()
+        try:
+            python, _ = self._open.enter_context(plain_paths(Path(sys.executable), self.folder))
+            self._python = Path(python)
+            # Links to a Python with a blank in its path go with the federation.
+            links = [] if python == sys.executable else [str(self._python.parents[2])]
+            self._guard = subprocess.Popen(
+                [sys.executable, guard.__file__, str(self.folder), *links],
+                stdin=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C in a terminal is for its owner
+                env={"PATH": os.environ.get("PATH", os.defpath)},
+                cwd="/",
+            )
+            self.kits = provision(self.folder, about)
+            set_up_server(self.kits[SERVER], silence)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all processes and remove the folder; twice is as good as once."""
+        if self._guard:
+            self._guard.stdin.close()
+            self._guard.wait()
+        for process in self._running.values():
+            process.wait()
+        with contextlib.suppress(FileNotFoundError):  # the guard has removed the links
+            self._open.close()
+
+    # -- processes -----------------------------------------------------------------------------------------------------
+
+    def start(self, *names: str, wait: bool = True) -> None:
+        """Start the server and all sites, or these participants, and wait until they have registered.
+
+        Raises:
+            CourseError: if a process ends early, or not all have registered within ``START_SECONDS``; quotes their logs.
+        """
+        names, since = names or (SERVER, *self.sites), time.time()
+        for name in names:
+            self._running[name] = self.start_kit(self.kits[name], self.sites.get(name, {}))
+        if wait:
+            self._wait_until_registered([name for name in names if name != SERVER], since)
+
+    def start_kit(self, kit: Path, variables: Mapping[str, str] | None = None) -> subprocess.Popen:
+        """Run a kit's own start script with this Python, these variables, and nothing else of this process's environment."""
+        path = os.pathsep.join([str(self._python.parent), os.environ.get("PATH", os.defpath)])
+        common = {"PATH": path, "HOME": str(kit), "TMPDIR": str(kit), "OMP_NUM_THREADS": "1"}
+        with (kit / CONSOLE).open("a") as console:
+            return subprocess.Popen(
+                [kit / "startup" / "sub_start.sh", "--once"],  # not in a loop that starts the process again when it ends
+                cwd=kit,
+                env={**common, **(variables or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def kill(self, name: str) -> None:
+        """End a participant as a power failure does: at once, with all that it does for jobs, and without a word to anybody."""
+        end_processes_below(self.kits[name], patience=0)
+        self._running[name].wait()
+
+    def is_running(self, name: str) -> bool:
+        """Whether a participant has a process."""
+        return bool(processes_below(self.kits[name]))
+
+    def _wait_until_registered(self, sites: Sequence[str], since: float) -> None:
+        deadline, missing = time.monotonic() + START_SECONDS, set(sites)
+        while True:
+            ended = [name for name, process in self._running.items() if process.poll() not in (None, -signal.SIGKILL)]
+            if ended or time.monotonic() > deadline:
+                raise CourseError(f"Ended early: {ended}; not registered: {sorted(missing)}.\n{self.ends_of_logs()}")
+            with contextlib.suppress(NoConnection), self.session(ADMIN, timeout=5.0) as session:
+                while missing and time.monotonic() < deadline:
+                    there = session.get_system_info().client_info
+                    missing -= {site.name for site in there if site.last_connect_time >= since}
+                    time.sleep(POLL_SECONDS)
+                if not missing:
+                    return
+            time.sleep(POLL_SECONDS)
+
+    def ends_of_logs(self) -> str:
+        """What each process last said, and those that it started for a job."""
+        logs = [kit / CONSOLE for kit in self.kits.values() if (kit / CONSOLE).is_file()]
+        return "\n".join(f"--- {log}\n{log.read_text(errors='replace')[-2000:]}" for log in logs)
+
+    # -- what users do -------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def session(self, user: str = LEAD, timeout: float = 30.0) -> Iterator[Session]:
+        """FLARE's session API for a user, closed at the end of the block."""
+        session = new_secure_session(user, str(self.kits[user]), timeout=timeout)
+        try:
+            yield session
+        finally:
+            session.close()
+
+    def environment(self, user: str = LEAD) -> ProdEnv:
+        """Where a recipe is executed: this federation, as this user."""
+        return ProdEnv(str(self.kits[user]), login_timeout=30.0, username=user)
+
+    def execute(self, recipe: Recipe, results: Path, timeout: float = JOB_SECONDS) -> Path:
+        """Submit the recipe's job as the lead, wait for its end and fetch it: :meth:`fetch`."""
+        return self.fetch(recipe.execute(self.environment()).get_job_id(), results, timeout)
+
+    def fetch(self, job: str, results: Path, timeout: float = JOB_SECONDS) -> Path:
+        """Wait for the end of a job and fetch what the server kept of it, for :class:`src.federation.run.Run`.
+
+        Args:
+            job: its id.
+            results: gets a folder with the id as its name.
+            timeout: seconds to wait.
+
+        Raises:
+            CourseError: if the job did not end well, or not within ``timeout``; its results are fetched all the same.
+        """
+        with self.session() as session:
+            try:
+                about = session.wait_for_job(job, timeout, poll_interval=POLL_SECONDS)
+            except JobTimeout as error:
+                raise CourseError(f"Job {job} still runs after {timeout:.0f} s.\n{self.ends_of_logs()}") from error
+            place = Path(session.download_job_result(job, str(results)))
+        status = about["status"]
+        error = f"The job ended with {status}." if status != RunStatus.FINISHED_COMPLETED else shortfall(place)
+        write_json(
+            place / RUN,
+            {
+                "status": "failed" if error else "finished",
+                "job": about["name"],
+                "sites": sorted(site["name"] for site in about.get("job_clients", ())),
+                "seconds": _seconds(about["duration"]),
+            },
+        )
+        if error:
+            raise CourseError(f"{error} Its results are in {place}.\n{self.ends_of_logs()}")
+        return place
+
+    def record(self, job: str) -> list[dict]:
+        """The record of a job that runs, from the server's folder; see :func:`src.federation.server.add_record`.
+
+        Where the server is another machine, its owner can look there, and nobody else.
+        """
+        return read_record(self.kits[SERVER] / job)
+
+    def wait_for(self, job: str, event: str, timeout: float = JOB_SECONDS, **values) -> dict:
+        """Wait for a line in a running job's record, for example ``wait_for(job, "round started", round=1)``, and return it.
+
+        Raises:
+            CourseError: if it does not come within ``timeout`` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            for entry in self.record(job):
+                if entry["event"] == event and all(entry.get(name) == value for name, value in values.items()):
+                    return entry
+            time.sleep(POLL_SECONDS)
+        raise CourseError(f"No {event!r} with {values} in the record of {job} within {timeout:.0f} s.\n{self.ends_of_logs()}")
+
+
+def _plain_folder(folder: Path) -> Path:
+    """Make a new folder whose real path FLARE can write into a command line."""
+    if folder.exists():
+        raise CourseError(f"{folder} is there already. Each federation needs a new folder.")
+    if PLAIN.fullmatch(str(folder.resolve())):
+        folder.mkdir(parents=True)
+        return folder.resolve()
+    place = Path(tempfile.gettempdir()).resolve()
+    if not PLAIN.fullmatch(str(place)):
+        raise CourseError(f"FLARE needs a folder with a plain path, without blanks; {place} is none. Set TMPDIR to one.")
+    return Path(tempfile.mkdtemp(prefix="course-federation-", dir=place))
+
+
+def _seconds(duration: str) -> float:
+    """FLARE's ``0:01:02.5`` as seconds; ``N/A`` for a job that never ran."""
+    parts = [float(part) for part in duration.split(":")] if ":" in duration else [0.0]
+    return sum(part * 60**place for place, part in enumerate(reversed(parts)))
