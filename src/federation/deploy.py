@@ -13,11 +13,12 @@ Kits: https://nvflare.readthedocs.io/en/main/programming_guide/provisioning_syst
 """
 
 import contextlib
+import datetime
 import json
 import logging
 import os
-import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -26,13 +27,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from nvflare.apis.job_def import RunStatus
 from nvflare.fuel.flare_api.api_spec import JobTimeout, NoConnection
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 from nvflare.lighter.prov_utils import prepare_builders
 from nvflare.lighter.provision import prepare_project
 from nvflare.lighter.provisioner import Provisioner
-from nvflare.lighter.utils import update_storage_locations
+from nvflare.lighter.utils import load_crt, load_crt_bytes, load_private_key, serialize_cert, update_storage_locations
 from nvflare.recipe import ProdEnv
 from nvflare.recipe.spec import Recipe
 
@@ -46,7 +49,7 @@ from src.federation.run import RUN, read_record, shortfall
 
 SERVER, ADMIN, LEAD, MEMBER = "server", "admin@example.org", "lead@example.org", "member@example.org"
 USERS = {ADMIN: "project_admin", LEAD: "lead", MEMBER: "member"}
-"""Who may log in, with the role that their certificate gives them. Only a lead, who is a researcher, submits jobs by FLARE's rules."""
+"""Who may log in, and the role that their certificate gives them: a lead, a researcher, submits jobs; a member only looks."""
 
 CONSOLE = "console.log"
 START_SECONDS = 120.0
@@ -79,9 +82,16 @@ def project(
         name: of the project. Kits of two projects do not know each other, whatever their names.
     """
     server = {"name": SERVER, "type": "server", "org": "school", "fed_learn_port": port, "default_host": host}
-    hospitals = [{"name": site, "type": "client", "org": f"hospital_{site}".replace("-", "_")} for site in site_names(sites)]
+    hospitals = [
+        {"name": site, "type": "client", "org": f"hospital_{site}".replace("-", "_")} for site in site_names(sites)
+    ]
     people = [{"name": user, "type": "admin", "org": "school", "role": role} for user, role in users.items()]
-    steps = ("workspace.WorkspaceBuilder", "static_file.StaticFileBuilder", "cert.CertBuilder", "signature.SignatureBuilder")
+    steps = (
+        "workspace.WorkspaceBuilder",
+        "static_file.StaticFileBuilder",
+        "cert.CertBuilder",
+        "signature.SignatureBuilder",
+    )
     builders = [{"path": f"nvflare.lighter.impl.{step}", "args": {}} for step in steps]
     builders[1]["args"] = {"config_folder": "config"}
     return {
@@ -123,8 +133,79 @@ def set_up_server(kit: Path, silence: float = SILENCE_SECONDS) -> None:
     file = kit / "local" / "resources.json"
     resources = json.loads(file.read_text())
     resources["servers"][0]["heart_beat_timeout"] = silence
-    resources["components"].append({"id": "returning_sites", "path": "src.federation.returning.ReturningSites", "args": {}})
+    resources["components"].append(
+        {"id": "returning_sites", "path": "src.federation.returning.ReturningSites", "args": {}}
+    )
     write_json(file, resources)
+
+
+def set_up_site(kit: Path, classes: Sequence[str] = (), brings_code: bool = True) -> None:
+    """Write down what a site, or the server, allows jobs to do, on top of FLARE's defaults; it holds from its next start on.
+
+    FLARE lets a lead's job bring its own code along (*bring your own code*, BYOC), and otherwise builds only classes of a list of
+    FLARE's own. A site that reviews and installs code forbids the first and adds the package that it has installed to the second.
+
+    Args:
+        kit: of a site or the server, in ``local/`` of which the two files come.
+        classes: names or, with a dot at the end, packages whose classes a job without code of its own may name.
+        brings_code: whether a job may bring code along.
+    """
+    resources, rules = kit / "local" / "resources.json", kit / "local" / "authorization.json"
+    default = json.loads((resources if resources.exists() else Path(f"{resources}.default")).read_text())
+    default["class_allow_list"] += [name for name in classes if name not in default["class_allow_list"]]
+    write_json(resources, default)
+    permissions = json.loads(Path(f"{rules}.default").read_text())
+    if not brings_code:
+        permissions["permissions"]["lead"]["byoc"] = "none"
+    write_json(rules, permissions)
+
+
+def sign_anew(project_folder: Path, kit: Path, until: datetime.datetime) -> None:
+    """Give a site's kit a certificate that ends at another time, for the same key, signed by the project's own root.
+
+    Args:
+        project_folder: of the provisioned project, whose ``state/cert.json`` holds the root's key: the one file to guard most.
+        kit: of a site; its ``startup/client.crt`` is replaced.
+        until: with time zone; in the past for a certificate that has expired.
+    """
+    state = json.loads((project_folder / "state" / "cert.json").read_text())
+    root = load_crt_bytes(state["root_cert"].encode())
+    old = load_crt(str(kit / "startup" / "client.crt"))
+    builder = x509.CertificateBuilder(old.issuer, old.subject, old.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(root.not_valid_before_utc - datetime.timedelta(days=2)).not_valid_after(until)
+    for extension in old.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    new = builder.sign(load_private_key(state["root_pri_key"]), hashes.SHA256())
+    (kit / "startup" / "client.crt").write_bytes(serialize_cert(new))
+
+
+def knock(kit: Path) -> str | None:
+    """Shake hands with the server as a site would, with the certificate of its kit, and say nothing more.
+
+    FLARE 2.9 looks at a site's own certificate before it dials, and where that is wrong, the site stays silent, without a line in
+    its log. This says what the server would say; ``nvflare preflight_check`` tries the rest.
+
+    Args:
+        kit: of a site; its ``fed_client.json`` says where the server is.
+
+    Returns:
+        None if the two trust each other, else who refused and why, in TLS's words.
+    """
+    startup = kit / "startup"
+    host, port = json.loads((startup / "fed_client.json").read_text())["servers"][0]["service"]["target"].rsplit(":", 1)
+    context = ssl.create_default_context(cafile=startup / "rootCA.pem")
+    context.load_cert_chain(startup / "client.crt", startup / "client.key")
+    # By TLS 1.3 a site would learn whether it was let in only from the answer to its first words.
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        with socket.create_connection((host, int(port)), 10.0) as line, context.wrap_socket(line, server_hostname=host):
+            return None
+    except ssl.SSLCertVerificationError as error:
+        return f"the site refuses the server: {error.verify_message}"
+    except ssl.SSLError as error:
+        return f"the server refuses the site: {(error.reason or str(error)).lower().replace('_', ' ')}"
+    except OSError as error:
+        return f"no connection: {error.strerror or error}"
 
 
 class Federation:
@@ -216,7 +297,10 @@ class Federation:
         common = {"PATH": path, "HOME": str(kit), "TMPDIR": str(kit), "OMP_NUM_THREADS": "1"}
         with (kit / CONSOLE).open("a") as console:
             return subprocess.Popen(
-                [kit / "startup" / "sub_start.sh", "--once"],  # not in a loop that starts the process again when it ends
+                [
+                    kit / "startup" / "sub_start.sh",
+                    "--once",
+                ],  # not in a loop that starts the process again when it ends
                 cwd=kit,
                 env={**common, **(variables or {})},
                 stdin=subprocess.DEVNULL,
@@ -228,7 +312,7 @@ class Federation:
     def kill(self, name: str) -> None:
         """End a participant as a power failure does: at once, with all that it does for jobs, and without a word to anybody."""
         end_processes_below(self.kits[name], patience=0)
-        self._running[name].wait()
+        self._running.pop(name).wait()
 
     def is_running(self, name: str) -> bool:
         """Whether a participant has a process."""
@@ -237,7 +321,7 @@ class Federation:
     def _wait_until_registered(self, sites: Sequence[str], since: float) -> None:
         deadline, missing = time.monotonic() + START_SECONDS, set(sites)
         while True:
-            ended = [name for name, process in self._running.items() if process.poll() not in (None, -signal.SIGKILL)]
+            ended = [name for name, process in self._running.items() if process.poll() is not None]
             if ended or time.monotonic() > deadline:
                 raise CourseError(f"Ended early: {ended}; not registered: {sorted(missing)}.\n{self.ends_of_logs()}")
             with contextlib.suppress(NoConnection), self.session(ADMIN, timeout=5.0) as session:
@@ -290,14 +374,21 @@ class Federation:
             except JobTimeout as error:
                 raise CourseError(f"Job {job} still runs after {timeout:.0f} s.\n{self.ends_of_logs()}") from error
             place = Path(session.download_job_result(job, str(results)))
-        status = about["status"]
-        error = f"The job ended with {status}." if status != RunStatus.FINISHED_COMPLETED else shortfall(place)
+        # What each site answered when the job came to it: "OK", or why it does not take part.
+        told = [line.partition(": ") for line in about.get("job_deploy_detail", ())]
+        answers = {name: said.removeprefix("NVFLARE_ERROR: ") for name, _, said in told if said}
+        refused = {name: said for name, said in answers.items() if said != "OK"}
+        error = shortfall(place)
+        if about["status"] != RunStatus.FINISHED_COMPLETED:
+            reasons = "".join(f" {name}: {said}." for name, said in refused.items())
+            error = f"The job ended with {about['status']}.{reasons}"
         write_json(
             place / RUN,
             {
                 "status": "failed" if error else "finished",
                 "job": about["name"],
-                "sites": sorted(site["name"] for site in about.get("job_clients", ())),
+                "sites": sorted(answers.keys() - {SERVER}),
+                "refused": refused,
                 "seconds": _seconds(about["duration"]),
             },
         )
@@ -324,7 +415,9 @@ class Federation:
                 if entry["event"] == event and all(entry.get(name) == value for name, value in values.items()):
                     return entry
             time.sleep(POLL_SECONDS)
-        raise CourseError(f"No {event!r} with {values} in the record of {job} within {timeout:.0f} s.\n{self.ends_of_logs()}")
+        raise CourseError(
+            f"No {event!r} with {values} in the record of {job} within {timeout:.0f} s.\n{self.ends_of_logs()}"
+        )
 
 
 def _plain_folder(folder: Path) -> Path:
@@ -336,7 +429,9 @@ def _plain_folder(folder: Path) -> Path:
         return folder.resolve()
     place = Path(tempfile.gettempdir()).resolve()
     if not PLAIN.fullmatch(str(place)):
-        raise CourseError(f"FLARE needs a folder with a plain path, without blanks; {place} is none. Set TMPDIR to one.")
+        raise CourseError(
+            f"FLARE needs a folder with a plain path, without blanks; {place} is none. Set TMPDIR to one."
+        )
     return Path(tempfile.mkdtemp(prefix="course-federation-", dir=place))
 
 

@@ -13,8 +13,8 @@ from nvflare.apis.fl_constant import ReturnCode, RunProcessKey, SystemComponents
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_def import ALL_SITES, JobMetaKey
 from nvflare.apis.job_scheduler_spec import DispatchInfo
-from nvflare.private.admin_defs import MsgHeader
-from nvflare.private.admin_defs import ReturnCode as AdminReturnCode
+from nvflare.private.fed.server.admin import check_client_replies
+from nvflare.private.fed.utils.fed_utils import extract_participants
 
 SITE_IS_BACK = "course.site_is_back"
 """The command by which the server tells a job's process to look who its sites are now; see ``RunRecorder``."""
@@ -46,41 +46,53 @@ class ReturningSites(FLComponent):
                 threading.Thread(target=self._bring_back, args=(engine, job_id, client), daemon=True).start()
 
     def _bring_back(self, engine, job_id: str, client) -> None:
+        process = engine.run_processes[job_id]
+        before = process[RunProcessKey.PARTICIPANTS]
         try:
+            # What it did there is over: a round that waits for it goes on.
+            engine.notify_dead_job(job_id, client.name, "registered anew")
             with engine.new_context() as fl_ctx:
-                problem = self._start(engine, job_id, client, fl_ctx)
+                self._start(engine, job_id, client, fl_ctx)
+            self.logger.info(f"{client.name} is back in job {job_id}")
         except Exception as error:
-            problem = f"{type(error).__name__}: {error}"
+            process[RunProcessKey.PARTICIPANTS] = before
+            self.logger.warning(f"{client.name} cannot go on with job {job_id}; at its next heartbeat again: {error}")
         finally:
             self._busy.discard((job_id, client.token))
-        if problem:
-            self.logger.warning(f"{client.name} cannot go on with job {job_id} ({problem}); at its next heartbeat again")
-        else:
-            self.logger.info(f"{client.name} is back in job {job_id}")
 
-    def _start(self, engine, job_id: str, client, fl_ctx: FLContext) -> str | None:
-        """Deploy and start the job at the site; returns what went wrong."""
-        runner, process = engine.job_runner, engine.run_processes[job_id]
+    @staticmethod
+    def _start(engine, job_id: str, client, fl_ctx: FLContext) -> None:
+        """Deploy and start the job at the site.
+
+        Raises:
+            RuntimeError: if the site or the job's process did not agree.
+        """
+        name, runner, process = client.name, engine.job_runner, engine.run_processes[job_id]
         job = engine.get_component(SystemComponents.JOB_MANAGER).get_job(job_id, fl_ctx)
-        app = next(a for a, sites in job.get_deployment().items() if {client.name, ALL_SITES} & {str(s) for s in sites})
+        app = next(
+            app for app, places in job.get_deployment().items() if {name, ALL_SITES} & set(extract_participants(places))
+        )
         message = runner._make_deploy_message(job, job.get_application(app, fl_ctx), app, fl_ctx)
         admin = engine.server.admin_server
-        reply = admin.send_requests_and_get_reply_dict({client.token: message}, timeout_secs=admin.timeout)[client.token]
-        if reply is None or reply.get_header(MsgHeader.RETURN_CODE, AdminReturnCode.OK) != AdminReturnCode.OK:
-            return f"it did not take the job: {reply.body if reply else 'no answer'}"
-        requirements = job.get_resource_requirements().get(client.name, {})
-        enough, token = engine.check_client_resources(job, {client.name: requirements}, fl_ctx)[client.name]
+        replies = admin.send_requests({client.token: message}, fl_ctx, timeout_secs=admin.timeout)
+        _all_well(replies, name, "deploy")
+        requirements = job.get_resource_requirements().get(name, {})
+        enough, token = engine.check_client_resources(job, {name: requirements}, fl_ctx)[name]
         if not enough:
-            return f"it lacks resources: {token}"
+            raise RuntimeError(f"it lacks resources: {token}")
 
         # The job's process must know the new token before the site asks it for work.
-        others = {t: one for t, one in process[RunProcessKey.PARTICIPANTS].items() if one.name != client.name}
+        others = {token: one for token, one in process[RunProcessKey.PARTICIPANTS].items() if one.name != name}
         process[RunProcessKey.PARTICIPANTS] = {**others, client.token: client}
-        told = engine.send_app_command(job_id, SITE_IS_BACK, {"site": client.name}, timeout=10.0)
+        told = engine.send_app_command(job_id, SITE_IS_BACK, {"site": name}, timeout=10.0)
         if told is None or told.get_return_code() != ReturnCode.OK:
-            self.logger.warning(f"job {job_id} has no recorder that knows how to take a site back")
+            raise RuntimeError("the job's process does not take sites back; its recipe needs add_record()")
         job.meta[JobMetaKey.JOB_CLIENTS] = [one.to_dict() for one in process[RunProcessKey.PARTICIPANTS].values()]
         with runner.lock:
-            runner._pending_client_outcomes.setdefault(job_id, set()).add(client.name)
-        (started,) = engine.start_client_job(job, {client.name: DispatchInfo(app, requirements, token)}, fl_ctx)
-        return None if started.reply and started.reply.body == "OK" else f"it did not start: {started.reply}"
+            runner._pending_client_outcomes.setdefault(job_id, set()).add(name)
+        _all_well(engine.start_client_job(job, {name: DispatchInfo(app, requirements, token)}, fl_ctx), name, "start")
+
+
+def _all_well(replies, site: str, what: str) -> None:
+    if check_client_replies(replies, [site], what, strict=True):
+        raise RuntimeError(f"it did not answer to: {what}")

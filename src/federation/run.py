@@ -138,28 +138,29 @@ class Run:
         import pandas as pd
 
         answers = {(entry["round"], entry["site"]): entry for entry in self.record if entry["event"] == "answer"}
-        gone = self._rounds_without()
+        lost, refused = self._losses(), self.about.get("refused", {})
         rows = []
         for number in range(self.rounds):
             for site in self.sites:
                 entry = answers.get((number, site), {})
                 accepted = bool(entry.get("accepted"))
-                why = "its process had ended" if (number, site) in gone else "it did not answer"
-                reason = None if accepted else entry.get("reason") or why
+                why = entry.get("reason") or refused.get(site) or lost.get((number, site), "it did not answer")
+                reason = None if accepted else why
                 rows.append({"round": number, "site": site, "accepted": accepted, "reason": reason})
         return pd.DataFrame(rows, columns=["round", "site", "accepted", "reason"])
 
-    def _rounds_without(self) -> set[tuple[int, str]]:
-        """Round and site for each round at some moment of which a site was lost."""
-        since, without = {}, set()
-        for entry in [*self.record, {"event": "end", "round": self.rounds}]:
+    def _losses(self) -> dict[tuple[int, str], str]:
+        """Why a site was lost, for each round and site at some moment of which it was."""
+        since, found = {}, {}
+        end = {"event": "end", "round": self.rounds}
+        for entry in [*self.record, end]:
+            number = 0 if entry["round"] is None else entry["round"]
             if entry["event"] == "site lost":
-                since[entry["site"]] = entry["round"] or 0
-            number = self.rounds if entry["round"] is None else entry["round"]
-            back = [entry["site"]] if entry["event"] == "site back" else [*since] if entry["event"] == "end" else ()
-            for site in back:
-                without |= {(n, site) for n in range(since.pop(site, number + 1), number + 1)}
-        return without
+                since[entry["site"]] = number, entry["reason"]
+            for site in [entry["site"]] if entry["event"] == "site back" else list(since) if entry is end else ():
+                first, reason = since.pop(site)
+                found |= {(n, site): reason for n in range(first, number + 1)}
+        return found
 
 
 def read_record(folder: Path) -> list[dict]:

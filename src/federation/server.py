@@ -103,12 +103,20 @@ def forget_script_folder(recipe: Recipe) -> None:
                 entry.executor._task_script_path = Path(script).name
 
 
+def use_installed_code(recipe: Recipe) -> None:
+    """Carry no code of the course in the job: server and sites have installed it, a version that they have reviewed.
+
+    For a recipe without a script of its own, such as one with a ``LearnerExecutor``: a script always travels with the job.
+    """
+    recipe._job.set_app_packages([__name__.split(".")[0]])
+
+
 class RunRecorder(Widget):
     """Writes what happened on the server, and when, as one JSON object a line, and ends a run that too many sites have left.
 
     The file is ``course_record.jsonl`` in the job's run folder on the server. Every line has ``time`` (seconds since
-    the epoch), ``event`` and ``round``; lines about a site's answer also have ``site``, ``accepted`` and ``reason``. A site that was
-    lost and is there again, in a real federation, is ``site lost``, then ``site back``.
+    the epoch), ``event`` and ``round``; lines about a site's answer also have ``site``, ``accepted`` and ``reason``. A site of a
+    real federation that was lost and is there again is ``site lost``, then ``site back``.
 
     Args:
         at_least: so many sites must take part in every round.
