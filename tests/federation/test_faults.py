@@ -96,9 +96,10 @@ def mean(checkpoint: Path) -> float:
 # -- a site that goes --------------------------------------------------------------------------------------------------
 
 
-def test_a_site_killed_in_mid_round_is_missed_once_and_comes_back(hospitals, tmp_path, all_there):
+def test_a_site_killed_in_mid_round_is_missed_once_and_comes_back(hospitals, tmp_path, all_there, record_property):
     job = submit(hospitals, toy_recipe(tmp_path, len(SITES), 6, body="time.sleep(1.5)", at_least=2))
     kill_in_round(hospitals, job, "site-2", 1)
+    killed = time.time()
     hospitals.start("site-2")
     back = hospitals.wait_for(job, "site back", site="site-2", timeout=90)["round"]
 
@@ -110,6 +111,11 @@ def test_a_site_killed_in_mid_round_is_missed_once_and_comes_back(hospitals, tmp
     assert run.contributions["reason"].dropna().unique().tolist() == [GONE]
     assert all(all(took_part(run, site)) for site in ("site-1", "site-3"))
     assert run.final_validation[FINAL].keys() == set(SITES)
+    # For benchmarks/faults.py.
+    moments = {entry["event"]: entry["time"] - killed for entry in run.record if entry["event"].startswith("site")}
+    record_property("seconds until it was missed", round(moments["site lost"], 1))
+    record_property("seconds until it was back", round(moments["site back"], 1))
+    record_property("rounds without it", accepted.count(False))
 
 
 @pytest.mark.long
