@@ -20,6 +20,7 @@ def fedavg(
     tracker: str = "tensorboard",
     client: Path | None = None,
     initial: Path | None = None,
+    transfer: str = "FULL",
 ) -> FedAvgRecipe:
     """FedAvg with all that the course adds, as notebook 02 puts it together.
 
@@ -32,6 +33,7 @@ def fedavg(
         tracker: where the server writes the curves: ``tensorboard`` or ``mlflow``.
         client: script that every site runs, by default the card's; takes the settings as its arguments.
         initial: checkpoint to start from, for example ``run.final_model``; by default a new model of the settings' seed.
+        transfer: what a site sends: its weights (``FULL``) or by how much it changed them (``DIFF``).
     """
     made = FedAvgRecipe(
         name=card.name,
@@ -44,5 +46,6 @@ def fedavg(
         key_metric=card.key_metric,
         aggregator=SampleWeightedMean(),
         client_memory_gc_rounds=1,
+        params_transfer_type=transfer,
     )
     return add_everything(made, at_least, tracker)
