@@ -141,6 +141,7 @@ class RunRecorder(Widget):
         self._round = self._rounds = None
         self._failed: dict[str, str] = {}  # in this round
         self._lost: dict[str, str] = {}  # until it is back
+        self._expected: set[str] = set()  # of those, who is on the way
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Append one line for each event of interest."""
@@ -166,11 +167,12 @@ class RunRecorder(Widget):
             site = fl_ctx.get_prop(FLContextKey.RECONNECTED_CLIENT_NAME)
             self._lost.pop(site, None)
             self._failed.pop(site, None)
+            self._expected.discard(site)
             self._write("site back", site=site)
 
-    @staticmethod
-    def _look_who_is_there(topic: str, data: dict, fl_ctx: FLContext) -> dict:
+    def _look_who_is_there(self, topic: str, data: dict, fl_ctx: FLContext) -> dict:
         """Ask the server who this job's sites are: one has registered anew."""
+        self._expected.add(data["site"])
         fl_ctx.get_engine().sync_clients_from_main_process()
         return {}
 
@@ -199,17 +201,24 @@ class RunRecorder(Widget):
             self.system_panic(f"round {(self._round or 0) + 1} needs {self.at_least} site(s). {causes}", fl_ctx)
 
     def _watch(self, engine, job_id: str) -> None:
-        """Look whether the connection of every site's process that was there still is; report one that is not as FLARE would."""
+        """Look whether the connection of every site's process that was there still is; report one that is not as FLARE would.
+
+        In the simulator, that is: in a real federation a site's process has no connection to this one, and FLARE says who is lost.
+        """
         seen: set[str] = set()
+        told: set[tuple[str, int]] = set()
         while not self._ended.wait(LOOK_SECONDS):
             for site in sorted(client.name for client in engine.get_clients()):
                 if engine.server.cell.is_cell_connected(f"{site}.{job_id}"):
                     seen.add(site)
-                elif site in seen and not self._ended.is_set():
+                elif (site in seen or site in self._lost.keys() - self._expected) and not self._ended.is_set():
                     with engine.new_context() as fl_ctx:
                         self._note_loss(site, LOST, fl_ctx)
+                        runner = fl_ctx.get_prop(FLContextKey.RUNNER)
                         # Each workflow has a list of its own: that of the rounds, then that of the final validation.
-                        fl_ctx.get_prop(FLContextKey.RUNNER).handle_dead_job(site, fl_ctx)
+                        if runner.current_wf and (site, id(runner.current_wf)) not in told:
+                            told.add((site, id(runner.current_wf)))
+                            runner.handle_dead_job(site, fl_ctx)
 
     def _write(self, event: str, **more) -> None:
         with self._file.open("a") as file:
