@@ -30,7 +30,7 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from nvflare.apis.job_def import RunStatus
-from nvflare.fuel.flare_api.api_spec import JobTimeout, NoConnection
+from nvflare.fuel.flare_api.api_spec import JobTimeout
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 from nvflare.lighter.prov_utils import prepare_builders
 from nvflare.lighter.provision import prepare_project
@@ -320,18 +320,29 @@ class Federation:
 
     def _wait_until_registered(self, sites: Sequence[str], since: float) -> None:
         deadline, missing = time.monotonic() + START_SECONDS, set(sites)
-        while True:
+
+        def still(session: Session | None) -> bool:
             ended = [name for name, process in self._running.items() if process.poll() is not None]
             if ended or time.monotonic() > deadline:
                 raise CourseError(f"Ended early: {ended}; not registered: {sorted(missing)}.\n{self.ends_of_logs()}")
-            with contextlib.suppress(NoConnection), self.session(ADMIN, timeout=5.0) as session:
-                while missing and time.monotonic() < deadline:
-                    there = session.get_system_info().client_info
-                    missing -= {site.name for site in there if site.last_connect_time >= since}
-                    time.sleep(POLL_SECONDS)
-                if not missing:
-                    return
+            if session:
+                there = session.get_system_info().client_info
+                missing.difference_update(site.name for site in there if site.last_connect_time >= since)
+            return bool(missing)
+
+        # A session that is opened too early and gives up can hang: FLARE 2.9 then waits for its own connection to end.
+        while not self._listens():
+            still(None)
             time.sleep(POLL_SECONDS)
+        with self.session(ADMIN, timeout=START_SECONDS) as session:
+            while still(session):
+                time.sleep(POLL_SECONDS)
+
+    def _listens(self) -> bool:
+        """Whether the server takes calls."""
+        with contextlib.suppress(OSError), socket.create_connection(("localhost", self.port), 1.0):
+            return True
+        return False
 
     def ends_of_logs(self) -> str:
         """What each process last said, and those that it started for a job."""
@@ -341,7 +352,7 @@ class Federation:
     # -- what users do -------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def session(self, user: str = LEAD, timeout: float = 30.0) -> Iterator[Session]:
+    def session(self, user: str = LEAD, timeout: float = START_SECONDS) -> Iterator[Session]:
         """FLARE's session API for a user, closed at the end of the block."""
         session = new_secure_session(user, str(self.kits[user]), timeout=timeout)
         try:
@@ -351,7 +362,7 @@ class Federation:
 
     def environment(self, user: str = LEAD) -> ProdEnv:
         """Where a recipe is executed: this federation, as this user."""
-        return ProdEnv(str(self.kits[user]), login_timeout=30.0, username=user)
+        return ProdEnv(str(self.kits[user]), login_timeout=START_SECONDS, username=user)
 
     def execute(self, recipe: Recipe, results: Path, timeout: float = JOB_SECONDS) -> Path:
         """Submit the recipe's job as the lead, wait for its end and fetch it: :meth:`fetch`."""
