@@ -86,8 +86,8 @@ def fault_table() -> str:
     counts = _report("faults.json").get("counts", {})
     lines = ["| fault | what FLARE promises | what was seen | tries |", "|---|---|---|--:|"]
     for fault, promise, seen, test in FAULTS:
-        count = counts.get(test)
-        lines.append(f"| {fault} | {promise} | {seen} | {f'{count["passed"]} of {count["of"]}' if count else '–'} |")
+        tries = "{passed} of {of}".format(**counts[test]) if test in counts else "–"
+        lines.append(f"| {fault} | {promise} | {seen} | {tries} |")
     return "\n".join(lines)
 
 

@@ -7,13 +7,24 @@ import sys
 import pytest
 
 from benchmarks import __main__ as benchmark
-from benchmarks import measure, table
+from benchmarks import deploy, measure, table
 
 
 def test_the_readme_holds_the_kept_figures():
     text = table.README.read_text(encoding="utf-8")
     assert all(mark in text for mark in table.MARKS)
     assert table.with_table(text, table.table()) == text, "run: python -m benchmarks.table"
+
+
+def test_the_tables_of_the_deployment_page_are_those_of_the_kept_reports():
+    text = deploy.PAGE.read_text(encoding="utf-8")
+    assert all(f"<!-- {name}: made by python -m benchmarks.deploy -->" in text for name in deploy.TABLES)
+    assert deploy.with_tables(text) == text, "run: python -m benchmarks.deploy"
+
+
+def test_every_fault_of_the_table_is_a_test():
+    tests = (table.README.parent / "tests" / "federation" / "test_faults.py").read_text(encoding="utf-8")
+    assert [test for *_, test in deploy.FAULTS if f"def {test.split('[')[0]}(" not in tests] == []
 
 
 @pytest.mark.parametrize("name", sorted(json.loads(benchmark.BARS.read_text())))
