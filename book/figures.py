@@ -137,7 +137,7 @@ def federation_kits() -> plt.Figure:
             site,
             "own key and certificate\nown rules in local/\nown data, which stay here",
         )
-        _arrow(axis, (left + 1.5, 2.0), (4.2 + 0.8 * number, 3.55), site_color(number))
+        _arrow(axis, (left + 1.5, 1.85), (4.2 + 0.8 * number, 3.55), site_color(number))
     axis.text(0.2, 2.75, "sites dial out,\nover mutual TLS", ha="left", color=INK, style="italic", **look)
     axis.text(9.8, 2.75, "nobody calls\na hospital", ha="right", color=INK, style="italic", **look)
     axis.text(0.2, 4.3, "project owner:\nthe root's key, offline.\nSigns every kit, once", color=INK, **look)
