@@ -97,11 +97,19 @@ def mean(checkpoint: Path) -> float:
 
 
 def test_a_site_killed_in_mid_round_is_missed_once_and_comes_back(hospitals, tmp_path, all_there, record_property):
-    job = submit(hospitals, toy_recipe(tmp_path, len(SITES), 6, body="time.sleep(1.5)", at_least=2))
+    # However slow this machine is, site-1 ends its fourth round only when site-2 is back.
+    go = tmp_path / "go"
+    wait = f"""
+time.sleep(1.5)
+while site == "site-1" and number == 4 and not __import__("pathlib").Path({str(go)!r}).exists():
+    time.sleep(0.1)
+"""
+    job = submit(hospitals, toy_recipe(tmp_path, len(SITES), 6, body=wait, at_least=2))
     kill_in_round(hospitals, job, "site-2", 1)
     killed = time.time()
     hospitals.start("site-2")
-    back = hospitals.wait_for(job, "site back", site="site-2", timeout=90)["round"]
+    back = hospitals.wait_for(job, "site back", site="site-2")["round"]
+    go.touch()
 
     run = Run(hospitals.fetch(job, tmp_path / "results"))
     assert [(entry["site"], entry["round"]) for entry in run.record if entry["event"] == "site lost"] == [("site-2", 1)]
