@@ -42,8 +42,8 @@ from nvflare.recipe.spec import Recipe
 from src.common.errors import CourseError
 from src.common.files import write_file, write_json
 from src.common.sites import site_names
-from src.federation import guard
 from src.federation.environments import PLAIN, plain_paths
+from src.federation.guard import __file__ as guard
 from src.federation.guard import end_processes_below, processes_below
 from src.federation.run import RUN, read_record, shortfall
 
@@ -249,7 +249,7 @@ class Federation:
             # Links to a Python with a blank in its path go with the federation.
             links = [] if python == sys.executable else [str(self._python.parents[2])]
             self._guard = subprocess.Popen(
-                [sys.executable, guard.__file__, str(self.folder), *links],
+                [sys.executable, guard, str(self.folder), *links],
                 stdin=subprocess.PIPE,
                 start_new_session=True,  # Ctrl-C in a terminal is for its owner
                 env={"PATH": os.environ.get("PATH", os.defpath)},
