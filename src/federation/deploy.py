@@ -58,6 +58,9 @@ JOB_SECONDS = 600.0
 HEARTBEAT_SECONDS = 10.0
 """How often a site says that it is there; FLARE's value."""
 
+ORDER_SECONDS = 60.0
+"""FLARE's value is 10, which a busy machine may miss."""
+
 SILENCE_SECONDS = 25.0
 """After so long without a heartbeat the server takes a site for lost. FLARE's value is 600, right for long lines."""
 
@@ -127,12 +130,13 @@ def set_up_server(kit: Path, silence: float = SILENCE_SECONDS) -> None:
 
     * Jobs and their results lie in the kit, and not in one fixed folder of the machine, where another server would find them.
     * A site is lost after ``silence`` seconds without a heartbeat.
+    * A site has ``ORDER_SECONDS`` to answer an order of the server, such as to take a job.
     * A site that comes back takes part again in the jobs that run; see :mod:`src.federation.returning`.
     """
     update_storage_locations(str(kit / "local"), str(kit))
     file = kit / "local" / "resources.json"
     resources = json.loads(file.read_text())
-    resources["servers"][0]["heart_beat_timeout"] = silence
+    resources["servers"][0] |= {"heart_beat_timeout": silence, "admin_timeout": ORDER_SECONDS}
     resources["components"].append(
         {"id": "returning_sites", "path": "src.federation.returning.ReturningSites", "args": {}}
     )
@@ -295,6 +299,8 @@ class Federation:
         """Run a kit's own start script with this Python, these variables, and nothing else of this process's environment."""
         path = os.pathsep.join([str(self._python.parent), os.environ.get("PATH", os.defpath)])
         common = {"PATH": path, "HOME": str(kit), "TMPDIR": str(kit), "OMP_NUM_THREADS": "1"}
+        # All processes of a job start at once on this one machine; FLARE gives a site 60 s to meet the server's.
+        common["NVFLARE_MAX_RUNNER_SYNC_TIMEOUT"] = str(JOB_SECONDS)
         with (kit / CONSOLE).open("a") as console:
             return subprocess.Popen(
                 [
