@@ -2,7 +2,7 @@
 
 Every site of a real federation reaches the server through a line of its own, whose speed is limited in both directions: a small
 proxy, since limiting the loopback itself (``tc``) needs root and would slow down everybody on this machine. The kept report is
-``benchmarks/results/federation/lines.json``.
+``benchmarks/results/federation/lines.json``. FLARE's filters need ``pip install --editable '.[lines]'``.
 """
 
 import argparse
