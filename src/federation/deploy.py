@@ -51,6 +51,13 @@ SERVER, ADMIN, LEAD, MEMBER = "server", "admin@example.org", "lead@example.org",
 USERS = {ADMIN: "project_admin", LEAD: "lead", MEMBER: "member"}
 """Who may log in, and the role that their certificate gives them: a lead, a researcher, submits jobs; a member only looks."""
 
+REVIEWED = (
+    "src.",
+    "nvflare.app_common.executors.learner_executor.LearnerExecutor",
+    "nvflare.app_opt.pt.file_model_persistor.PTFileModelPersistor",
+)
+"""What the prostate learner's job names beside FLARE's default list, where the course is installed: see :func:`set_up_site`."""
+
 CONSOLE = "console.log"
 START_SECONDS = 120.0
 POLL_SECONDS = 0.3

@@ -8,11 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
+from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
 
 from src.common.errors import CourseError
 from src.federation import deploy
-from src.federation.deploy import LEAD, SERVER, USERS, knock, project, provision, set_up_server, set_up_site
+from src.federation.deploy import LEAD, REVIEWED, SERVER, USERS, knock, project, provision, set_up_server, set_up_site
 from src.federation.guard import end_processes_below, processes_below
+from src.federation.server import use_installed_code
+from src.prostate.recipe import learner_recipe
 
 SITES = ("north", "south")
 
@@ -118,6 +121,31 @@ def test_only_flare_s_processes_of_this_folder_end(tmp_path):
         for process in started:
             process.kill()
             process.wait()
+
+
+def test_what_the_learner_s_job_names_is_on_the_reviewed_list(tmp_path):
+    """Without code in the job, server and sites build only what their lists name."""
+
+    def classes(part: object) -> set[str]:
+        found = {part["path"]} if isinstance(part, dict) and isinstance(part.get("path"), str) else set()
+        inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        return found.union(*map(classes, inner))
+
+    recipe = learner_recipe(tmp_path, len(SITES))
+    use_installed_code(recipe)
+    recipe.export(str(tmp_path / "job"))
+    named = set().union(
+        *(classes(json.loads(file.read_text())) for file in (tmp_path / "job").rglob("config_fed_*.json"))
+    )
+    allowed = (*DEFAULT_CLASS_ALLOW_LIST, *REVIEWED)
+    assert {"src.unet.UNet", "src.federation.server.RunRecorder"} <= named
+    assert {
+        name
+        for name in named
+        if not any(name == one or (one.endswith(".") and name.startswith(one)) for one in allowed)
+    } == set()
+    assert not list((tmp_path / "job").rglob("custom")), "that would be code, which a site may forbid"
+    assert list((tmp_path / "job").rglob("config_train.json"))
 
 
 def test_a_lead_s_kit_names_the_server_s_one_port(kits):

@@ -23,6 +23,7 @@ from src.federation.deploy import (
     ADMIN,
     CONSOLE,
     MEMBER,
+    REVIEWED,
     SERVER,
     Federation,
     knock,
@@ -226,10 +227,9 @@ def test_a_site_that_allows_no_code_refuses_a_job_that_brings_some(hospitals, tm
 @pytest.mark.long
 def test_a_site_refuses_a_class_that_is_not_on_its_list(hospitals, tmp_path, all_there):
     """The job brings no code, and names a class that the site has installed and not allowed."""
-    reviewed = ["nvflare.app_common.executors.learner_executor.LearnerExecutor", "src."]
     for name in (SERVER, "site-1", "site-2"):
         hospitals.kill(name)
-        set_up_site(hospitals.kits[name], reviewed)
+        set_up_site(hospitals.kits[name], REVIEWED)
     hospitals.start(SERVER)
     hospitals.start("site-1", "site-2")
     (tmp_path / "config").mkdir()
@@ -245,6 +245,7 @@ def test_a_site_refuses_a_class_that_is_not_on_its_list(hospitals, tmp_path, all
         hospitals.execute(recipe, tmp_path / "results")
     refusals = {site: "is not in allow_list" in (hospitals.kits[site] / CONSOLE).read_text() for site in SITES}
     assert refusals == {"site-1": False, "site-2": False, "site-3": True}
+    assert "is not in allow_list" not in (hospitals.kits[SERVER] / CONSOLE).read_text()
 
 
 # -- the server that goes ----------------------------------------------------------------------------------------------
