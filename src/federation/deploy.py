@@ -431,13 +431,16 @@ class Federation:
         """Wait for a line in a running job's record, for example ``wait_for(job, "round started", round=1)``, and return it.
 
         Raises:
-            CourseError: if it does not come within ``timeout`` seconds.
+            CourseError: if it does not come within ``timeout`` seconds, or the job ends before.
         """
-        deadline = time.monotonic() + timeout
+        deadline, folder, began = time.monotonic() + timeout, self.kits[SERVER] / job, False
         while time.monotonic() < deadline:
             for entry in self.record(job):
                 if entry["event"] == event and all(entry.get(name) == value for name, value in values.items()):
                     return entry
+            if began and not folder.is_dir():  # the server has put the job's results away
+                raise CourseError(f"Job {job} ended before {event!r} with {values}.\n{self.ends_of_logs()}")
+            began = folder.is_dir()
             time.sleep(POLL_SECONDS)
         raise CourseError(
             f"No {event!r} with {values} in the record of {job} within {timeout:.0f} s.\n{self.ends_of_logs()}"
