@@ -14,9 +14,9 @@ ifneq ($(shell .venv/bin/python -c '' 2>/dev/null && cat $(STAMP) 2>/dev/null),$
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help course test lab figures tidy clean
+.PHONY: help course test test-faults lab figures tidy clean
 help:  ## show this list
-	@sed -nE 's/^([a-z]+):.*## (.*)/make \1	\2/p' Makefile
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1	\2/p' Makefile
 
 course: $(STAMP)  ## run every notebook and build pages to read in build/course/ (ONLY="01_monai_101" for some)
 	@$(RUN) book $(ONLY)
@@ -27,7 +27,11 @@ test: $(STAMP)  ## check everything: lint, unit and fault tests, all notebooks
 	@$(RUN) ruff check
 	@$(RUN) ruff format --check
 	@shopt -s nullglob; .venv/bin/shellcheck .ci/run data_scripts/*.sh
-	@$(RUN) pytest --nbmake --nbmake-kernel=python3 --nbmake-timeout=1800 tests notebooks
+	@$(RUN) pytest --nbmake --nbmake-kernel=python3 --nbmake-timeout=1800 -m 'not long' tests notebooks
+
+test-faults: export PATH := $(CURDIR)/.venv/bin:$(PATH)
+test-faults: $(STAMP)  ## kill, forge, forbid and restart in a real federation: all fault tests, some ten minutes
+	@$(RUN) pytest -m faults tests/federation
 
 # The whole folder is served, so that the notebooks' pictures in figs/ are seen. JupyterLab refuses to serve root, which is
 # who one is in a container, unless told so.

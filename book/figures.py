@@ -109,6 +109,41 @@ def fedavg_flow() -> plt.Figure:
     return figure
 
 
+def federation_kits() -> plt.Figure:
+    """Who dials whom in a real federation, and what is in a site's start-up kit."""
+    figure, axis = plt.subplots(figsize=(10, 5.2), layout="constrained")
+    axis.set(xlim=(0, 10), ylim=(0, 5.2))
+    axis.set_axis_off()
+    rounded, look = "round,pad=0,rounding_size=0.12", {"va": "center", "fontsize": 10}
+
+    def box(left: float, bottom: float, width: float, height: float, color: str, head: str, lines: str) -> None:
+        axis.add_patch(FancyBboxPatch((left, bottom), width, height, boxstyle=rounded, fc=color, ec="none"))
+        axis.text(left + 0.15, bottom + height - 0.25, head, va="center", color="white", weight="bold", fontsize=11)
+        axis.text(left + 0.15, bottom + height - 0.48, lines, va="top", color="white", fontsize=9.5, linespacing=1.5)
+
+    box(
+        3.3, 3.6, 3.4, 1.4, SERVER_COLOR, "server", "one open port\nstart-up kit with its own key\njobs, models, record"
+    )
+    box(7.9, 3.8, 1.9, 1.0, "#6b7a90", "lead", "a kit with a key\nsubmits recipes")
+    _arrow(axis, (7.85, 4.3), (6.75, 4.3), "#6b7a90")
+    for number, left in enumerate((0.2, 3.5, 6.8)):
+        site = f"site-{number + 1}"
+        box(
+            left,
+            0.2,
+            3.0,
+            1.75,
+            site_color(number),
+            site,
+            "own key and certificate\nown rules in local/\nown data, which stay here",
+        )
+        _arrow(axis, (left + 1.5, 1.85), (4.2 + 0.8 * number, 3.55), site_color(number))
+    axis.text(0.2, 2.75, "sites dial out,\nover mutual TLS", ha="left", color=INK, style="italic", **look)
+    axis.text(9.8, 2.75, "nobody calls\na hospital", ha="right", color=INK, style="italic", **look)
+    axis.text(0.2, 4.3, "project owner:\nthe root's key, offline.\nSigns every kit, once", color=INK, **look)
+    return figure
+
+
 def _box(axis, left: float, bottom: float, width: float, color: str, head: str, steps: dict[str, str]) -> None:
     """A coloured box with a heading and, below it, numbered steps."""
     top = bottom + 0.62 + 0.4 * len(steps)
@@ -134,6 +169,7 @@ PICTURES: dict[str, Callable[[], plt.Figure]] = {
     "mednist_classes.png": mednist_classes,
     "mednist_partition.svg": mednist_partition,
     "fedavg_flow.svg": fedavg_flow,
+    "federation_kits.svg": federation_kits,
     "prostate_cases.png": prostate_cases,
     **{f"{name}_curves.svg": partial(curves, card) for name, card in tasks().items()},
 }

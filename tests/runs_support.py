@@ -37,7 +37,13 @@ run_site(main)
 
 
 def toy_recipe(
-    folder: Path, sites: int, rounds: int, body: str = "pass", at_least: int | None = None, **options
+    folder: Path,
+    sites: int,
+    rounds: int,
+    body: str = "pass",
+    at_least: int | None = None,
+    initial: Path | None = None,
+    **options,
 ) -> FedAvgRecipe:
     """FedAvg of a model with six numbers, each of which a site raises by one in each round.
 
@@ -48,6 +54,7 @@ def toy_recipe(
         body: Python statements of the client between training and sending, with ``site``, ``number`` (of the round, from 1)
             and ``params``.
         at_least: see :func:`src.federation.server.add_record`.
+        initial: checkpoint to start from.
         **options: of :func:`src.federation.server.add_everything`.
     """
     script = folder / "toy_client.py"
@@ -57,6 +64,7 @@ def toy_recipe(
         min_clients=sites,
         num_rounds=rounds,
         model={"class_path": "torch.nn.Linear", "args": {"in_features": 2, "out_features": 2}},
+        initial_ckpt=initial and os.path.relpath(initial),
         train_script=str(script),
         key_metric="val_accuracy",
         aggregator=SampleWeightedMean(),

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import __main__ as benchmark
-from benchmarks import measure, table
+from benchmarks import deploy, measure, table
 
 
 def test_the_readme_holds_the_kept_figures():
@@ -46,6 +46,17 @@ def test_the_kept_comparison_tells_the_story_of_the_notebooks():
     assert (accuracy["federated"] - single)["specialised"].mean() >= 0.05
     assert (accuracy["pooled"] - accuracy["federated"])["specialised"].mean() <= 0.02
     assert abs((accuracy["federated"] - single)["even"].mean()) <= 0.02
+
+
+def test_the_tables_of_the_deployment_page_are_those_of_the_kept_reports():
+    text = deploy.PAGE.read_text(encoding="utf-8")
+    assert all(f"<!-- {name}: made by python -m benchmarks.deploy -->" in text for name in deploy.TABLES)
+    assert deploy.with_tables(text) == text, "run: python -m benchmarks.deploy"
+
+
+def test_every_fault_of_the_table_is_a_test():
+    tests = (table.README.parent / "tests" / "federation" / "test_faults.py").read_text(encoding="utf-8")
+    assert [test for *_, test in deploy.FAULTS if f"def {test.split('[')[0]}(" not in tests] == []
 
 
 @pytest.mark.parametrize("name", sorted(json.loads(benchmark.BARS.read_text())))

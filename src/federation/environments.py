@@ -29,7 +29,7 @@ from src.federation.run import RUN, Run, failure_report, progress, read_record, 
 
 POLL_SECONDS = 0.3
 LOG_CONFIG = "log_config.json"
-_PLAIN = re.compile(r"[\w./~+=@:-]+", re.ASCII)
+PLAIN = re.compile(r"[\w./~+=@:-]+", re.ASCII)
 _LINKS = "course-links-"
 
 
@@ -183,11 +183,11 @@ def _exit_on_sigterm() -> Iterator[None]:
 @contextlib.contextmanager
 def plain_paths(python: Path, folder: Path) -> Iterator[tuple[str, str]]:
     """Yield an interpreter and a folder as plain strings: as they are, or through links that live only in this block."""
-    if _PLAIN.fullmatch(f"{python}{folder}"):
+    if PLAIN.fullmatch(f"{python}{folder}"):
         yield str(python), str(folder)
         return
     place = Path(tempfile.gettempdir())
-    if not _PLAIN.fullmatch(str(place)):
+    if not PLAIN.fullmatch(str(place)):
         raise CourseError(
             f"FLARE's simulator needs a temporary folder with a plain name, not {place}; set TMPDIR to one."
         )

@@ -21,6 +21,7 @@ def fedavg(
     client: Path | None = None,
     initial: Path | None = None,
     round_timeout: float | None = None,
+    transfer: str = "FULL",
 ) -> FedAvgRecipe:
     """FedAvg with all that the course adds, as notebook 02 puts it together.
 
@@ -34,6 +35,7 @@ def fedavg(
         client: script that every site runs, by default the card's; takes the settings as its arguments.
         initial: checkpoint to start from, for example ``run.final_model``; by default a new model of the settings' seed.
         round_timeout: see :func:`src.federation.server.add_record`.
+        transfer: what a site sends: its weights (``FULL``) or by how much it changed them (``DIFF``).
     """
     made = FedAvgRecipe(
         name=card.name,
@@ -46,5 +48,6 @@ def fedavg(
         key_metric=card.key_metric,
         aggregator=SampleWeightedMean(),
         client_memory_gc_rounds=1,
+        params_transfer_type=transfer,
     )
     return add_everything(made, at_least, tracker, round_timeout)

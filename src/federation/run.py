@@ -8,7 +8,7 @@ from pathlib import Path
 
 from src.common.errors import CourseError
 from src.common.files import read_json
-from src.federation.server import LOST, RECORD
+from src.federation.server import RECORD
 
 RUN = "run.json"
 RESULTS = "cross_val_results.json"
@@ -180,16 +180,29 @@ class Run:
         import pandas as pd
 
         answers = {(entry["round"], entry["site"]): entry for entry in self.record if entry["event"] == "answer"}
-        lost = {entry["site"]: entry["round"] for entry in self.record if entry["event"] == "site lost"}
+        lost, refused = self._losses(), self.about.get("refused", {})
         rows = []
         for number in range(self.rounds):
             for site in self.sites:
                 entry = answers.get((number, site), {})
-                gone = "its process had ended" if lost.get(site, self.rounds) <= number else "it did not answer"
                 accepted = bool(entry.get("accepted"))
-                reason = None if accepted else entry.get("reason") or gone
+                why = entry.get("reason") or refused.get(site) or lost.get((number, site), "it did not answer")
+                reason = None if accepted else why
                 rows.append({"round": number, "site": site, "accepted": accepted, "reason": reason})
         return pd.DataFrame(rows, columns=["round", "site", "accepted", "reason"])
+
+    def _losses(self) -> dict[tuple[int, str], str]:
+        """Why a site was lost, for each round and site at some moment of which it was."""
+        since, found = {}, {}
+        end = {"event": "end", "round": self.rounds}
+        for entry in [*self.record, end]:
+            number = 0 if entry["round"] is None else entry["round"]
+            if entry["event"] == "site lost":
+                since[entry["site"]] = number, entry["reason"]
+            for site in [entry["site"]] if entry["event"] == "site back" else list(since) if entry is end else ():
+                first, reason = since.pop(site)
+                found |= {(n, site): reason for n in range(first, number + 1)}
+        return found
 
 
 def read_record(folder: Path) -> list[dict]:
@@ -279,7 +292,7 @@ def failure_report(run_folder: Path, workspace: Path, sites: list[str]) -> str:
     causes = {
         entry["site"]: entry["reason"] for entry in record if entry["event"] == "answer" and not entry["accepted"]
     }
-    causes |= {entry["site"]: LOST for entry in record if entry["event"] == "site lost"}
+    causes |= {entry["site"]: entry["reason"] for entry in record if entry["event"] == "site lost"}
     for name in (*sites, "server") if not causes else ():
         # The record has no reason: what kind of error its log ends with.
         if kind := _last_error(workspace / name):

@@ -17,12 +17,14 @@ from nvflare.recipe.utils import add_experiment_tracking, add_final_global_evalu
 from nvflare.widgets.widget import Widget
 
 from src.common.errors import CourseError
+from src.federation.returning import SITE_IS_BACK
 from src.federation.site import said_reason
 
 RECORD = "course_record.jsonl"
 LOOK_SECONDS = 0.5
 QUICK_SECONDS = 0.1
 LOST = "its process has ended; often a lack of memory"
+GONE = "the server has lost it: its process, its machine or its line"
 
 
 def add_everything(
@@ -109,11 +111,20 @@ def forget_script_folder(recipe: Recipe) -> None:
                 entry.executor._task_script_path = Path(script).name
 
 
+def use_installed_code(recipe: Recipe) -> None:
+    """Carry no code of the course in the job: server and sites have installed it, a version that they have reviewed.
+
+    For a recipe without a script of its own, such as one with a ``LearnerExecutor``: a script always travels with the job.
+    """
+    recipe._job.set_app_packages([__name__.split(".")[0]])
+
+
 class RunRecorder(Widget):
     """Writes what happened on the server, and when, as one JSON object a line, and ends a run that too many sites have left.
 
     The file is ``course_record.jsonl`` in the job's run folder on the server. Every line has ``time`` (seconds since
-    the epoch), ``event`` and ``round``; lines about a site's answer also have ``site``, ``accepted`` and ``reason``.
+    the epoch), ``event`` and ``round``; lines about a site's answer also have ``site``, ``accepted`` and ``reason``. A site of a
+    real federation that was lost and is there again is ``site lost``, then ``site back``.
 
     Args:
         at_least: so many sites must take part in every round.
@@ -140,13 +151,15 @@ class RunRecorder(Widget):
         self._deadline = inf
         self._answered: set[str] = set()  # in this round
         self._failed: dict[str, str] = {}  # in this round
-        self._lost: dict[str, str] = {}  # for good
+        self._lost: dict[str, str] = {}  # until it is back
+        self._expected: set[str] = set()  # of those, who is on the way
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Append one line for each event of interest."""
         if event_type == EventType.START_RUN:
             engine, job_id = fl_ctx.get_engine(), fl_ctx.get_job_id()
             self._file = Path(engine.get_workspace().get_run_dir(job_id)) / RECORD
+            engine.register_app_command(SITE_IS_BACK, self._look_who_is_there)
             threading.Thread(target=self._watch, args=(engine, job_id), name="site_watch", daemon=True).start()
         elif event_type in (EventType.ABOUT_TO_END_RUN, EventType.END_RUN):
             self._ended.set()
@@ -162,6 +175,26 @@ class RunRecorder(Widget):
             self._write(self.EVENTS[event_type], rounds=self._rounds)
         elif event_type == AppEventType.AFTER_CONTRIBUTION_ACCEPT:
             self._note_answer(fl_ctx)
+        elif event_type == EventType.CLIENT_DISCONNECTED:
+            self._note_loss(fl_ctx.get_prop(FLContextKey.DISCONNECTED_CLIENT_NAME), GONE, fl_ctx)
+        elif event_type == EventType.CLIENT_RECONNECTED:
+            site = fl_ctx.get_prop(FLContextKey.RECONNECTED_CLIENT_NAME)
+            self._lost.pop(site, None)
+            self._failed.pop(site, None)
+            self._expected.discard(site)
+            self._write("site back", site=site)
+
+    def _look_who_is_there(self, topic: str, data: dict, fl_ctx: FLContext) -> dict:
+        """Ask the server who this job's sites are: one has registered anew."""
+        self._expected.add(data["site"])
+        fl_ctx.get_engine().sync_clients_from_main_process()
+        return {}
+
+    def _note_loss(self, site: str, reason: str, fl_ctx: FLContext) -> None:
+        if site not in self._lost:
+            self._lost[site] = reason
+            self._write("site lost", site=site, reason=reason)
+            self._fail(site, reason, fl_ctx)
 
     def _note_answer(self, fl_ctx: FLContext) -> None:
         site = fl_ctx.get_peer_context().get_identity_name()
@@ -183,27 +216,36 @@ class RunRecorder(Widget):
             self.system_panic(f"round {(self._round or 0) + 1} needs {self.at_least} site(s). {causes}", fl_ctx)
 
     def _watch(self, engine, job_id: str) -> None:
-        """Look whether every site's process is still there and has answered in time; report one that is not as FLARE would."""
+        """Look whether each site's process that was there still is, and has answered in time; report others as FLARE would.
+
+        In a real federation a site's process has no connection to this one, and FLARE says who is lost.
+        """
         seen: set[str] = set()
+        told: set[tuple[str, int]] = set()
         while not self._ended.wait(LOOK_SECONDS):
             for site in sorted(client.name for client in engine.get_clients()):
                 here = engine.server.cell.is_cell_connected(f"{site}.{job_id}")
                 seen |= {site} if here else set()
-                gone = site in seen and not here
+                gone = not here and (site in seen or site in self._lost.keys() - self._expected)
                 late = time.monotonic() > self._deadline and site not in self._answered
                 if not (gone or late) or self._ended.is_set():
                     continue
                 with engine.new_context() as fl_ctx:
-                    if gone and site not in self._lost:
-                        self._lost[site] = LOST
-                        self._write("site lost", site=site)
-                        self._fail(site, LOST, fl_ctx)
-                    elif late and site not in self._failed:
+                    runner = fl_ctx.get_prop(FLContextKey.RUNNER)
+                    if gone:
+                        self._note_loss(site, LOST, fl_ctx)
+                        # Each workflow has a list of its own: that of the rounds, then that of the final validation.
+                        if runner.current_wf and (site, id(runner.current_wf)) not in told:
+                            told.add((site, id(runner.current_wf)))
+                            runner.handle_dead_job(site, fl_ctx)
+                        continue
+                    if site not in self._failed:
                         reason = f"it did not answer within round_timeout, {self.round_timeout:g} s"
                         self._write("answer", site=site, accepted=False, reason=reason, samples=None)
                         self._fail(site, reason, fl_ctx)
-                    # Each workflow has a list of its own: that of the rounds, then that of the final validation.
-                    fl_ctx.get_prop(FLContextKey.RUNNER).handle_dead_job(site, fl_ctx)
+                    runner.handle_dead_job(
+                        site, fl_ctx
+                    )  # at each look: FLARE takes a site that asks for work as alive again
 
     def _write(self, event: str, **more) -> None:
         with self._file.open("a") as file:

@@ -68,7 +68,7 @@ def learner_recipe(
     )
     job.to_clients(LearnerExecutor(learner_id="learner"), tasks=["train", "validate"])
     job.to_clients(SupervisedMonaiProstateLearner(config.name, settings.local_epochs), id="learner")
-    job.add_file_to_clients(str(config))
+    job.add_file_to_clients(str(config), app_folder_type="config")  # settings are not code, which a site may forbid
     made = Recipe(job)
     made.framework = FrameworkType.PYTORCH  # the final evaluation asks whose checkpoints these are
     return add_everything(made, at_least, tracker)

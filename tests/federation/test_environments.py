@@ -225,9 +225,9 @@ def test_any_path_works_and_no_link_is_left(simulator, monkeypatch, tmp_path, na
     env.deploy(Job())
     command, _ = json.loads(seen.read_text())
     workspace = command[command.index("-w") + 1]
-    assert environments._PLAIN.fullmatch(workspace)
+    assert environments.PLAIN.fullmatch(workspace)
     # No link where none is needed; this Python's own path may need one.
-    plain = name == "plain" and environments._PLAIN.fullmatch(f"{sys.executable}{tmp_path}")
+    plain = name == "plain" and environments.PLAIN.fullmatch(f"{sys.executable}{tmp_path}")
     assert (workspace == str(env.run_folder / "toy")) == bool(plain)
     assert (env.run_folder / "toy" / "server").is_dir()
     assert links() == before

@@ -24,6 +24,7 @@ from src.common.local import train_locally
 from src.common.sites import read_site, sites_folder
 from src.federation.environments import CourseSimEnv, plain_paths
 from src.federation.run import Run, read_record
+from src.federation.server import LOST
 from src.mednist.card import CARD, Settings
 from src.mednist.data import share_out
 from src.mednist.recipe import recipe
@@ -346,7 +347,7 @@ def test_the_others_finish_and_the_table_says_who_did_not_and_why(hospitals):
     reasons = {site: set(rows["reason"].dropna()) for site, rows in table.groupby("site")}
     assert reasons == {
         "healthy": set(),
-        "killed": {"its process had ended"},
+        "killed": {LOST},
         "nan": {"its loss or its weights became NaN or infinite"},
         "raises": {"its software raised ValueError"},
         "unreadable": {"an image cannot be read"},

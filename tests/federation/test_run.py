@@ -10,7 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from src.common.errors import CourseError
 from src.federation.run import BEST, FINAL, Run, failure_report, progress, read_record, shortfall
-from src.federation.server import RECORD
+from src.federation.server import LOST, RECORD
 
 
 class Lines:
@@ -93,7 +93,7 @@ def test_a_whole_run_is_read(tmp_path, about):
 
 def test_missing_updates_are_in_the_table_and_show_when_the_run_is_printed(tmp_path, about):
     lines = Lines(rounds=3).start(0).answer("north").answer("south", "an image cannot be read").save()
-    lines.start(1).answer("north").add("site lost", site="south").save().start(2).answer("north").save()
+    lines.start(1).answer("north").add("site lost", site="south", reason="gone").save().start(2).answer("north").save()
     lines.write(tmp_path)
     run = Run(tmp_path)
     assert repr(run).endswith(
@@ -104,9 +104,19 @@ def test_missing_updates_are_in_the_table_and_show_when_the_run_is_printed(tmp_p
     assert table["accepted"].tolist() == [True, False, True, False, True, False]
     assert [table.loc[(number, "south"), "reason"] for number in range(3)] == [
         "an image cannot be read",
-        "its process had ended",
-        "its process had ended",
+        "gone",
+        "gone",
     ]
+
+
+def test_a_site_that_is_back_has_a_reason_only_for_the_rounds_without_it(tmp_path, about):
+    lines = Lines(rounds=5).start(0).answer("north").answer("south").save().start(1).answer("north")
+    lines.add("site lost", site="south", reason="gone").save().start(2).answer("north").save()
+    lines.start(3).add("site back", site="south").answer("north").save()
+    lines.start(4).answer("north").answer("south").save().write(tmp_path)
+    table = Run(tmp_path).contributions.set_index(["round", "site"])
+    assert table["accepted"].xs("south", level="site").tolist() == [True, False, False, False, True]
+    assert table["reason"].xs("south", level="site").dropna().tolist() == ["gone", "gone", "gone"]
 
 
 def test_a_site_that_said_nothing_is_missed(tmp_path, about):
@@ -301,7 +311,7 @@ def test_the_report_names_round_site_and_reason_and_where_more_is_written(tmp_pa
 
 
 def test_the_report_names_all_that_failed(tmp_path):
-    lines = Lines().start(0).answer("north", "it sent nothing").add("site lost", site="south")
+    lines = Lines().start(0).answer("north", "it sent nothing").add("site lost", site="south", reason=LOST)
     lines.write(tmp_path)
     message = failure_report(tmp_path, tmp_path / "mednist", ["north", "south"])
     assert "in round 1 of 2. north: it sent nothing; south: its process has ended; often a lack of memory." in message

@@ -18,6 +18,7 @@ from nvflare.app_common.app_event_type import AppEventType
 from src.common.errors import CourseError
 from src.common.task import tasks
 from src.federation import server
+from src.federation.returning import SITE_IS_BACK
 from src.federation.server import RECORD, RunRecorder
 from src.federation.site import REASON
 from src.mednist.card import Settings
@@ -107,13 +108,19 @@ class Engine:
         self.sites = [SimpleNamespace(name=site) for site in sites]
         self.server = SimpleNamespace(cell=SimpleNamespace(is_cell_connected=lambda name: name in self.cells()))
         self.workspace = SimpleNamespace(get_run_dir=lambda job: str(folder))
-        self.panics, self.dead = [], []
+        self.panics, self.dead, self.commands, self.synced = [], [], {}, 0
         controller = SimpleNamespace(aggregator=SimpleNamespace(refused={}, accepted={}))
         self.aggregator = controller.aggregator
         self.runner = SimpleNamespace(
             current_wf=SimpleNamespace(controller=controller),
             handle_dead_job=lambda site, fl_ctx: self.dead.append(site),
         )
+
+    def register_app_command(self, topic, command):
+        self.commands[topic] = command
+
+    def sync_clients_from_main_process(self):
+        self.synced += 1
 
     def cells(self):
         return {f"{site}.job-1" for site in self.connected}
@@ -148,7 +155,7 @@ class Server:
     def event(self, name, **props):
         with self.engine.new_context() as context:
             for key, value in props.items():
-                context.set_prop(getattr(AppConstants, key), value, private=True, sticky=False)
+                context.set_prop(getattr(AppConstants, key, key), value, private=True, sticky=False)
             self.recorder.handle_event(name, context)
 
     def start(self, number):
@@ -242,7 +249,10 @@ def test_a_process_that_has_ended_is_noticed_once_and_told_to_every_workflow(a_r
     one.kill("south")
     time.sleep(0.05)
     assert [line["site"] for line in one.lines if line["event"] == "site lost"] == ["south"]
-    assert len(one.engine.dead) > 1, "the next workflow has a list of its own"
+    assert one.engine.dead == ["south"]
+    one.engine.runner.current_wf = SimpleNamespace(controller=one.engine.runner.current_wf.controller)
+    time.sleep(0.1)
+    assert one.engine.dead == ["south", "south"], "the next workflow has a list of its own"
     assert one.engine.panics == []
 
 
@@ -294,6 +304,36 @@ def test_the_time_travels_with_the_job(tmp_path):
     config = configuration(recipe(3, round_timeout=90.5), tmp_path, "server")
     assert arguments(config, "RunRecorder") == {"at_least": 3, "round_timeout": 90.5}
     assert arguments(config, "CrossSiteModelEval")["validation_timeout"] == 91
+
+
+def test_a_site_that_flare_has_lost_and_found_is_both_in_the_record(tmp_path, monkeypatch):
+    """In a real federation, where it is not this process that sees the sites' connections."""
+    monkeypatch.setattr(server, "LOOK_SECONDS", 0.01)
+    one = Server(tmp_path, ["a", "b", "c"], at_least=2)
+    one.engine.connected.clear()
+    one.event(EventType.START_RUN)
+    one.start(0)
+    one.event(EventType.CLIENT_DISCONNECTED, **{FLContextKey.DISCONNECTED_CLIENT_NAME: "a"})
+    one.event(EventType.CLIENT_DISCONNECTED, **{FLContextKey.DISCONNECTED_CLIENT_NAME: "a"})
+    one.start(1)
+    time.sleep(0.1)
+    one.event(EventType.CLIENT_RECONNECTED, **{FLContextKey.RECONNECTED_CLIENT_NAME: "a"})
+    assert one.engine.dead == ["a"], "each workflow must know it"
+    lines = [(e["event"], e["site"], e["round"], e.get("reason")) for e in one.lines if e["event"].startswith("site")]
+    assert lines == [("site lost", "a", 0, server.GONE), ("site back", "a", 1, None)]
+    one.start(2)
+    one.event(EventType.CLIENT_DISCONNECTED, **{FLContextKey.DISCONNECTED_CLIENT_NAME: "b"})
+    assert one.engine.panics == [], "a counts again"
+    one.event(EventType.CLIENT_DISCONNECTED, **{FLContextKey.DISCONNECTED_CLIENT_NAME: "c"})
+    assert one.engine.panics == [f"round 3 needs 2 site(s). b: {server.GONE}; c: {server.GONE}"]
+    one.event(EventType.END_RUN)
+
+
+def test_when_a_site_registers_anew_the_record_asks_who_its_sites_are(a_run):
+    one = a_run(["north"], at_least=1)
+    with one.engine.new_context() as context:
+        assert one.engine.commands[SITE_IS_BACK](SITE_IS_BACK, {"site": "north"}, context) == {}
+    assert one.engine.synced == 1
 
 
 def test_a_site_that_has_not_come_yet_is_not_lost(tmp_path, monkeypatch):

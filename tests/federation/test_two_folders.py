@@ -10,14 +10,16 @@ import pandas as pd
 import pytest
 import torch
 
+from src.common.errors import CourseError
 from src.common.paths import sites_folder
 from src.common.sites import DATALIST
+from src.federation.deploy import LEAD, SERVER, Federation
 from src.federation.run import Run
 from src.mednist.card import Settings
 from src.mednist.data import share_out
 from src.mednist.recipe import recipe
 from src.phantoms.mednist import write
-from tests.federation.real import LEAD, SERVER, Federation, federation
+from tests.runs_support import holders
 
 pytestmark = pytest.mark.slow
 
@@ -32,6 +34,7 @@ class Place(NamedTuple):
 
     hospitals: Federation
     folders: dict[str, Path]
+    results: Path
 
     def datalist(self, site: str) -> Path:
         return self.folders[site] / "sites" / SETTINGS.data / site / DATALIST
@@ -55,20 +58,18 @@ def place(tmp_path_factory) -> Iterator[Place]:
         # What this process knows must not help either.
         patch.setenv("COURSE_DATA", str(root / "nothing"))
         told = {site: {"COURSE_DATA": str(folder)} for site, folder in folders.items()}
-        with federation(root / "federation", told) as hospitals:
-            yield Place(hospitals, folders)
-
-
-def holders(text: str, folder: Path) -> list[str]:
-    """Files below a folder with this text in their name or their content. The server's archives are in the lead's kit unpacked."""
-    files = [file for file in folder.rglob("*") if file.is_file()]
-    return [str(file) for file in files if text in file.name or text.encode() in file.read_bytes()]
+        with Federation(root / "federation", told) as hospitals:
+            hospitals.start()
+            # The lead's kit, where FLARE would put what a lead fetches.
+            yield Place(hospitals, folders, hospitals.kits[LEAD] / "transfer")
 
 
 def test_each_site_trains_on_what_it_alone_can_find(place):
-    result = place.hospitals.execute(recipe(len(SITES), SETTINGS))
+    result = place.hospitals.execute(recipe(len(SITES), SETTINGS), place.results)
 
     run = Run(result)
+    assert (run.about["status"], run.sites, run.about["refused"]) == ("finished", sorted(SITES), {})
+    assert 0 < run.seconds < 600
     expected = [{"round": n, "site": site, "accepted": True, "reason": None} for n in range(2) for site in SITES]
     pd.testing.assert_frame_equal(run.contributions, pd.DataFrame(expected))
     reported = {(entry["round"], entry["site"]): entry["samples"] for entry in run.record if entry["event"] == "answer"}
@@ -96,8 +97,8 @@ def test_a_name_that_is_not_to_be_known_stays_at_its_site(place):
     content["training"][0]["image"] = f"{name}.jpeg"
     datalist.write_text(json.dumps(content))
 
-    with pytest.raises(RuntimeError, match="EXECUTION_EXCEPTION"):
-        place.hospitals.execute(recipe(len(SITES), SETTINGS))
+    with pytest.raises(CourseError, match="EXECUTION_EXCEPTION"):
+        place.hospitals.execute(recipe(len(SITES), SETTINGS), place.results)
 
     kits = place.hospitals.kits
     assert holders(name, kits["north"]), "the site itself must be able to find out what was wrong"

@@ -1,0 +1,151 @@
+"""What a project and its kits hold, and what their owners set: nothing here is started."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
+
+from src.common.errors import CourseError
+from src.federation import deploy
+from src.federation.deploy import LEAD, REVIEWED, SERVER, USERS, knock, project, provision, set_up_server, set_up_site
+from src.federation.guard import end_processes_below, processes_below
+from src.federation.server import use_installed_code
+from src.prostate.recipe import learner_recipe
+
+SITES = ("north", "south")
+
+
+@pytest.fixture(scope="module")
+def kits(tmp_path_factory):
+    return provision(tmp_path_factory.mktemp("provisioned"), project(SITES, deploy.free_port()))
+
+
+def resources(kit: Path) -> dict:
+    return json.loads((kit / "local" / "resources.json").read_text())
+
+
+def test_everybody_gets_a_kit_with_one_key_and_sites_stream_no_logs(kits):
+    assert set(kits) == {SERVER, *SITES, *USERS}
+    for name, kit in kits.items():
+        assert len(list(kit.rglob("*.key"))) == 1, name
+        assert (kit / "startup" / "rootCA.pem").is_file()
+    for site in SITES:
+        default = json.loads((kits[site] / "local" / "resources.json.default").read_text())
+        assert default["allow_log_streaming"] is False
+
+
+def test_two_projects_share_no_key(kits, tmp_path):
+    others = provision(tmp_path, project(SITES, 8002))
+    roots = {(found[SERVER] / "startup" / "rootCA.pem").read_bytes() for found in (kits, others)}
+    assert len(roots) == 2
+
+
+@pytest.mark.parametrize("sites", [[], ["a b"], ["server"], ["a", "a"]])
+def test_sites_that_cannot_be_are_refused(sites):
+    with pytest.raises(CourseError):
+        project(sites, 8002)
+
+
+def test_a_server_keeps_its_jobs_to_itself_and_takes_sites_back(kits):
+    kit = kits[SERVER]
+    set_up_server(kit, silence=42.0)
+    found = resources(kit)
+    assert found["servers"][0]["heart_beat_timeout"] == 42.0
+    (jobs,) = [one["args"]["uri_root"] for one in found["components"] if one["id"] == "job_manager"]
+    snapshots = found["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"]
+    assert {Path(jobs).parent, Path(snapshots).parent} == {kit}
+    paths = [one["path"] for one in found["components"]]
+    assert paths.count("src.federation.returning.ReturningSites") == 1
+
+
+def test_a_site_writes_down_what_jobs_may_do_and_may_change_its_mind(kits):
+    kit = kits["north"]
+    default = json.loads((kit / "local" / "resources.json.default").read_text())["class_allow_list"]
+    set_up_site(kit, ["src."], brings_code=False)
+    rules = json.loads((kit / "local" / "authorization.json").read_text())["permissions"]
+    assert rules["lead"]["byoc"] == "none" and rules["lead"]["submit_job"] == "any"
+    assert resources(kit)["class_allow_list"] == [*default, "src."]
+    set_up_site(kit, ["src."])
+    assert json.loads((kit / "local" / "authorization.json").read_text())["permissions"]["lead"]["byoc"] == "any"
+    assert resources(kit)["class_allow_list"] == [*default, "src."]
+
+
+def test_who_knocks_where_nobody_listens_is_told_so(kits):
+    assert knock(kits["north"]).startswith("no connection")
+
+
+@pytest.mark.parametrize(
+    ("duration", "seconds"), [("0:01:02.5", 62.5), ("1:00:00", 3600.0), ("0:00:00.25", 0.25), ("N/A", 0.0)]
+)
+def test_flare_s_durations_are_read(duration, seconds):
+    assert deploy._seconds(duration) == seconds
+
+
+def test_a_path_that_flare_cannot_use_gets_a_plain_one_instead(tmp_path, monkeypatch):
+    assert deploy._plain_folder(tmp_path / "plain") == (tmp_path / "plain").resolve()
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    instead = deploy._plain_folder(tmp_path / "with a blank")
+    assert instead.parent == tmp_path / "temporary" and not (tmp_path / "with a blank").exists()
+    with pytest.raises(CourseError, match="is there already"):
+        deploy._plain_folder(tmp_path / "plain")
+    (tmp_path / "odd place").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "odd place"))
+    with pytest.raises(CourseError, match="Set TMPDIR"):
+        deploy._plain_folder(tmp_path / "with a blank")
+
+
+def test_only_flare_s_processes_of_this_folder_end(tmp_path):
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+    words = (
+        ["nvflare.x", str(tmp_path / "kit")],
+        ["nvflare.x", f"{tmp_path}-other"],
+        ["tensorboard", str(tmp_path)],
+    )
+    started = [subprocess.Popen([sys.executable, "-c", code, *one], stdout=subprocess.PIPE) for one in words]
+    try:
+        for process in started:
+            process.stdout.readline()
+        assert [one.pid for one in processes_below(tmp_path)] == [started[0].pid]
+        end_processes_below(tmp_path, patience=0.2)
+        deadline = time.monotonic() + 10
+        while started[0].poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert [process.poll() is None for process in started] == [False, True, True]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def test_what_the_learner_s_job_names_is_on_the_reviewed_list(tmp_path):
+    """Without code in the job, server and sites build only what their lists name."""
+
+    def classes(part: object) -> set[str]:
+        found = {part["path"]} if isinstance(part, dict) and isinstance(part.get("path"), str) else set()
+        inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        return found.union(*map(classes, inner))
+
+    recipe = learner_recipe(tmp_path, len(SITES))
+    use_installed_code(recipe)
+    recipe.export(str(tmp_path / "job"))
+    named = set().union(
+        *(classes(json.loads(file.read_text())) for file in (tmp_path / "job").rglob("config_fed_*.json"))
+    )
+    whole = {*DEFAULT_CLASS_ALLOW_LIST, *REVIEWED}
+    packages = tuple(one for one in whole if one.endswith("."))
+    assert {"src.unet.UNet", "src.federation.server.RunRecorder"} <= named
+    assert {name for name in named - whole if not name.startswith(packages)} == set()
+    assert not list((tmp_path / "job").rglob("custom")), "that would be code, which a site may forbid"
+    assert list((tmp_path / "job").rglob("config_train.json"))
+
+
+def test_a_lead_s_kit_names_the_server_s_one_port(kits):
+    admin = json.loads((kits[LEAD] / "startup" / "fed_admin.json").read_text())["admin"]
+    target = json.loads((kits["north"] / "startup" / "fed_client.json").read_text())["servers"][0]["service"]["target"]
+    assert target == f"localhost:{admin['port']}"
