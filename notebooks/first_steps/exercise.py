@@ -10,11 +10,6 @@ import torch
 from PIL import Image
 
 
-class Linear(torch.nn.Linear):
-    def __init__(self):
-        super().__init__(8 * 8, 6)
-
-
 def read(folder, part):
     items = json.loads((folder / "datalist.json").read_text())[part]
     pictures = [np.asarray(Image.open(folder / item["image"]).convert("L").resize((8, 8))).ravel() for item in items]
@@ -22,7 +17,7 @@ def read(folder, part):
 
 
 def main():
-    model, optimizer = Linear(), None
+    model = torch.nn.Linear(8 * 8, 6)
     site = "site-1"  # GAP 1: join the federation, and ask FLARE for the name of this site
     images, labels = read(Path(os.environ["SITES_DATA"], site), "training")
     for _ in range(1):  # GAP 2: go on until the server says that it is over
