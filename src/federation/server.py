@@ -216,7 +216,7 @@ class RunRecorder(Widget):
                         self._note_loss(site, LOST, fl_ctx)
                         runner = fl_ctx.get_prop(FLContextKey.RUNNER)
                         # Each workflow has a list of its own: that of the rounds, then that of the final validation.
-                        if runner.current_wf and (site, id(runner.current_wf)) not in told:
+                        if site in seen or (runner.current_wf and (site, id(runner.current_wf)) not in told):
                             told.add((site, id(runner.current_wf)))
                             runner.handle_dead_job(site, fl_ctx)
 
