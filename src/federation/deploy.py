@@ -29,6 +29,7 @@ from pathlib import Path
 import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from nvflare.apis.fl_exception import FLCommunicationError
 from nvflare.apis.job_def import RunStatus
 from nvflare.fuel.flare_api.api_spec import JobTimeout
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
@@ -367,7 +368,15 @@ class Federation:
     @contextlib.contextmanager
     def session(self, user: str = LEAD, timeout: float = START_SECONDS) -> Iterator[Session]:
         """FLARE's session API for a user, closed at the end of the block."""
-        session = new_secure_session(user, str(self.kits[user]), timeout=timeout)
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                session = new_secure_session(user, str(self.kits[user]), timeout=timeout)
+                break
+            except FLCommunicationError:  # a busy server did not answer in the moment that FLARE gives it
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(POLL_SECONDS)
         try:
             yield session
         finally:

@@ -235,7 +235,7 @@ class RunRecorder(Widget):
                     if gone:
                         self._note_loss(site, LOST, fl_ctx)
                         # Each workflow has a list of its own: that of the rounds, then that of the final validation.
-                        if runner.current_wf and (site, id(runner.current_wf)) not in told:
+                        if site in seen or (runner.current_wf and (site, id(runner.current_wf)) not in told):
                             told.add((site, id(runner.current_wf)))
                             runner.handle_dead_job(site, fl_ctx)
                         continue
