@@ -243,9 +243,8 @@ class RunRecorder(Widget):
                         reason = f"it did not answer within round_timeout, {self.round_timeout:g} s"
                         self._write("answer", site=site, accepted=False, reason=reason, samples=None)
                         self._fail(site, reason, fl_ctx)
-                    runner.handle_dead_job(
-                        site, fl_ctx
-                    )  # at each look: FLARE takes a site that asks for work as alive again
+                    # At each look: FLARE takes a site that asks for work as alive again.
+                    runner.handle_dead_job(site, fl_ctx)
 
     def _write(self, event: str, **more) -> None:
         with self._file.open("a") as file:
