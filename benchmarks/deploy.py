@@ -94,6 +94,8 @@ def fault_table() -> str:
 def line_table() -> str:
     """Bytes, seconds and accuracy of a round for each way to send models and each line."""
     report = _report("lines.json")
+    if not report:
+        return "Not measured yet: no report is kept."
     lines = ["| what is sent | line | down | up | seconds of a round | of them training | test accuracy |"]
     lines += ["|---|---|--:|--:|--:|--:|--:|"]
     for way, runs in report.get("runs", {}).items():
