@@ -72,7 +72,7 @@ def test_generated_data_are_made_once_and_called_drawings(few, home):
     assert len(few) == 1
     assert data.describe(folder).startswith("generated drawings, not patients: 78 images (AbdomenCT 13,")
     (folder / GENERATED).unlink()
-    assert data.describe(folder).startswith("real MedNIST: 18 images")
+    assert data.describe(folder).startswith("real MedNIST: 78 images")
     with pytest.raises(CourseError, match=r"'generated' .*or 'real'"):
         data.find_or_make("both")
 
