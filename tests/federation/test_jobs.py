@@ -547,10 +547,13 @@ def test_sixteen_sites_one_with_one_image_and_one_without_some_class(place):
 # -- whoever ends it ---------------------------------------------------------------------------------------------------
 
 PROGRAM = """
+import signal
 import sys
 from pathlib import Path
 from src.federation.environments import CourseSimEnv, plain_paths
 from tests.runs_support import toy_recipe
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, as these tests may be, ignores Ctrl-C
 
 env = CourseSimEnv(1, "toy")
 made = toy_recipe(Path(sys.argv[1]), 1, 2, "time.sleep(600)")
