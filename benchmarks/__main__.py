@@ -83,7 +83,7 @@ def measure(card: Card) -> dict:
     return {
         "task": card.name,
         "title": card.title,
-        "data": card.room("data").describe(card.room("data").find_or_make()).split(" in ")[0].split(" (/")[0],
+        "data": described(card),
         "machine": machine(),
         "items": {part: len(items) for part, items in everything.items()},
         "epochs": settings.epochs,
@@ -110,6 +110,12 @@ def _forget_caches(data: str) -> None:
         folder = cache_folder(data, site)
         for file in folder.glob("*.pt") if folder.is_dir() else ():
             file.unlink()
+
+
+def described(card: Card) -> str:
+    """What the data of a task are, without their place on this machine."""
+    room = card.room("data")
+    return room.describe(room.find_or_make()).split(" in ")[0].split(" (/")[0]
 
 
 def machine() -> dict[str, object]:

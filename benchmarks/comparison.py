@@ -12,7 +12,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.__main__ import machine
+from benchmarks.__main__ import described, machine
 from src.common.files import read_json, write_json
 from src.common.local import train_each_site_alone, train_locally
 from src.common.settings import StudySettings
@@ -106,8 +106,11 @@ def main(arguments: list[str] | None = None) -> int:
         card, file = known[name], options.out / f"{name}.json"
         settings, room = card.room("card").Settings(), card.room("data")
         room.prepare()  # draws, fetches or converts what the shares below are made of
-        data = room.describe(room.find_or_make()).split(" in ")[0].split(" (/")[0]
-        about = {"task": name, "data": data, "settings": settings.model_dump(mode="json", exclude={"data", "seed"})}
+        about = {
+            "task": name,
+            "data": described(card),
+            "settings": settings.model_dump(mode="json", exclude={"data", "seed"}),
+        }
         report = read_json(file) or {}
         if {key: report.get(key) for key in about} != about:
             report = {**about, "rows": [], "training": []}

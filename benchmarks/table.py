@@ -19,7 +19,7 @@ RESULTS = Path(__file__).with_name("results")
 README = Path(__file__).resolve().parent.parent / "README.md"
 MARKS = "<!-- made by python -m benchmarks.table -->", "<!-- end of the table -->"
 MARKS_OF_COMPARISON = "<!-- what it brings, made by python -m benchmarks.table -->", "<!-- end of what it brings -->"
-SHARES = {
+TITLES = {
     "specialised": "two hospitals with different scanners",
     "even": "two hospitals alike",
     "hospitals": "four hospitals",
@@ -82,7 +82,7 @@ def comparison(results: Path = RESULTS) -> str:
                 f"{of_share[model].mean():.3f} ± {of_share[model].std():.3f}"
                 for model in ("federated", "pooled", "alone")
             ]
-            lines.append(f"| {card.title}, {SHARES[share]}: {measure} | {len(of_share)} | {' | '.join(cells)} |")
+            lines.append(f"| {card.title}, {TITLES[share]}: {measure} | {len(of_share)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -22,7 +22,6 @@ from PIL import Image
 
 from src.common import paths
 from src.common.errors import CourseError
-from src.common.settings import StudySettings
 from src.common.sites import PARTS, read_datalist, read_sites, site_names, sites_of, write_sites
 from src.federation.environments import plain_paths
 from src.federation.run import Run
@@ -714,14 +713,6 @@ def test_permissions(row, tmp_path, home, monkeypatch):
 # -- settings and lists in files: what is read of them -----------------------------------------------------------------
 
 
-class Study(StudySettings):
-    data: str = "toy"
-    rounds: int = 3
-    local_epochs: int = 1
-    batch_size: int = 4
-    learning_rate: float = 1e-3
-
-
 SETTINGS = rows(
     ("UTF-8", b'{"rounds": 7}', 7),
     ("a byte-order mark, as Windows writes it", b'\xef\xbb\xbf{"rounds": 7}', 7),
@@ -733,12 +724,17 @@ SETTINGS = rows(
 )  # fmt: skip
 
 
+def read_by(reader, file: Path, content: bytes | None):
+    """What a reader makes of a file with this content; None: there is no file."""
+    if content is not None:
+        file.write_bytes(content)
+    return outcome(lambda: reader(file))
+
+
 @SETTINGS
 def test_settings(row, tmp_path):
     content, right = row
-    if content is not None:
-        (tmp_path / "settings.json").write_bytes(content)
-    agrees(outcome(lambda: Study.read(tmp_path / "settings.json").rounds), right)
+    agrees(read_by(lambda file: MedNISTSettings.read(file).rounds, tmp_path / "settings.json", content), right)
 
 
 HOSPITALS = rows(
@@ -755,9 +751,7 @@ HOSPITALS = rows(
 @HOSPITALS
 def test_who_has_which_case(row, tmp_path):
     content, right = row
-    if content is not None:
-        (tmp_path / "hospitals.json").write_bytes(content)
-    agrees(outcome(lambda: read_hospitals(tmp_path / "hospitals.json")), right)
+    agrees(read_by(read_hospitals, tmp_path / "hospitals.json", content), right)
 
 
 RULE = "cannot be the name of a site: use letters, digits, - and _ alone"

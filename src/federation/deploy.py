@@ -311,10 +311,8 @@ class Federation:
         common["NVFLARE_MAX_RUNNER_SYNC_TIMEOUT"] = str(JOB_SECONDS)
         with (kit / CONSOLE).open("a") as console:
             return subprocess.Popen(
-                [
-                    kit / "startup" / "sub_start.sh",
-                    "--once",
-                ],  # not in a loop that starts the process again when it ends
+                # Once: not in a loop that starts the process again when it ends.
+                [kit / "startup" / "sub_start.sh", "--once"],
                 cwd=kit,
                 env={**common, **(variables or {})},
                 stdin=subprocess.DEVNULL,

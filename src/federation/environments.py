@@ -25,6 +25,7 @@ from src.common.errors import CourseError
 from src.common.files import read_json, write_json
 from src.common.paths import new_run_folder
 from src.common.sites import site_names
+from src.federation.guard import end_processes_below
 from src.federation.run import RUN, Run, failure_report, progress, read_record, shortfall
 
 POLL_SECONDS = 0.3
@@ -121,7 +122,10 @@ class CourseSimEnv(SimEnv):
                 try:
                     self._wait(process)
                 finally:
-                    _end_processes_of(process, f"{folder}/{name}")
+                    # Found by the workspace in their command lines: sites are sessions of their own, and lose their parent when
+                    # Ctrl-C in a terminal reaches the simulator first. After a normal end there is none.
+                    end_processes_below(f"{folder}/{name}", patience=5.0)
+                    process.wait()
         self.last_run_failed = process.returncode != 0
         if self.last_run_failed:
             raise CourseError(failure_report(self.run_folder, workspace, self.clients))
@@ -202,27 +206,3 @@ def plain_paths(python: Path, folder: Path) -> Iterator[tuple[str, str]]:
         yield str(links / "environment" / python.parent.name / python.name), str(links / "run")
     finally:
         shutil.rmtree(links)
-
-
-def _end_processes_of(process: subprocess.Popen, workspace: str, patience: float = 5.0) -> None:
-    """End a simulator and all that it started; a no-op after a normal end.
-
-    Its sites are found by the workspace in their command lines: they are sessions of their own, and lose their parent
-    when Ctrl-C in a terminal reaches the simulator first.
-    """
-    # Again until none is left: as long as the simulator lives, it starts a site anew whose process has ended.
-    while family := _flares_processes(workspace):
-        for member in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.terminate()
-        _, alive = psutil.wait_procs(family, timeout=patience)
-        for member in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
-    process.wait()
-
-
-def _flares_processes(workspace: str) -> list[psutil.Process]:
-    """FLARE's own that work in a workspace; a TensorBoard that a reader opened on the same folder is none."""
-    commands = ((one, " ".join(one.info["cmdline"] or ())) for one in psutil.process_iter(["cmdline"]))
-    return [one for one, command in commands if workspace in command and "nvflare." in command]

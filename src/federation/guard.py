@@ -17,7 +17,10 @@ PATIENCE_SECONDS = 3.0
 
 
 def processes_below(*folders: Path | str) -> list[psutil.Process]:
-    """FLARE's processes with one of these folders in their command line, and what they started."""
+    """FLARE's processes with one of these folders in their command line, and what they started.
+
+    A TensorBoard that a reader opened on the same folder is none.
+    """
     places = [str(folder) for folder in folders]
     found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter(["cmdline"]):
@@ -32,7 +35,7 @@ def processes_below(*folders: Path | str) -> list[psutil.Process]:
 
 def end_processes_below(*folders: Path | str, patience: float = PATIENCE_SECONDS) -> None:
     """End them: first asked to, after ``patience`` seconds made to (0: at once, as when the power fails)."""
-    # Again until none is left: a site may just have started a job's process.
+    # Again until none is left: a site may just have started a job's process, and a simulator starts a site anew that has ended.
     while family := processes_below(*folders):
         for process in family if patience else ():
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -16,12 +16,10 @@ def fedavg(
     model: str,
     sites: int,
     settings: StudySettings,
-    at_least: int | None = None,
-    tracker: str = "tensorboard",
     client: Path | None = None,
     initial: Path | None = None,
-    round_timeout: float | None = None,
     transfer: str = "FULL",
+    **options,
 ) -> FedAvgRecipe:
     """FedAvg with all that the course adds, as notebook 02 puts it together.
 
@@ -30,12 +28,10 @@ def fedavg(
         model: class of the network as ``module.name``; it is made with the settings' seed.
         sites: how many sites are asked in each round.
         settings: of the study.
-        at_least: see :func:`src.federation.server.add_record`.
-        tracker: where the server writes the curves: ``tensorboard`` or ``mlflow``.
         client: script that every site runs, by default the card's; takes the settings as its arguments.
         initial: checkpoint to start from, for example ``run.final_model``; by default a new model of the settings' seed.
-        round_timeout: see :func:`src.federation.server.add_record`.
         transfer: what a site sends: its weights (``FULL``) or by how much it changed them (``DIFF``).
+        **options: of :func:`src.federation.server.add_everything`.
     """
     made = FedAvgRecipe(
         name=card.name,
@@ -50,4 +46,4 @@ def fedavg(
         client_memory_gc_rounds=1,
         params_transfer_type=transfer,
     )
-    return add_everything(made, at_least, tracker, round_timeout)
+    return add_everything(made, **options)

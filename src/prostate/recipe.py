@@ -37,9 +37,8 @@ def learner_recipe(
     folder: Path,
     sites: int = 4,
     settings: Settings | None = None,
-    at_least: int | None = None,
-    tracker: str = "tensorboard",
     initial: Path | None = None,
+    **options,
 ) -> Recipe:
     """The same training by FLARE's ``LearnerExecutor`` and the course's learner, in a job that is put together by hand.
 
@@ -47,10 +46,9 @@ def learner_recipe(
         folder: gets ``config_train.json``, which the job carries to the sites; a fresh run folder, for example.
         sites: how many sites are asked in each round.
         settings: of the study, by default the notebook's.
-        at_least: see :func:`src.federation.server.add_record`.
-        tracker: where the server writes the curves: ``tensorboard`` or ``mlflow``.
         initial: checkpoint to start from, which the job carries to the server, for example ``run.final_model``; by default a new
             model of the settings' seed.
+        **options: of :func:`src.federation.server.add_everything`.
     """
     settings = settings or Settings()
     config = write_json(Path(folder) / CONFIG_FILE.name, settings.model_dump())
@@ -71,4 +69,4 @@ def learner_recipe(
     job.add_file_to_clients(str(config), app_folder_type="config")  # settings are not code, which a site may forbid
     made = Recipe(job)
     made.framework = FrameworkType.PYTORCH  # the final evaluation asks whose checkpoints these are
-    return add_everything(made, at_least, tracker)
+    return add_everything(made, **options)

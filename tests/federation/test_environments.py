@@ -15,6 +15,7 @@ import pytest
 from src.common.errors import CourseError
 from src.federation import environments
 from src.federation.environments import LOG_CONFIG, CourseSimEnv
+from src.federation.guard import end_processes_below, processes_below
 from src.federation.run import Run
 from src.federation.server import RECORD
 from tests.runs_support import links
@@ -298,7 +299,7 @@ def test_of_what_works_in_the_run_folder_only_flares_processes_end(tmp_path):
     ]
     simulator = subprocess.Popen([sys.executable, "-c", code, "nvflare.y", str(tmp_path)])
     try:
-        environments._end_processes_of(simulator, str(tmp_path))
+        end_processes_below(tmp_path)
         assert simulator.poll() is not None
         assert [process.poll() is None for process in started] == [False, True, True]
     finally:
@@ -311,8 +312,8 @@ def test_a_process_that_does_not_listen_is_killed(tmp_path):
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
     deaf = subprocess.Popen([sys.executable, "-c", code, "nvflare.x", str(tmp_path)], stdout=subprocess.PIPE)
     deaf.stdout.readline()
-    environments._end_processes_of(deaf, str(tmp_path), patience=0.2)
-    assert deaf.poll() is not None and environments._flares_processes(str(tmp_path)) == []
+    end_processes_below(tmp_path, patience=0.2)
+    assert deaf.poll() is not None and processes_below(tmp_path) == []
 
 
 def test_a_site_that_the_simulator_starts_anew_meanwhile_ends_too(tmp_path):
@@ -331,8 +332,8 @@ while True:
         [sys.executable, "-c", code, "nvflare.x", str(tmp_path)], stdout=subprocess.PIPE, text=True
     )
     simulator.stdout.readline()
-    environments._end_processes_of(simulator, str(tmp_path))
-    assert environments._flares_processes(str(tmp_path)) == []
+    end_processes_below(tmp_path)
+    assert processes_below(tmp_path) == []
     assert simulator.poll() is not None
 
 
