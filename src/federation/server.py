@@ -9,8 +9,10 @@ from typing import ClassVar
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
-from nvflare.app_common.app_constant import AppConstants
+from nvflare.app_common.abstract.fl_model import FLModel
+from nvflare.app_common.app_constant import AlgorithmConstants, AppConstants
 from nvflare.app_common.app_event_type import AppEventType
+from nvflare.app_common.workflows.scaffold import Scaffold
 from nvflare.recipe.spec import Recipe
 from nvflare.recipe.utils import add_experiment_tracking, add_final_global_evaluation
 from nvflare.widgets.widget import Widget
@@ -24,13 +26,16 @@ QUICK_SECONDS = 0.1
 LOST = "its process has ended; often a lack of memory"
 
 
-def add_everything(recipe: Recipe, at_least: int | None = None, tracker: str = "tensorboard") -> Recipe:
+def add_everything(
+    recipe: Recipe, at_least: int | None = None, tracker: str = "tensorboard", final_evaluation: bool = True
+) -> Recipe:
     """All that the course adds to a recipe beside its aggregator; what notebook 02 switches on line by line.
 
     Args:
         recipe: of a PyTorch model, before it is executed.
         at_least: see :func:`add_record`.
         tracker: where the server writes the sites' curves: ``tensorboard`` or ``mlflow``.
+        final_evaluation: let every site validate the final model; not where FLARE's ``add_cross_site_evaluation`` follows.
 
     Raises:
         CourseError: for an unknown tracker.
@@ -38,7 +43,8 @@ def add_everything(recipe: Recipe, at_least: int | None = None, tracker: str = "
     if tracker not in ("tensorboard", "mlflow"):
         raise CourseError(f"Unknown tracker {tracker!r}; choose tensorboard or mlflow.")
     add_experiment_tracking(recipe, tracker)
-    add_final_global_evaluation(recipe)
+    if final_evaluation:
+        add_final_global_evaluation(recipe)
     weigh_selection(recipe)
     add_record(recipe, at_least)
     add_quick_pace(recipe)
@@ -99,6 +105,31 @@ def forget_script_folder(recipe: Recipe) -> None:
         for entry in getattr(app.app_config, "executors", ()):
             if script := getattr(entry.executor, "_task_script_path", None):
                 entry.executor._task_script_path = Path(script).name
+
+
+class RecordedScaffold(Scaffold):
+    """FLARE's SCAFFOLD with what its FedAvg has: an event at the start of each round, and checkpoints that can be read back.
+
+    FLARE's keeps the control terms, which it sends to the sites, in the model's ``meta``. Its persistor writes them into the
+    checkpoint as NumPy arrays, and then refuses to read any but tensors.
+    """
+
+    def sample_clients(self, num_clients: int | None = None) -> list[str]:
+        """Who takes part in the round that starts now."""
+        self.set_fl_context(self.model)
+        self.event(AppEventType.ROUND_STARTED)
+        return super().sample_clients(num_clients)
+
+    def send_model_and_wait(self, **options) -> list[FLModel]:
+        """The sites' answers; the terms have then done their work."""
+        answers = super().send_model_and_wait(**options)
+        self.model.meta.pop(AlgorithmConstants.SCAFFOLD_CTRL_GLOBAL, None)
+        return answers
+
+    def save_model(self, model: FLModel) -> None:
+        """Save the model without the terms."""
+        model.meta.pop(AlgorithmConstants.SCAFFOLD_CTRL_DIFF, None)
+        super().save_model(model)
 
 
 class RunRecorder(Widget):

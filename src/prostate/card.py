@@ -48,6 +48,7 @@ class Settings(StudySettings):
     local_epochs: Count = 6
     batch_size: Count = 2
     learning_rate: Positive = 3e-3
+    network: Literal["UNet"] = "UNet"
     # Sites that start from random weights drift apart in 4 epochs; this keeps them in step.
     fedproxloss_mu: NotNegative = 0.05
     weight_decay: NotNegative = 1e-4
