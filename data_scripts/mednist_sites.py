@@ -23,8 +23,9 @@ def main():
     parser.add_argument(
         "--how",
         default="even",
-        choices=("even", "counts", "dirichlet"),
-        help="equal shares, the numbers of --counts, or another mix of classes at each site (default: %(default)s)",
+        choices=("even", "counts", "dirichlet", "scanners"),
+        help="equal shares, the numbers of --counts, another mix of classes at each site, or equal shares seen by another scanner "
+        "at each site (default: %(default)s)",
     )
     parser.add_argument("--counts", type=int, nargs="+", metavar="N", help="images of each site, for --how counts")
     parser.add_argument(

@@ -10,6 +10,7 @@ from src.common.files import generated, is_generated
 from src.common.paths import data_source, raw_folder
 from src.common.sites import partition, random_numbers, split, write_sites
 from src.mednist.card import CARD, Settings
+from src.mednist.scanners import rescan
 from src.phantoms.mednist import parameters, write
 
 DRAWN_PER_CLASS = 200
@@ -123,7 +124,8 @@ def share_out(
 
     Args:
         sites: how many, or their names.
-        how: ``even``, ``counts`` or ``dirichlet``; see :func:`src.common.sites.partition`.
+        how: ``even``, ``counts`` or ``dirichlet``; see :func:`src.common.sites.partition`. ``scanners``: even shares, seen by
+            another scanner at each site; see :mod:`src.mednist.scanners`.
         counts: images a site, for ``how="counts"``.
         alpha: concentration, for ``how="dirichlet"``.
         seed: fixes who gets what.
@@ -139,17 +141,23 @@ def share_out(
         CourseError: for what cannot be shared out like that, or written.
     """
     folder = Path(folder or find_or_make(say=say)).absolute()
-    shares = partition(read_items(folder, per_class, seed), sites, how, counts, alpha, seed)
+    data = Settings.checked({"data": data or CARD.name}).data
+    is_drawn, base = is_generated(folder), folder
+    split_by = "even" if how == "scanners" else how
+    shares = partition(read_items(folder, per_class, seed), sites, split_by, counts, alpha, seed)
+    if how == "scanners":
+        base = folder.with_name(f"{folder.name}-{data}")
+        shares = rescan(shares, folder, base, seed)
     datalists = {site: split(items, CARD.validation, CARD.testing, seed, site) for site, items in shares.items()}
     about = {
         "task": CARD.name,
-        "generated": is_generated(folder),
+        "generated": is_drawn,
         "how": how,
         "counts": counts,
         "alpha": alpha,
         "seed": seed,
     }
-    return write_sites(Settings.checked({"data": data or CARD.name}).data, datalists, folder, about, say)
+    return write_sites(data, datalists, base, about, say)
 
 
 def prepare(say: Callable[[str], None] = print) -> str:
