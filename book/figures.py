@@ -14,6 +14,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
+from benchmarks import methods as grid
 from src.common.files import read_json
 from src.common.sites import partition, sites_of, who_has_what
 from src.common.task import Card, tasks
@@ -26,6 +27,7 @@ from src.figures import (
     example_images,
     federated_curves,
     load_case,
+    method_scores,
     partition_bars,
     site_color,
     use_style,
@@ -79,6 +81,13 @@ def curves(card: Card) -> plt.Figure:
     sites = sites_of(data)
     result = card.room("recipe").recipe(len(sites)).execute(CourseSimEnv(sites, card.name)).get_result()
     return federated_curves(Run(result), ("train_loss", card.key_metric))
+
+
+def methods(task: str) -> plt.Figure:
+    """Scores of all methods of one task, from the kept reports of ``python -m benchmarks.methods``; nothing is trained."""
+    results = grid.read()
+    title = f"{tasks()[task].title}: what each site ends with, on its own testing part; a dot a seed"
+    return method_scores(results[results["task"] == task], grid.TITLES, "home", "score at home", title)
 
 
 def fedavg_flow() -> plt.Figure:
@@ -171,6 +180,7 @@ PICTURES: dict[str, Callable[[], plt.Figure]] = {
     "fedavg_flow.svg": fedavg_flow,
     "federation_kits.svg": federation_kits,
     "prostate_cases.png": prostate_cases,
+    "methods_mednist.svg": partial(methods, "mednist"),
     **{f"{name}_curves.svg": partial(curves, card) for name, card in tasks().items()},
 }
 

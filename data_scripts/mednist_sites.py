@@ -23,9 +23,9 @@ def main():
     parser.add_argument(
         "--how",
         default="specialised",
-        choices=("specialised", "even", "counts", "dirichlet"),
-        help="each class at home at one site and --few images of it elsewhere, equal shares, the numbers of --counts, or a "
-        "random mix of classes at each site (default: %(default)s)",
+        choices=("specialised", "even", "counts", "dirichlet", "scanners"),
+        help="each class at home at one site and --few images of it elsewhere, equal shares, the numbers of --counts, a random "
+        "mix of classes at each site, or equal shares seen by another scanner at each site (default: %(default)s)",
     )
     parser.add_argument(
         "--few", type=int, default=FEW, metavar="N", help="for --how specialised (default: %(default)s)"

@@ -30,3 +30,16 @@ class DenseNet121(MonaiDenseNet121):
         with seeded(seed):
             super().__init__(spatial_dims=spatial_dims, in_channels=in_channels, out_channels=out_channels, **kwargs)
         self.seed = seed  # FLARE writes a model into a job by the attributes that bear its arguments' names
+
+
+class CompactDenseNet(DenseNet121):
+    """The same with fewer and thinner layers: 25 thousand weights instead of 7 million.
+
+    It has BatchNorm in the same places, and learns MedNIST nearly as well: enough to compare many federations on a CPU.
+
+    Args:
+        seed: of the first weights.
+    """
+
+    def __init__(self, seed: int | None = None):
+        super().__init__(seed=seed, init_features=16, growth_rate=8, block_config=(2, 4, 4, 2), bn_size=2)

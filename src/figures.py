@@ -236,3 +236,74 @@ def intensity_curves(volumes: Mapping[str, Sequence], title: str, axis_label: st
     axis.set(title=title, xlabel=axis_label, ylabel="voxels, peak = 1", xscale="log" if log else "linear")
     axis.legend()
     return figure
+
+
+def pooled_histograms(statistics: Mapping, feature: str, labels: Sequence[str] = (), title: str = "") -> plt.Figure:
+    """Histograms of one feature from FLARE's federated statistics: a line, or for classes a group of bars, for each site and all.
+
+    Args:
+        statistics: of the file that ``FedStatsRecipe`` writes: feature → statistic → site or ``Global`` → part → value.
+        feature: name of the feature.
+        labels: names of the classes, where the feature is one.
+        title: of the figure.
+    """
+    sites = statistics[feature]["histogram"]
+    figure, axis = plt.subplots(figsize=(7.5, 3), layout="constrained")
+    for number, (site, parts) in enumerate(sorted(sites.items(), key=lambda pair: (pair[0] == "Global", pair[0]))):
+        (bins,) = parts.values()
+        counts = np.array([count for _, _, count in bins], float)
+        color = INK if site == "Global" else site_color(number)
+        name = "all sites" if site == "Global" else site
+        if labels:
+            width = 0.8 / len(sites)
+            axis.bar(np.arange(len(counts)) + width * number, counts, width, color=color, label=name)
+        else:
+            middle = [(low + high) / 2 for low, high, _ in bins]
+            axis.plot(middle, counts / counts.sum(), color=color, lw=2.5 if site == "Global" else 1.5, label=name)
+    if labels:
+        axis.set_xticks(np.arange(len(labels)) + 0.4, labels)
+    axis.set(title=title, xlabel="" if labels else feature, ylabel="images" if labels else "share of the pixels")
+    axis.legend(ncols=2, fontsize=8)
+    return figure
+
+
+def cross_site_matrix(table, title: str) -> plt.Figure:
+    """A heat map of a table with a row a model and a column a site on whose data it was judged; scores from 0 to 1."""
+    figure, axis = plt.subplots(figsize=(1.6 + 0.95 * table.shape[1], 1.1 + 0.5 * table.shape[0]), layout="constrained")
+    axis.imshow(table.to_numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(table.to_numpy()):
+        axis.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.6 else INK)
+    axis.set_xticks(range(table.shape[1]), [f"data of\n{site}" for site in table.columns], fontsize=9)
+    axis.set_yticks(range(table.shape[0]), [f"model of {model}" for model in table.index], fontsize=9)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    axis.set_title(title)
+    return figure
+
+
+def method_scores(results, titles: Mapping[str, str], value: str, label: str, title: str = "") -> plt.Figure:
+    """Scores of methods by how hospitals differ, a panel each: a dot a seed, a line at their mean.
+
+    Args:
+        results: table with the columns ``skew``, ``method``, ``seed`` and ``value``.
+        titles: method → its name; gives the order of the rows.
+        value: column to show.
+        label: of the axis.
+        title: of the figure.
+    """
+    skews = list(dict.fromkeys(results["skew"]))
+    methods = [name for name in titles if name in set(results["method"])]
+    size = (1.6 + 2.1 * len(skews), 1.2 + 0.3 * len(methods))
+    figure, axes = plt.subplots(1, len(skews), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axis, skew in zip(axes.flat, skews, strict=True):
+        for row, method in enumerate(methods):
+            chosen = results[(results["skew"] == skew) & (results["method"] == method)][value]
+            color = site_color(row)
+            axis.plot(chosen, np.full(len(chosen), row), "o", color=color, ms=4, alpha=0.6)
+            axis.plot([chosen.mean()] * 2, [row - 0.35, row + 0.35], color=color, lw=2.5)
+        axis.set(title=skew, xlabel=label)
+        axis.grid(axis="x")
+    axes[0, 0].set_yticks(range(len(methods)), [titles[name] for name in methods])
+    axes[0, 0].invert_yaxis()
+    figure.suptitle(title)
+    return figure

@@ -3,15 +3,18 @@
 https://nvflare.readthedocs.io/en/main/programming_guide/execution_api_type/client_api.html
 """
 
+import copy
 import sys
 import time
+from pathlib import Path
 
 import nvflare.client as flare
 from nvflare.apis.fl_constant import FLMetaKey
 from nvflare.client.tracking import SummaryWriter
 
-from src.common.engine import pick_device, train_for
+from src.common.engine import pick_device
 from src.common.seeds import site_seed
+from src.federation.client_methods import at_site
 from src.federation.site import open_site, run_site
 from src.prostate.card import Settings
 from src.prostate.training import evaluate, make_trainer, new_model, to_device
@@ -27,12 +30,22 @@ def main() -> None:
 
     training, validation = prepare(parts["training"], settings, cache), prepare(parts["validation"], settings, cache)
     loader = batches(training, settings, train=True, seed=site_seed(settings.seed, site))
-    model = to_device(new_model(settings.seed), device)
+    model = to_device(new_model(settings.seed, settings.network), device)
     trainer = make_trainer(model, loader, settings, device)
+
+    def another():  # for methods that train a second model, which stays at the site
+        again = batches(training, settings, train=True, seed=site_seed(settings.seed, site))
+        return make_trainer(copy.deepcopy(model), again, settings, device)
+
+    method = at_site(settings, trainer, another, Path(__file__).parent)
+    trained = model.state_dict()
 
     while flare.is_running():
         received = flare.receive()
-        model.load_state_dict(received.params)
+        if flare.is_submit_model():  # for the others, to try it on their images
+            flare.send(flare.FLModel(params=trained))
+            continue
+        method.receive(received)
 
         start = time.time()
         metrics = evaluate(model, validation, settings, device)
@@ -45,11 +58,12 @@ def main() -> None:
         writer.add_scalar("seconds_validation", time.time() - start, step)
 
         start = time.time()
-        loss = train_for(trainer, settings.local_epochs)
+        loss = method.train(received)
         writer.add_scalar("train_loss", loss, step)
         writer.add_scalar("seconds_training", time.time() - start, step)
         samples = {FLMetaKey.NUM_STEPS_CURRENT_ROUND: len(training)}
-        flare.send(flare.FLModel(params=model.state_dict(), metrics=metrics, meta=samples))
+        trained = {name: value.clone() for name, value in model.state_dict().items()}
+        flare.send(flare.FLModel(params=trained, metrics=metrics, meta=samples | method.extra()))
 
 
 if __name__ == "__main__":

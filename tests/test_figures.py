@@ -192,3 +192,42 @@ def test_bins_are_equally_wide_on_the_axis_that_is_shown():
     axis = figures.intensity_curves(volumes, "title", "intensity").axes[0]
     steps = np.diff(axis.lines[0].get_xdata())
     assert axis.get_xscale() == "linear" and np.allclose(steps, steps[0])
+
+
+# -- different hospitals -----------------------------------------------------------------------------------------------
+
+
+def test_pooled_histograms_show_every_site_and_all_of_them():
+    def bins(*counts):
+        return {"training": [[number, number + 1, count] for number, count in enumerate(counts)]}
+
+    statistics = {"class": {"histogram": {"Global": bins(4, 6), "site-1": bins(1, 5), "site-2": bins(3, 1)}}}
+    axis = figures.pooled_histograms(statistics, "class", ("CXR", "Hand"), "Who").axes[0]
+    heights = [[bar.get_height() for bar in group] for group in axis.containers]
+    assert heights == [[1, 5], [3, 1], [4, 6]]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["site-1", "site-2", "all sites"]
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["CXR", "Hand"]
+    lines = figures.pooled_histograms(statistics, "class").axes[0].lines
+    assert [line.get_ydata().tolist() for line in lines] == [[1 / 6, 5 / 6], [0.75, 0.25], [0.4, 0.6]]
+    assert lines[0].get_xdata().tolist() == [0.5, 1.5]
+
+
+def test_the_cross_site_matrix_shows_each_score_where_it_belongs():
+    table = pd.DataFrame([[0.9, 0.25], [0.5, 1.0]], index=["site-1", "all"], columns=["site-1", "site-2"])
+    axis = figures.cross_site_matrix(table, "Who serves whom").axes[0]
+    shown = {(text.get_position()[1], text.get_position()[0]): text.get_text() for text in axis.texts}
+    assert shown == {(0, 0): "0.90", (0, 1): "0.25", (1, 0): "0.50", (1, 1): "1.00"}
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["model of site-1", "model of all"]
+
+
+def test_method_scores_show_every_seed_and_the_mean():
+    rows = [("even", "a", seed, 0.8 + 0.1 * seed) for seed in (0, 1)] + [("skewed", "b", 0, 0.5)]
+    results = pd.DataFrame(rows, columns=["skew", "method", "seed", "home"])
+    shown = figures.method_scores(results, {"b": "Method B", "a": "Method A", "c": "Method C"}, "home", "accuracy")
+    even, skewed = shown.axes
+    assert [axis.get_title(loc="left") for axis in shown.axes] == ["even", "skewed"]
+    assert [tick.get_text() for tick in even.get_yticklabels()] == ["Method B", "Method A"]
+    dots, mean = even.lines[2], even.lines[3]
+    assert sorted(dots.get_xdata()) == pytest.approx([0.8, 0.9]) and set(dots.get_ydata()) == {1}
+    assert mean.get_xdata() == pytest.approx([0.85, 0.85])
+    assert skewed.lines[0].get_xdata().tolist() == [0.5]

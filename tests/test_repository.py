@@ -75,7 +75,7 @@ TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *NOTEBOOKS]
 
 
 def test_the_core_notebooks_are_there():
-    expected = {"01_monai_101", "02_mednist_fedavg", "03_prostate_fedavg"}
+    expected = {"01_monai_101", "02_mednist_fedavg", "03_prostate_fedavg", "04_different_hospitals"}
     assert expected <= {path.stem for path in NOTEBOOKS}
     assert all(re.fullmatch(r"\d\d_\w+", path.stem) for path in NOTEBOOKS)
 

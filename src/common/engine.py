@@ -120,11 +120,15 @@ class FedProx:
     """Adds the gradient of FedProx's proximal term, ``mu * (w - w_received)``, to that of the loss.
 
     The same as adding FLARE's ``PTFedProxLoss`` to the loss, without a second pass of autograd through all weights, which takes
-    a quarter of a step of a small network on a CPU. The reference is the model as each run of the trainer finds it.
+    a quarter of a step of a small network on a CPU.
+
+    Args:
+        mu: weight of the term.
+        towards: the network whose weights, as each run of the trainer finds them, are the reference; by default the trainer's own.
     """
 
-    def __init__(self, mu: float):
-        self.mu = mu
+    def __init__(self, mu: float, towards: torch.nn.Module | None = None):
+        self.mu, self.towards = mu, towards
         self.received: list[torch.Tensor] = []
 
     def attach(self, engine: Engine) -> None:
@@ -133,8 +137,8 @@ class FedProx:
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self.pull)
 
     def remember(self, engine: Engine) -> None:
-        """Keep a copy of the weights that the training starts from."""
-        self.received = [value.detach().clone() for value in engine.network.parameters()]
+        """Keep a copy of the reference, by default the weights that the training starts from."""
+        self.received = [value.detach().clone() for value in (self.towards or engine.network).parameters()]
 
     @torch.no_grad()
     def pull(self, engine: Engine) -> None:

@@ -65,7 +65,7 @@ def train_locally(
 
     training, validation = prepare(parts["training"], settings, cache), prepare(parts["validation"], settings, cache)
     loader = batches(training, settings, train=True, seed=site_seed(settings.seed, site))
-    model = to_device(new_model(settings.seed), device)
+    model = to_device(new_model(settings.seed, settings.network), device)
     trainer = make_trainer(model, loader, settings, device)
     if initial_weights:
         model.load_state_dict(initial_weights)

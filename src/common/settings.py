@@ -8,7 +8,7 @@ import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import Self
@@ -67,6 +67,8 @@ class StudySettings(Checked):
         local_epochs: passes over its own training items that a site makes in each round.
         batch_size: items a step.
         learning_rate: at the start, from which it falls along half a cosine to 0.
+        network: class of the network, one of the task's.
+        method: how models of sites that differ become one, or stay several; see :mod:`src.federation.methods`.
         fedproxloss_mu: weight of FedProx's proximal term; 0 is plain FedAvg.
         seed: of the first model, the order of the items and the augmentation.
     """
@@ -76,6 +78,8 @@ class StudySettings(Checked):
     local_epochs: Count
     batch_size: Count
     learning_rate: Positive
+    network: str
+    method: Literal["fedavg", "fedprox", "scaffold", "fedadam", "fedavgm", "fedbn", "ditto"] = "fedavg"
     fedproxloss_mu: NotNegative = 0.0
     seed: Annotated[int, Field(ge=0)] = 0
 

@@ -56,6 +56,7 @@ class CourseSimEnv(SimEnv):
     def __init__(self, sites: int | Sequence[str], name: str = "simulation", folder: Path | None = None):
         names = site_names(sites)
         self.run_folder = Path(folder or new_run_folder(name)).resolve()
+        self.python = Path(sys.executable)
         super().__init__(clients=names, num_threads=len(names), workspace_root=str(self.run_folder))
 
     def deploy(self, job: FedJob) -> str:
@@ -98,7 +99,7 @@ class CourseSimEnv(SimEnv):
         workspace = self.run_folder / name
         self._ensure_default_component_policy(str(workspace))
         _log_to_files_only(workspace / "local" / LOG_CONFIG)
-        with _exit_on_sigterm(), plain_paths(Path(sys.executable), self.run_folder) as (python, folder):
+        with _exit_on_sigterm(), plain_paths(self.python, self.run_folder) as (python, folder):
             command = [python, "-m", "nvflare.private.fed.app.simulator.simulator", f"{folder}/job/{job.name}"]
             command += ["-w", f"{folder}/{name}", "-c", ",".join(self.clients)]
             command += [

@@ -115,6 +115,22 @@ class Run:
                     found.setdefault(model.removeprefix("SRV_"), {})[site] = metrics
         return found
 
+    def cross_site(self, metric: str):
+        """Scores of FLARE's ``add_cross_site_evaluation``, on the sites' validation parts.
+
+        Returns:
+            pandas.DataFrame: a row for the last model of each site and, last, for the final global one, ``all``; a column a site.
+        """
+        import pandas as pd
+
+        rows = {("all" if model == FINAL else model): sites for model, sites in self.final_validation.items()}
+        scores = {
+            model: {site: metrics[metric] for site, metrics in sites.items()}
+            for model, sites in rows.items()
+            if model in (*self.sites, "all")
+        }
+        return pd.DataFrame(scores, index=self.sites, columns=[*self.sites, "all"]).T
+
     @property
     def final_model(self) -> Path:
         """Checkpoint of the global model after the last round."""

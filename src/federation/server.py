@@ -10,8 +10,10 @@ from typing import ClassVar
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
-from nvflare.app_common.app_constant import AppConstants
+from nvflare.app_common.abstract.fl_model import FLModel
+from nvflare.app_common.app_constant import AlgorithmConstants, AppConstants
 from nvflare.app_common.app_event_type import AppEventType
+from nvflare.app_common.workflows.scaffold import Scaffold
 from nvflare.recipe.spec import Recipe
 from nvflare.recipe.utils import add_experiment_tracking, add_final_global_evaluation
 from nvflare.widgets.widget import Widget
@@ -28,7 +30,11 @@ GONE = "the server has lost it: its process, its machine or its line"
 
 
 def add_everything(
-    recipe: Recipe, at_least: int | None = None, tracker: str = "tensorboard", round_timeout: float | None = None
+    recipe: Recipe,
+    at_least: int | None = None,
+    tracker: str = "tensorboard",
+    round_timeout: float | None = None,
+    final_evaluation: bool = True,
 ) -> Recipe:
     """All that the course adds to a recipe beside its aggregator; what notebook 02 switches on line by line.
 
@@ -37,6 +43,7 @@ def add_everything(
         at_least: see :func:`add_record`.
         round_timeout: see :func:`add_record`; the final validation waits as long.
         tracker: where the server writes the sites' curves: ``tensorboard`` or ``mlflow``.
+        final_evaluation: let every site validate the final model; not where FLARE's ``add_cross_site_evaluation`` follows.
 
     Raises:
         CourseError: for an unknown tracker.
@@ -45,7 +52,8 @@ def add_everything(
         raise CourseError(f"Unknown tracker {tracker!r}; choose tensorboard or mlflow.")
     add_record(recipe, at_least, round_timeout)
     add_experiment_tracking(recipe, tracker)
-    add_final_global_evaluation(recipe, **({"validation_timeout": ceil(round_timeout)} if round_timeout else {}))
+    if final_evaluation:
+        add_final_global_evaluation(recipe, **({"validation_timeout": ceil(round_timeout)} if round_timeout else {}))
     weigh_selection(recipe)
     add_quick_pace(recipe)
     forget_script_folder(recipe)
@@ -117,6 +125,31 @@ def use_installed_code(recipe: Recipe) -> None:
     For a recipe without a script of its own, such as one with a ``LearnerExecutor``: a script always travels with the job.
     """
     recipe._job.set_app_packages([__name__.split(".")[0]])
+
+
+class RecordedScaffold(Scaffold):
+    """FLARE's SCAFFOLD with what its FedAvg has: an event at the start of each round, and checkpoints that can be read back.
+
+    FLARE's keeps the control terms, which it sends to the sites, in the model's ``meta``. Its persistor writes them into the
+    checkpoint as NumPy arrays, and then refuses to read any but tensors.
+    """
+
+    def sample_clients(self, num_clients: int | None = None) -> list[str]:
+        """Who takes part in the round that starts now."""
+        self.set_fl_context(self.model)
+        self.event(AppEventType.ROUND_STARTED)
+        return super().sample_clients(num_clients)
+
+    def send_model_and_wait(self, **options) -> list[FLModel]:
+        """The sites' answers; the terms have then done their work."""
+        answers = super().send_model_and_wait(**options)
+        self.model.meta.pop(AlgorithmConstants.SCAFFOLD_CTRL_GLOBAL, None)
+        return answers
+
+    def save_model(self, model: FLModel) -> None:
+        """Save the model without the terms."""
+        model.meta.pop(AlgorithmConstants.SCAFFOLD_CTRL_DIFF, None)
+        super().save_model(model)
 
 
 class RunRecorder(Widget):

@@ -43,7 +43,9 @@ class SupervisedMonaiProstateLearner(SupervisedLearner):
         training = prepare(parts["training"], settings, cache)
         self.validation = prepare(parts["validation"], settings, cache)
         loader = batches(training, settings, train=True, seed=site_seed(settings.seed, site))
-        self.trainer = make_trainer(to_device(new_model(settings.seed), self.device), loader, settings, self.device)
+        self.trainer = make_trainer(
+            to_device(new_model(settings.seed, settings.network), self.device), loader, settings, self.device
+        )
         self.training_items = len(training)
 
     def evaluate(self, should_stop) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """MedNIST: six classes of grey 64×64 pictures, one folder of JPEG files a class."""
 
+from typing import Literal
+
 from src.common.settings import Count, DataName, Positive, StudySettings
 from src.common.task import Card
 
@@ -21,10 +23,15 @@ SIZE = 64
 
 
 class Settings(StudySettings):
-    """Settings of the MedNIST study; see :class:`src.common.settings.StudySettings`."""
+    """Settings of the MedNIST study; see :class:`src.common.settings.StudySettings` for the others.
+
+    Attributes:
+        network: ``DenseNet121``, or ``CompactDenseNet`` with few weights, for many runs on a CPU.
+    """
 
     data: DataName = CARD.name
     rounds: Count = 5
     local_epochs: Count = 1
     batch_size: Count = 16
     learning_rate: Positive = 1e-3
+    network: Literal["DenseNet121", "CompactDenseNet"] = "DenseNet121"

@@ -11,6 +11,7 @@ from src.common.paths import data_source, raw_folder
 from src.common.pictures import SUFFIXES
 from src.common.sites import partition, random_numbers, split, write_sites
 from src.mednist.card import CARD, Settings
+from src.mednist.scanners import rescan
 from src.phantoms.mednist import parameters, write
 
 DRAWN_PER_CLASS = 150
@@ -138,7 +139,8 @@ def share_out(
 
     Args:
         sites: how many, or their names.
-        how: ``specialised``, ``even``, ``counts`` or ``dirichlet``; see :func:`src.common.sites.partition`.
+        how: ``specialised``, ``even``, ``counts`` or ``dirichlet``; see :func:`src.common.sites.partition`. ``scanners``: even
+            shares, seen by another scanner at each site; see :mod:`src.mednist.scanners`.
         counts: images a site, for ``how="counts"``.
         alpha: concentration, for ``how="dirichlet"``.
         few: images of each class that is at home elsewhere, for ``how="specialised"``; homes go by :data:`BY_DEVICE`.
@@ -155,21 +157,27 @@ def share_out(
         CourseError: for what cannot be shared out like that, or written.
     """
     folder = Path(folder or find_or_make(say=say)).absolute()
+    data = Settings.checked({"data": data or CARD.name}).data
+    is_drawn, base = is_generated(folder), folder
     homes = [CARD.labels.index(name) for name in BY_DEVICE]
-    shares = partition(read_items(folder, per_class, seed), sites, how, counts, alpha, seed, homes, few)
+    split_by = "even" if how == "scanners" else how
+    shares = partition(read_items(folder, per_class, seed), sites, split_by, counts, alpha, seed, homes, few)
     if left_out := _left_out(folder):
         say(f"Left out, {len(left_out)} files that are no pictures or lie in no class's folder: {some_of(left_out)}")
+    if how == "scanners":
+        base = folder.with_name(f"{folder.name}-{data}")
+        shares = rescan(shares, folder, base, seed)
     datalists = {site: split(items, CARD.validation, CARD.testing, seed, site) for site, items in shares.items()}
     about = {
         "task": CARD.name,
-        "generated": is_generated(folder),
+        "generated": is_drawn,
         "how": how,
         "counts": counts,
         "alpha": alpha,
         "few": few,
         "seed": seed,
     }
-    return write_sites(Settings.checked({"data": data or CARD.name}).data, datalists, folder, about, say)
+    return write_sites(data, datalists, base, about, say)
 
 
 def prepare(say: Callable[[str], None] = print) -> str:

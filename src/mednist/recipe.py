@@ -1,17 +1,17 @@
-"""The federated job of MedNIST: hospitals train a DenseNet121, and FedAvg averages it."""
+"""The federated job of MedNIST: hospitals train a network by a Client API script, and FLARE makes one model of theirs."""
 
-from nvflare.app_opt.pt.recipes import FedAvgRecipe
+from nvflare.recipe.spec import Recipe
 
-from src.federation.recipes import fedavg
+from src.federation.methods import client_recipe
 from src.mednist.card import CARD, Settings
 
 
-def recipe(sites: int = 2, settings: Settings | None = None, **options) -> FedAvgRecipe:
-    """FedAvg of the Client API script.
+def recipe(sites: int = 2, settings: Settings | None = None, **options) -> Recipe:
+    """The Client API script, by the method of the settings.
 
     Args:
         sites: how many sites are asked in each round.
         settings: of the study, by default the notebook's.
-        **options: of :func:`src.federation.recipes.fedavg`.
+        **options: of :func:`src.federation.methods.client_recipe`.
     """
-    return fedavg(CARD, "src.densenet.DenseNet121", sites, settings or Settings(), **options)
+    return client_recipe(CARD, sites, settings or Settings(), **options)

@@ -10,19 +10,21 @@ from monai.inferers import SimpleInferer
 
 from src.common.engine import make_trainer as make_any_trainer
 from src.common.engine import pick_device
-from src.densenet import DenseNet121
+from src.densenet import CompactDenseNet, DenseNet121
 from src.mednist.card import CARD, Settings
 from src.mednist.transforms import batches, prepare
 
-
-def new_model(seed: int) -> DenseNet121:
-    """A fresh DenseNet121 whose weights depend on ``seed`` alone."""
-    return DenseNet121(seed=seed)
+NETWORKS = {network.__name__: network for network in (DenseNet121, CompactDenseNet)}
 
 
-def load_model(weights: Mapping[str, torch.Tensor]) -> DenseNet121:
+def new_model(seed: int, network: str = DenseNet121.__name__) -> DenseNet121:
+    """A fresh network whose weights depend on ``seed`` alone."""
+    return NETWORKS[network](seed=seed)
+
+
+def load_model(weights: Mapping[str, torch.Tensor], network: str = DenseNet121.__name__) -> DenseNet121:
     """The network with given weights, for example ``run.weights(run.final_model)``, ready to predict."""
-    model = new_model(seed=0)
+    model = new_model(0, network)
     model.load_state_dict(weights)
     return model.eval()
 

@@ -8,29 +8,28 @@ from nvflare.app_common.workflows.fedavg import FedAvg
 from nvflare.app_opt.pt.file_model_persistor import PTFileModelPersistor
 from nvflare.app_opt.pt.job_config.base_fed_job import BaseFedJob
 from nvflare.app_opt.pt.job_config.model import PTModel
-from nvflare.app_opt.pt.recipes import FedAvgRecipe
 from nvflare.fuel.utils.constants import FrameworkType
 from nvflare.recipe.spec import Recipe
 from nvflare.recipe.utils import prepare_initial_ckpt
 
 from src.common.files import write_json
 from src.federation.aggregation import SampleWeightedMean
-from src.federation.recipes import fedavg
+from src.federation.methods import client_recipe
 from src.federation.server import add_everything
 from src.learners.supervised_monai_prostate_learner import SupervisedMonaiProstateLearner
 from src.prostate.card import CARD, CONFIG_FILE, Settings
 from src.unet import UNet
 
 
-def recipe(sites: int = 4, settings: Settings | None = None, **options) -> FedAvgRecipe:
-    """FedAvg of the Client API script.
+def recipe(sites: int = 4, settings: Settings | None = None, **options) -> Recipe:
+    """The Client API script, by the method of the settings.
 
     Args:
         sites: how many sites are asked in each round.
         settings: of the study, by default the notebook's.
-        **options: of :func:`src.federation.recipes.fedavg`.
+        **options: of :func:`src.federation.methods.client_recipe`.
     """
-    return fedavg(CARD, "src.unet.UNet", sites, settings or Settings(), **options)
+    return client_recipe(CARD, sites, settings or Settings(), **options)
 
 
 def learner_recipe(

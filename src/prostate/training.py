@@ -25,14 +25,17 @@ WINDOW_OVERLAP = 0.25
 HEAD_RATE = 10
 
 
-def new_model(seed: int) -> UNet:
-    """A fresh U-Net whose weights depend on ``seed`` alone."""
-    return UNet(seed=seed)
+NETWORKS = {UNet.__name__: UNet}
 
 
-def load_model(weights: Mapping[str, torch.Tensor]) -> UNet:
+def new_model(seed: int, network: str = UNet.__name__) -> UNet:
+    """A fresh network whose weights depend on ``seed`` alone."""
+    return NETWORKS[network](seed=seed)
+
+
+def load_model(weights: Mapping[str, torch.Tensor], network: str = UNet.__name__) -> UNet:
     """The network with given weights, for example ``run.weights(run.final_model)``, ready to predict."""
-    model = new_model(seed=0)
+    model = new_model(0, network)
     model.load_state_dict(weights)
     return model.eval()
 

@@ -16,6 +16,7 @@ class Study(StudySettings):
     local_epochs: Count = 2
     batch_size: Count = 4
     learning_rate: Positive = 1e-3
+    network: str = "Net"
     loss: Literal["dice", "dice_ce"] = "dice"
     sides: tuple[int, int, int] = (64, 64, 16)
     weight: NotNegative = 0.0

@@ -277,11 +277,12 @@ import signal
 from pathlib import Path
 
 import nvflare.client as flare
+import src.federation.client_methods as methods
 import src.monai_mednist_train as client
 from src.common.paths import data_root
 from src.federation.site import run_site
 
-train, make = client.train_for, client.make_trainer
+train, make = methods.train_for, client.make_trainer
 rounds = []
 
 
@@ -302,7 +303,7 @@ def make_trainer(model, loader, settings, device):
     return make(model, loader, settings, device)
 
 
-client.train_for, client.make_trainer = train_for, make_trainer
+methods.train_for, client.make_trainer = train_for, make_trainer
 run_site(client.main)
 """
 

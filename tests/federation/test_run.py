@@ -3,6 +3,7 @@
 import json
 import textwrap
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -64,7 +65,7 @@ def validation(server, models):
     results = {}
     for model, sites in models.items():
         for site, metrics in sites.items():
-            results.setdefault(site, {})[f"SRV_{model}"] = metrics
+            results.setdefault(site, {})[f"SRV_{model}" if model.endswith(".pt") else model] = metrics
     (server / "cross_site_val").mkdir(exist_ok=True)
     (server / "cross_site_val" / "cross_val_results.json").write_text(json.dumps(results))
 
@@ -190,6 +191,20 @@ def test_a_site_that_could_not_validate_does_not_count(tmp_path, about):
         BEST: {"north": {"val_accuracy": 0.9}},
         FINAL: {"north": {"val_accuracy": 0.8}},
     }
+
+
+def test_the_cross_site_table_has_every_sites_last_model_and_the_final_one(tmp_path, about):
+    def scores(north, south):
+        return {"north": {"val_accuracy": north}, "south": {"val_accuracy": south} if south else {}}
+
+    validation(
+        whole().write(tmp_path),
+        {FINAL: scores(0.8, 0.7), "south": scores(0.1, 0.9), BEST: scores(0.5, 0.5), "north": scores(0.6, None)},
+    )
+    table = Run(tmp_path).cross_site("val_accuracy")
+    assert list(table.index) == ["north", "south", "all"] and list(table.columns) == ["north", "south"]
+    assert table.loc["all"].tolist() == [0.8, 0.7] and table.loc["south"].tolist() == [0.1, 0.9]
+    assert table.loc["north", "north"] == 0.6 and np.isnan(table.loc["north", "south"])
 
 
 def test_a_run_that_saved_nothing_says_so(tmp_path, about):

@@ -17,8 +17,9 @@ def test_the_file_holds_exactly_the_defaults():
 
 def test_nothing_in_the_settings_is_a_path_or_belongs_to_a_site():
     assert set(Settings.model_fields) == {
-        *("data", "rounds", "local_epochs", "batch_size", "learning_rate", "fedproxloss_mu", "weight_decay", "seed"),
-        *("loss", "voxel_spacing", "field_of_view", "patch_size", "augmentation", "amp"),
+        *("data", "rounds", "local_epochs", "batch_size", "learning_rate", "network", "method"),
+        *("fedproxloss_mu", "weight_decay", "seed"),
+        *("loss", "voxel_spacing", "field_of_view", "coil_correction", "patch_size", "augmentation", "amp"),
     }
     assert Settings().epochs == 60
     assert CARD.validation + CARD.testing == 0.55

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from src.common.errors import CourseError
 from src.common.seeds import site_seed
@@ -91,6 +92,30 @@ def test_fine_noise_does_not_become_coarse_noise(tmp_path):
     assert smoothed[corner].std() < 0.4 * loaded["image"][corner].std()
     finer = transforms.SmoothBeforeCoarser("image", (0.25, 0.25, 1.0))(dict(loaded))["image"]
     torch.testing.assert_close(finer, loaded["image"])
+
+
+def test_a_coils_falloff_is_divided_out(tmp_path):
+    """A coil behind the gland, twenty times as bright there as in front: what is left of it after the correction is little."""
+    item = ball_case(tmp_path)
+    image = nib.load(item["image"])
+    behind = np.linspace(0, 1, image.shape[1])[None, :, None]
+    nib.save(nib.Nifti1Image(image.get_fdata() * 20 ** (1 - behind), image.affine), item["image"])
+    even, uneven = (
+        prepare([item], SETTINGS.changed(coil_correction=width, field_of_view=(0, 0)))[0] for width in (12.0, 0.0)
+    )
+
+    def ratio(prepared):
+        outside = torch.where(prepared["label"] > 0, torch.nan, prepared["image"])
+        return float(outside[:, :, 4:8].nanmean() / outside[:, :, -8:-4].nanmean())
+
+    assert ratio(uneven) > 5 and 0.7 < ratio(even) < 1.4
+    inside = even["image"][even["label"] > 0].mean()
+    assert inside > even["image"][even["label"] == 0].mean() + 0.2, "the gland is still to be seen"
+
+
+def test_an_image_of_zeros_stays_one(tmp_path):
+    zeros = {"image": MetaTensor(torch.zeros(1, 8, 8, 4))}
+    assert not transforms.CorrectCoil("image", 10.0)(zeros)["image"].any()
 
 
 def test_a_small_field_is_padded_to_a_patch(tmp_path):

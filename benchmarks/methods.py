@@ -1,0 +1,268 @@
+"""Local, pooled and federated training as hospitals grow different: ``python -m benchmarks.methods [PATTERN ...]``.
+
+A cell of the grid is one way that hospitals differ, one method and one seed, for example ``mednist-alpha0.1-scaffold-0``. Each cell
+is measured once and kept as a JSON file; run again, the command goes on where it stopped. ``--table`` prints what is there.
+A pattern is a cell's name, ``*`` for any part of it. All cells of a task see each training image equally often (Ditto: twice).
+"""
+
+import argparse
+import datetime
+import fnmatch
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.warm import warm_python
+from src.common.errors import CourseError
+from src.common.files import read_json, write_json
+from src.common.local import train_each_site_alone, train_locally
+from src.common.settings import StudySettings
+from src.common.sites import pooled, read_sites
+from src.common.task import tasks
+from src.federation.client_methods import PERSONAL
+from src.federation.environments import CourseSimEnv
+from src.federation.methods import METHODS
+from src.federation.run import Run
+
+RESULTS = Path(__file__).parent / "results" / "methods"
+SITES = 4
+SEEDS = (0, 1, 2)
+TITLES = {"local": "each site alone", "pooled": "pooled", **{name: method.title for name, method in METHODS.items()}}
+
+PER_CLASS = 60
+SKEWS: dict[str, dict[str, dict]] = {
+    "mednist": {
+        "alpha100": {"how": "dirichlet", "alpha": 100.0},
+        "alpha1": {"how": "dirichlet", "alpha": 1.0},
+        "alpha0.1": {"how": "dirichlet", "alpha": 0.1},
+        "scanners": {"how": "scanners"},
+        "sizes": {"how": "counts", "counts": [240, 60, 30, 30]},
+    },
+    "prostate": {"hospitals": {}},
+}
+"""Task → how its hospitals differ → arguments of ``share_out``."""
+
+SETTINGS: dict[str, dict] = {
+    "mednist": {
+        "network": "CompactDenseNet",
+        "rounds": 12,
+        "local_epochs": 1,
+        "batch_size": 8,
+        "learning_rate": 5e-3,
+        "fedproxloss_mu": 0.0,
+    },
+    "prostate": {"rounds": 8, "local_epochs": 3, "fedproxloss_mu": 0.0},
+}
+"""Less work than in the notebooks, so that the whole grid takes hours and not days."""
+
+PROXIMAL_WEIGHTS = {"mednist": 0.1, "prostate": 0.05}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement.
+
+    Attributes:
+        task: name of a task.
+        skew: how its hospitals differ, a key of :data:`SKEWS`.
+        method: ``local``, ``pooled``, or a key of :data:`src.federation.methods.METHODS`.
+        seed: of partition, first model, order and augmentation.
+    """
+
+    task: str
+    skew: str
+    method: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.task}-{self.skew}-{self.method}-{self.seed}"
+
+    @property
+    def settings(self):
+        """Settings of the study."""
+        method = {} if self.method in ("local", "pooled") else {"method": self.method}
+        if self.method == "fedprox":
+            method["fedproxloss_mu"] = PROXIMAL_WEIGHTS[self.task]
+        settings = {"data": f"grid-{self.task}-{self.skew}-{self.seed}", "seed": self.seed}
+        return tasks()[self.task].room("card").Settings(**SETTINGS[self.task], **settings).changed(**method)
+
+    def share_out(self) -> dict[str, dict]:
+        """Prepare the data of all sites, where that was not done before; returns their datalists."""
+        data, quiet = tasks()[self.task].room("data"), lambda line: None
+        how = dict(SKEWS[self.task][self.skew])
+        if self.task == "mednist":
+            how["per_class"] = PER_CLASS
+        else:
+            raw = data.find_or_make(say=quiet)
+            how["folder"] = data.convert(raw, raw.with_name("prostate_t2"), say=quiet)
+        sites = {"sites": SITES} if self.task == "mednist" else {}
+        data.share_out(**sites, **how, seed=self.seed, data=self.settings.data, say=quiet)
+        return read_sites(self.settings.data)
+
+
+def grid() -> Iterator[Cell]:
+    """All cells, the quick ones first."""
+    for task, skews in SKEWS.items():
+        for seed in SEEDS:
+            for skew in skews:
+                for method in ("local", "pooled", *METHODS):
+                    if (task, method) != ("prostate", "fedbn"):  # the U-Net has no BatchNorm
+                        yield Cell(task, skew, method, seed)
+
+
+def measure(cell: Cell, python: Path | None = None) -> dict:
+    """Train one cell and judge it on the testing parts.
+
+    Args:
+        cell: which.
+        python: program that FLARE's processes are started with, by default this one's.
+
+    Returns:
+        ``home``: site → score of the model that this site ends with, on its own testing part. ``everywhere``: site → score of that
+        model on all sites' testing parts. And how it came about.
+    """
+    card, datalists = tasks()[cell.task], cell.share_out()
+    training, settings = card.room("training"), cell.settings
+    started = time.time()
+    if cell.method == "local":
+        models = {site: one.model for site, one in train_each_site_alone(card, datalists, settings).items()}
+    elif cell.method == "pooled":
+        models = dict.fromkeys(datalists, train_locally(card, pooled(datalists), settings).model)
+    else:
+        models = _federated(cell, datalists, python)
+    seconds = time.time() - started
+    device = torch.device("cpu")
+    parts = {site: card.room("transforms").prepare(parts["testing"], settings) for site, parts in datalists.items()}
+
+    def score(model, items) -> float:
+        return training.evaluate(training.to_device(model, device), items, settings, device)[card.key_metric]
+
+    home = {site: score(models[site], items) for site, items in parts.items()}
+    everything, judged = [item for items in parts.values() for item in items], {}
+    for model in models.values():
+        if id(model) not in judged:
+            judged[id(model)] = score(model, everything)
+    return {
+        "cell": str(cell),
+        "task": cell.task,
+        "skew": cell.skew,
+        "method": cell.method,
+        "seed": cell.seed,
+        "metric": card.key_metric.removeprefix("val_"),
+        "home": home,
+        "everywhere": {site: judged[id(model)] for site, model in models.items()},
+        "mean": {
+            "home": float(np.mean([*home.values()])),
+            "everywhere": float(np.mean([judged[id(m)] for m in models.values()])),
+        },
+        "training_items": {site: len(parts["training"]) for site, parts in datalists.items()},
+        "settings": settings.model_dump(mode="json"),
+        "seconds": round(seconds, 1),
+        "date": datetime.date.today().isoformat(),
+        "versions": versions(),
+        "command": f"python -m benchmarks.methods {cell}",
+    }
+
+
+def versions() -> dict[str, str]:
+    """What decides the numbers."""
+    return {name: version(name) for name in ("torch", "monai", "nvflare")}
+
+
+def _federated(cell: Cell, datalists: dict, python: Path | None) -> dict[str, torch.nn.Module]:
+    """Site → the model that it ends with, after a run in FLARE's simulator."""
+    card, settings = tasks()[cell.task], cell.settings
+    folder = Path(tempfile.mkdtemp(prefix="course-grid-"))
+    try:
+        simulator = CourseSimEnv(list(datalists), folder=folder / "run")
+        simulator.run_folder.mkdir()
+        simulator.python = python or simulator.python
+        recipe = card.room("recipe").recipe(len(datalists), settings)
+        run = Run(recipe.execute(simulator).get_result())
+        if not run.contributions["accepted"].all():
+            raise CourseError(f"{cell}: an update is missing.\n{run.contributions}")
+        return site_models(run, settings)
+    finally:
+        shutil.rmtree(folder)
+
+
+def site_models(run: Run, settings: StudySettings) -> dict[str, torch.nn.Module]:
+    """Site → the model that it ends with: the global one, with what the site has kept for itself in its place."""
+    weights = run.weights(run.final_model)
+    load = tasks()[run.about["job"]].room("training").load_model
+    if not METHODS[settings.method].personal:
+        return dict.fromkeys(run.sites, load(weights, settings.network))
+    kept = {site: next(run.folder.glob(f"*/{site}/**/{PERSONAL}")) for site in run.sites}
+    return {site: load(weights | run.weights(file), settings.network) for site, file in kept.items()}
+
+
+def read(folder: Path = RESULTS):
+    """All results that are there, as a table: a row a cell.
+
+    Returns:
+        pandas.DataFrame with ``task``, ``skew``, ``method``, ``seed``, ``home`` and ``everywhere`` (means over sites) and
+        ``worst`` (the site with the lowest score at home), ``date``.
+    """
+    import pandas as pd
+
+    rows = []
+    for cell in grid():
+        if report := read_json(folder / f"{cell}.json"):
+            row = {name: report[name] for name in ("task", "skew", "method", "seed", "date")}
+            rows.append({**row, **report["mean"], "worst": min(report["home"].values())})
+    return pd.DataFrame(rows)
+
+
+def table(results, task: str, value: str = "home"):
+    """Mean ± standard deviation over the seeds, a row a method and a column a skew."""
+    chosen = results[results["task"] == task]
+    groups = chosen.groupby(["method", "skew"])[value]
+    text = groups.mean().map("{:.3f}".format) + " ± " + groups.std(ddof=1).map("{:.3f}".format)
+    methods = [name for name in TITLES if name in set(chosen["method"])]
+    shown = text.unstack().reindex(index=methods, columns=[name for name in SKEWS[task] if name in set(chosen["skew"])])
+    return shown.rename(index=TITLES)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what is missing, then print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__.splitlines()[0])
+    parser.add_argument("patterns", nargs="*", metavar="PATTERN", help="cells to measure; default: all of the grid")
+    parser.add_argument("--again", action="store_true", help="measure also what is there")
+    parser.add_argument("--table", action="store_true", help="measure nothing, print what is there")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the reports (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    cells = [cell for cell in grid() if any(fnmatch.fnmatch(str(cell), one) for one in options.patterns or ["*"])]
+    if not cells:
+        parser.error(f"no cell fits {options.patterns}; a name is like {next(grid())}")
+    missing = [] if options.table else [c for c in cells if options.again or not (options.out / f"{c}.json").exists()]
+    os.environ["COURSE_DATA_SOURCE"] = "generated"
+    with ExitStack() as stack:
+        federated = any(cell.method in METHODS for cell in missing)
+        python = stack.enter_context(warm_python()) if federated else None
+        torch.set_num_threads(1)
+        for number, cell in enumerate(missing, start=1):
+            report = measure(cell, python)
+            options.out.mkdir(parents=True, exist_ok=True)
+            write_json(options.out / f"{cell}.json", report)
+            scores = ", ".join(f"{name} {value:.3f}" for name, value in report["mean"].items())
+            print(f"{number} of {len(missing)}: {cell}: {scores}, {report['seconds']:.0f} s", flush=True)
+    results = read(options.out)
+    for task in SKEWS if len(results) else ():
+        if (results["task"] == task).any():
+            for value in ("home", "everywhere"):
+                print(f"\n{task}, {value}\n{table(results, task, value).to_string()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""The grid of methods: what a cell is, that what is there is not measured again, and that the kept reports are whole."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from benchmarks import methods as grid
+from src.federation.methods import METHODS
+
+REPORTS = sorted(grid.RESULTS.glob("*.json"))
+
+
+def test_the_grid_has_every_method_skew_and_seed_once():
+    cells = list(grid.grid())
+    assert len({str(cell) for cell in cells}) == len(cells) == 5 * 9 * 3 + 8 * 3
+    assert {cell.method for cell in cells} == {"local", "pooled", *METHODS}
+    assert "mednist-alpha0.1-scaffold-0" in map(str, cells)
+
+
+def test_methods_of_a_task_do_the_same_work_and_differ_in_the_method_alone():
+    for task in grid.SKEWS:
+        seen = set()
+        for cell in grid.grid():
+            if cell.task == task:
+                settings = cell.settings.changed(method="fedavg", fedproxloss_mu=0.0, data="x", seed=0)
+                seen.add(json.dumps(settings.model_dump(mode="json")))
+        assert len(seen) == 1
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.stem)
+def test_a_kept_report_is_that_of_its_cell(path):
+    report = json.loads(path.read_text())
+    (cell,) = [cell for cell in grid.grid() if str(cell) == path.stem]
+    assert report["command"] == f"python -m benchmarks.methods {cell}" and report["seed"] == cell.seed
+    assert report["settings"] == json.loads(cell.settings.model_dump_json()), "the grid has changed since"
+    assert report["mean"]["home"] == pytest.approx(np.mean([*report["home"].values()]))
+    assert report["mean"]["everywhere"] == pytest.approx(np.mean([*report["everywhere"].values()]))
+    assert set(report["versions"]) == {"torch", "monai", "nvflare"} and report["date"]
+
+
+def report_of(cell, home=0.5) -> dict:
+    sites = {"site-1": home, "site-2": home + 0.2}
+    fields = {name: getattr(cell, name) for name in ("task", "skew", "method", "seed")}
+    return {
+        **fields,
+        "home": sites,
+        "mean": {"home": home + 0.1, "everywhere": home},
+        "date": "2026-01-01",
+        "seconds": 1,
+    }
+
+
+def test_it_measures_what_is_missing_and_nothing_else(tmp_path, monkeypatch, capsys):
+    measured = []
+
+    def measure(cell, python):
+        measured.append(str(cell))
+        return report_of(cell)
+
+    monkeypatch.setattr(grid, "measure", measure)
+    monkeypatch.setenv("COURSE_DATA_SOURCE", "generated")
+    pattern = "mednist-sizes-[lp]*-*"
+    for _ in range(2):
+        assert grid.main([pattern, "--out", str(tmp_path)]) == 0
+    assert sorted(measured) == sorted(f"mednist-sizes-{m}-{s}" for m in ("local", "pooled") for s in (0, 1, 2))
+    (tmp_path / "mednist-sizes-local-1.json").unlink()
+    assert grid.main([pattern, "--out", str(tmp_path)]) == 0
+    assert measured[-1] == "mednist-sizes-local-1" and len(measured) == 7
+    assert grid.main(["--table", "--out", str(tmp_path)]) == 0 and len(measured) == 7
+    assert "each site alone  0.600 ± 0.000" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        grid.main(["mednist-sices-*"])
+
+
+def test_the_table_has_means_and_spreads(tmp_path):
+    cells = [cell for cell in grid.grid() if (cell.skew, cell.method) == ("sizes", "fedavg")]
+    for cell, home in zip(cells, (0.5, 0.6, 0.7), strict=True):
+        (tmp_path / f"{cell}.json").write_text(json.dumps(report_of(cell, home)))
+    results = grid.read(tmp_path)
+    assert results["worst"].tolist() == [0.5, 0.6, 0.7]
+    assert grid.table(results, "mednist").equals(
+        pd.DataFrame({"sizes": ["0.700 ± 0.100"]}, index=pd.Index(["FedAvg"], name="method")).rename_axis(
+            "skew", axis=1
+        )
+    )
