@@ -27,7 +27,8 @@ test: $(STAMP)  ## check everything: lint, unit and fault tests, all notebooks
 	@$(RUN) ruff check
 	@$(RUN) ruff format --check
 	@shopt -s nullglob; .venv/bin/shellcheck .ci/run data_scripts/*.sh
-	@$(RUN) pytest --nbmake --nbmake-kernel=python3 --nbmake-timeout=1800 -m 'not long' tests notebooks
+	@$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder --nbmake --nbmake-kernel=python3 --nbmake-timeout=1800 -m 'not long' \
+	  tests notebooks
 
 test-faults: export PATH := $(CURDIR)/.venv/bin:$(PATH)
 test-faults: $(STAMP)  ## kill, forge, forbid and restart in a real federation: all fault tests, some ten minutes

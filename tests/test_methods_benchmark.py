@@ -14,19 +14,29 @@ REPORTS = sorted(grid.RESULTS.glob("*.json"))
 
 def test_the_grid_has_every_method_skew_and_seed_once():
     cells = list(grid.grid())
-    assert len({str(cell) for cell in cells}) == len(cells) == 5 * 9 * 3 + 8 * 3
-    assert {cell.method for cell in cells} == {"local", "pooled", *METHODS}
+    assert len({str(cell) for cell in cells}) == len(cells) == 5 * 9 * 3 + 11 * 3
+    assert (
+        {cell.method for cell in cells} == {"local", "pooled", *METHODS, *grid.VARIANTS["prostate"]} == set(grid.TITLES)
+    )
     assert "mednist-alpha0.1-scaffold-0" in map(str, cells)
 
 
 def test_methods_of_a_task_do_the_same_work_and_differ_in_the_method_alone():
     for task in grid.SKEWS:
-        seen = set()
+        seen, epochs = set(), set()
         for cell in grid.grid():
             if cell.task == task:
-                settings = cell.settings.changed(method="fedavg", fedproxloss_mu=0.0, data="x", seed=0)
-                seen.add(json.dumps(settings.model_dump(mode="json")))
-        assert len(seen) == 1
+                epochs.add(cell.settings.epochs)
+                if cell.method not in grid.VARIANTS.get(task, ()):
+                    settings = cell.settings.changed(method="fedavg", fedproxloss_mu=0.0, data="x", seed=0)
+                    seen.add(json.dumps(settings.model_dump(mode="json")))
+        assert len(seen) == len(epochs) == 1
+
+
+def test_a_variant_changes_what_it_says():
+    (cell,) = [cell for cell in grid.grid() if str(cell) == "prostate-hospitals-rounds30-1"]
+    settings = cell.settings
+    assert (settings.rounds, settings.local_epochs, settings.method, settings.seed) == (30, 2, "fedavg", 1)
 
 
 @pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.stem)
@@ -85,3 +95,19 @@ def test_the_table_has_means_and_spreads(tmp_path):
             "skew", axis=1
         )
     )
+
+
+def test_sites_are_compared_with_pooled_training(tmp_path):
+    cells = {cell.method: cell for cell in grid.grid() if (cell.task, cell.skew, cell.seed) == ("mednist", "sizes", 0)}
+    for method, home in (("pooled", 0.5), ("fedavg", 0.4)):
+        report = {**report_of(cells[method]), "home": {"site-1": home, "site-2": 0.6}}
+        (tmp_path / f"{cells[method]}.json").write_text(json.dumps(report))
+    found = grid.by_site("mednist", "sizes", tmp_path)
+    assert list(found.index) == ["pooled", "FedAvg"]
+    assert found.loc["FedAvg"].to_dict() == pytest.approx(
+        {"site-1": 0.4, "site-2": 0.6, "mean": 0.5, "of pooled": 0.5 / 0.55, "worst site": 0.8}
+    )
+
+
+def test_the_grid_is_complete():
+    assert {path.stem for path in REPORTS} == {str(cell) for cell in grid.grid()}

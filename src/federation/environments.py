@@ -51,6 +51,10 @@ class CourseSimEnv(SimEnv):
         sites: how many, or their names; each gets one process.
         name: of the folder in ``COURSE_RUNS`` that gets the run's own folder.
         folder: a fresh run folder instead.
+
+    Attributes:
+        run_folder: where everything of the run is.
+        python: program by which FLARE's processes are started, by default this one's.
     """
 
     def __init__(self, sites: int | Sequence[str], name: str = "simulation", folder: Path | None = None):

@@ -152,8 +152,6 @@ def test_a_sites_script_makes_the_same_calls(card):
         [line.strip() for line in inspect.getsource(function).splitlines()]
         for function in (train_locally, importlib.import_module(f"src.{card.client.removesuffix('.py')}").main)
     ]
-    calls = [
-        line for line in lines[0] if re.match(r"(training, validation|loader|model|trainer|metrics) = ", line)
-    ]
+    calls = [line for line in lines[0] if re.match(r"(training, validation|loader|model|trainer|metrics) = ", line)]
     assert len(calls) == 5
     assert [call for call in calls if call not in lines[1]] == []
