@@ -14,7 +14,7 @@ from src.common.settings import StudySettings
 from src.common.task import tasks
 
 SAMPLE_SECONDS = 0.25
-TOGETHER_SECONDS = 1.0
+TOGETHER_SECONDS = 2.0
 TOGETHER = "PSS" if psutil.LINUX else "RSS"
 """How memory of several processes is added up: a page that k of them share counts 1/k at each, or, outside of Linux, k times."""
 

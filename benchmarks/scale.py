@@ -249,22 +249,26 @@ def settings(sites: int, rounds: int = ROUNDS) -> Settings:
     return Settings(data=f"scale-{sites}", rounds=rounds)
 
 
-def measure(sites: int, rounds: int = ROUNDS, per_class: int = PER_CLASS) -> dict[str, float | None]:
+def measure(
+    sites: int, rounds: int = ROUNDS, per_class: int = PER_CLASS, folder: Path | None = None
+) -> dict[str, float | None]:
     """One run: a row of the report, with the keys of :data:`QUANTITIES`, and ``model_bytes``.
 
     Args:
         sites: how many take part, each as a process.
         rounds: of the run.
         per_class: images of each class at each site.
+        folder: of the images, by default those of the course.
 
     Raises:
         CourseError: if a site's update is missing, for such a run has measured something else.
     """
     study = settings(sites, rounds)
-    data.share_out(sites, how="even", per_class=sites * per_class, data=study.data, say=lambda line: None)
-    folder = Path(tempfile.mkdtemp(prefix="course-scale-"))
+    many = {"per_class": sites * per_class, "data": study.data, "folder": folder}
+    data.share_out(sites, how="even", **many, say=lambda line: None)
+    place = Path(tempfile.mkdtemp(prefix="course-scale-"))
     try:
-        simulator = CourseSimEnv(sites, folder=folder / "run")
+        simulator = CourseSimEnv(sites, folder=place / "run")
         simulator.run_folder.mkdir()
         with Watch(together=True) as watch:
             run = Run(recipe(sites, study).execute(simulator).get_result())
@@ -285,7 +289,7 @@ def measure(sites: int, rounds: int = ROUNDS, per_class: int = PER_CLASS) -> dic
             "model_bytes": 1e6 * run.megabytes_per_round / (2 * sites),
         }
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(place)
 
 
 def conditions(rounds: int, per_class: int) -> dict[str, object]:
