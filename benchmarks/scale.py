@@ -4,7 +4,7 @@ Each number of sites is one run of MedNIST in the course's simulator, with so fe
 transfer, averaging, memory. Run again, the command goes on where it stopped: a number of sites that the report has, of the same
 settings and machine, is not measured again. Straight lines through the measured points then say how many sites a machine can
 hold, and what one round of a hundred and of a thousand sites would cost on a server's line. ``--table`` prints what is there;
-``--page`` renews ``docs/scale.md``. The kept report is ``benchmarks/results/scale.json``.
+``--page`` renews ``docs/scale.md``. The kept report is ``benchmarks/results/federation/scale.json``.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from src.mednist import data
 from src.mednist.card import Settings
 from src.mednist.recipe import recipe
 
-REPORT = Path(__file__).with_name("results") / "scale.json"
+REPORT = Path(__file__).with_name("results") / "federation" / "scale.json"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scale.md"
 SITES = (2, 4, 8, 16)
 ROUNDS = 3
