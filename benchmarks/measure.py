@@ -14,6 +14,9 @@ from src.common.settings import StudySettings
 from src.common.task import tasks
 
 SAMPLE_SECONDS = 0.25
+TOGETHER_SECONDS = 2.0
+TOGETHER = "PSS" if psutil.LINUX else "RSS"
+"""How memory of several processes is added up: a page that k of them share counts 1/k at each, or, outside of Linux, k times."""
 
 
 @dataclass
@@ -24,11 +27,18 @@ class Watch:
         peak_memory: largest resident memory of each process in bytes: the sites by name, and ``server``.
         loopback_bytes: bytes that went over the loopback interface meanwhile; None where the system does not tell.
         seconds: wall time of the block.
+        together: measure ``peak_together`` too; off by default, for the system then walks through every page of each process.
+        peak_together: largest memory of all children at one moment in bytes; a page that several share counts once
+            (:data:`TOGETHER`). Looked at every ``TOGETHER_SECONDS``.
+        traffic: bytes over the loopback interface so far at each look, as pairs of seconds since the epoch and bytes.
     """
 
     peak_memory: dict[str, int] = field(default_factory=dict)
     loopback_bytes: int | None = None
     seconds: float = 0.0
+    together: bool = False
+    peak_together: int = 0
+    traffic: list[tuple[float, int]] = field(default_factory=list)
 
     def __enter__(self):
         self._stop = threading.Event()
@@ -46,15 +56,30 @@ class Watch:
         self.loopback_bytes = None if after is None or self._traffic is None else after - self._traffic
 
     def _sample(self):
-        me = psutil.Process()
+        me, next_together = psutil.Process(), 0.0
         while not self._stop.wait(SAMPLE_SECONDS):
-            for process in me.children(recursive=True):
+            children = me.children(recursive=True)
+            for process in children:
                 try:
                     name, memory = _role(process.cmdline()), process.memory_info().rss
                 except psutil.Error:  # ended between the listing and the look
                     continue
                 if name:
                     self.peak_memory[name] = max(memory, self.peak_memory.get(name, 0))
+            if (loopback := _loopback_bytes()) is not None:
+                self.traffic.append((time.time(), loopback))
+            if self.together and time.monotonic() >= next_together:
+                self.peak_together = max(self.peak_together, sum(map(_share, children)))
+                next_together = time.monotonic() + TOGETHER_SECONDS
+
+
+def _share(process: psutil.Process) -> int:
+    """What a process adds to the memory in use, in bytes; 0 if it has ended."""
+    try:
+        memory = process.memory_full_info()
+    except psutil.Error:
+        return 0
+    return getattr(memory, "pss", memory.rss)
 
 
 def _role(command: list[str]) -> str | None:

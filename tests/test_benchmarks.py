@@ -93,3 +93,17 @@ def test_the_watch_sees_what_its_block_starts(monkeypatch):
         subprocess.run([sys.executable, "-c", program, "--client", "site-9"], check=True)
     assert watch.peak_memory["site-9"] > 80e6
     assert 1 < watch.seconds < 20
+
+
+def test_the_watch_adds_up_what_all_hold_at_one_moment_when_asked(monkeypatch):
+    monkeypatch.setattr(measure, "SAMPLE_SECONDS", 0.05)
+    monkeypatch.setattr(measure, "TOGETHER_SECONDS", 0.1)
+    program = [sys.executable, "-c", "import time; hold = bytearray(80_000_000); time.sleep(1)"]
+    with measure.Watch(together=True) as watch:
+        for process in [subprocess.Popen(program) for _ in range(2)]:
+            assert process.wait() == 0
+    assert 160e6 < watch.peak_together < 400e6
+    assert watch.peak_memory == {} and (watch.loopback_bytes is None or len(watch.traffic) > 1)
+    with measure.Watch() as watch:
+        subprocess.run(program, check=True)
+    assert watch.peak_together == 0
