@@ -95,7 +95,7 @@ def test_fine_noise_does_not_become_coarse_noise(tmp_path):
 
 
 def test_a_coils_falloff_is_divided_out(tmp_path):
-    """A coil behind the gland, twenty times as bright there as in front: what is left of it after the correction is little."""
+    """A coil behind the gland, twenty times as bright there as in front: the correction leaves a fifth of the falloff or less."""
     item = ball_case(tmp_path)
     image = nib.load(item["image"])
     behind = np.linspace(0, 1, image.shape[1])[None, :, None]
@@ -108,7 +108,7 @@ def test_a_coils_falloff_is_divided_out(tmp_path):
         outside = torch.where(prepared["label"] > 0, torch.nan, prepared["image"])
         return float(outside[:, :, 4:8].nanmean() / outside[:, :, -8:-4].nanmean())
 
-    assert ratio(uneven) > 5 and 0.7 < ratio(even) < 1.4
+    assert ratio(uneven) > 15 and ratio(even) < ratio(uneven) / 5
     inside = even["image"][even["label"] > 0].mean()
     assert inside > even["image"][even["label"] == 0].mean() + 0.2, "the gland is still to be seen"
 
