@@ -160,7 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run all and write the report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lines", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=REPORT, help="file for the report")
-    parser.add_argument("--per-class", type=int, default=60, help="images of each class")
+    parser.add_argument("--per-class", type=int, default=100, help="images of each class")
     options = parser.parse_args(arguments)
     report = {
         "machine": machine(),
@@ -174,12 +174,12 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["COURSE_DATA"] = str(root / "data")
         (root / "MedNIST").mkdir()
         write(root / "MedNIST", per_class=options.per_class, seed=0)
-        data.share_out(list(SITES), data="lines", folder=root / "MedNIST")
+        data.share_out(list(SITES), how="even", data="lines", folder=root / "MedNIST")
         for line, speed in LINES.items():
             with federation(root / line.replace(" ", "-").replace("/", "-"), speed) as (hospitals, lines):
                 for name in WAYS:
                     # Accuracy is that of the fast line's run; the slow ones need no more than a second round.
-                    rounds = 4 if speed is None else 2
+                    rounds = 5 if speed is None else 2
                     found = measure(hospitals, lines, name, rounds, root / "results")
                     report["runs"].setdefault(name, {})[line] = found
                     print(f"{name}, {line}: {found}", flush=True)

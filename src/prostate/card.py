@@ -45,8 +45,9 @@ class Settings(StudySettings):
     """
 
     data: DataName = CARD.name
-    rounds: Count = 10
-    local_epochs: Count = 6
+    # The more often models are averaged, the less they walk apart: see notebook 04 and `python -m benchmarks.methods 'prostate-*'`.
+    rounds: Count = 30
+    local_epochs: Count = 2
     batch_size: Count = 2
     learning_rate: Positive = 3e-3
     network: Literal["UNet"] = "UNet"
