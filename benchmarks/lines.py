@@ -16,13 +16,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from nvflare.app_opt.pt.quantization.dequantizer import ModelDequantizer
-from nvflare.app_opt.pt.quantization.quantizer import ModelQuantizer
-
 from benchmarks.__main__ import machine
 from src.common.files import write_json
 from src.common.sites import pooled, read_sites
 from src.federation.deploy import SERVER, Federation, free_port
+from src.federation.half_precision import send_half_precision
 from src.federation.run import Run
 from src.mednist import data, training
 from src.mednist.card import Settings
@@ -106,12 +104,8 @@ def way(name: str, rounds: int):
     """MedNIST's recipe, with one way to send models."""
     how = WAYS[name]
     made = recipe(len(SITES), Settings(data="lines", rounds=rounds), transfer=how["transfer"])
-    if how["half"]:  # FLARE's own filters: what goes out is made small, what comes in large again
-        tasks = ["train", "validate"]
-        made.add_server_output_filter(ModelQuantizer(quantization_type="float16"), tasks)
-        made.add_client_input_filter(ModelDequantizer(), tasks)
-        made.add_client_output_filter(ModelQuantizer(quantization_type="float16"), tasks)
-        made.add_server_input_filter(ModelDequantizer(), tasks)
+    if how["half"]:
+        send_half_precision(made)
     return made
 
 

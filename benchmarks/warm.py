@@ -10,6 +10,7 @@ forks, and its child runs that module. Server and sites are processes of their o
 """
 
 import contextlib
+import gc
 import json
 import os
 import runpy
@@ -67,6 +68,7 @@ def serve(address: str, program: str) -> None:
     """Import, then fork a child for each connection; end by SIGTERM, or with the process that holds the other end of stdin."""
     for name in PRELOAD:
         __import__(name)
+    gc.freeze()  # a child that collects garbage would copy all pages of what was imported
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the one who asked waits for the child, not this process
     sys.executable = program  # by which FLARE's server starts its sites
     with socket.socket(socket.AF_UNIX) as listener:

@@ -3,6 +3,7 @@
 Its messages, file names and tracebacks stay in its own log.
 """
 
+import gc
 import logging
 import traceback
 from collections.abc import Callable
@@ -60,6 +61,9 @@ def open_site(site: str, settings: Study) -> tuple[dict[str, list[dict]], Study,
         torch.set_num_threads(options.threads)
     if options.batch_size:
         settings = settings.changed(batch_size=options.batch_size)
+    # FLARE collects garbage after each round. What has been imported by now stays anyway, and to look at half a million of
+    # Python's objects takes as long as some training steps.
+    gc.freeze()
     return read_site(settings.data, site), settings, cache_folder(settings.data, site) if options.cache else None
 
 
