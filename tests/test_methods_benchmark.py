@@ -111,3 +111,19 @@ def test_sites_are_compared_with_pooled_training(tmp_path):
 
 def test_the_grid_is_complete():
     assert {path.stem for path in REPORTS} == {str(cell) for cell in grid.grid()}
+
+
+@pytest.mark.parametrize("skew", ["alpha100", "sizes"])
+def test_where_hospitals_are_alike_or_differ_in_size_alone_federation_is_no_worse_than_the_best_of_them(skew):
+    scores = {"fedavg": [], "local": []}
+    for report in map(json.loads, (path.read_text() for path in REPORTS)):
+        if report["skew"] == skew and report["method"] in scores:
+            scores[report["method"]].append(max(report["everywhere"].values()))
+    assert len(scores["fedavg"]) == len(scores["local"]) == len(grid.SEEDS)
+    assert np.mean(scores["fedavg"]) >= np.mean(scores["local"])
+
+
+def test_meeting_more_often_repairs_what_different_scanners_cost():
+    """The default of notebook 03: close to pooled training, and no hospital is left behind."""
+    found = grid.by_site("prostate", "hospitals").loc[grid.TITLES["rounds30"]]
+    assert found["of pooled"] >= 0.95 and found["worst site"] >= 0.85
