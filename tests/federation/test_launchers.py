@@ -14,7 +14,7 @@ import yaml
 from nvflare.app_opt.job_launcher.study_runtime import load_study_runtime_file
 from nvflare.tool.deploy.deploy_commands import prepare_deployment
 
-from src.federation.deploy import SERVER, project, provision
+from src.federation.deploy import SERVER, project, provision, set_up_server, set_up_site
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 SITE = "site-1"
@@ -54,6 +54,31 @@ def test_flare_prepares_a_kit_with_each_example(kits, tmp_path, runtime, name):
     else:
         assert launcher["args"]["sbatch_directives"] == config["job_launcher"]["sbatch_directives"]
         assert (tmp_path / "prepared" / "startup" / "start_slurm.sh").is_file()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_prepared_kit_is_set_up_after_it_is_prepared(kits, tmp_path, runtime):
+    """FLARE's command removes ``local/resources.json``, in which a kit's owner has written, and has moved the server's folders."""
+    prepared = {name: tmp_path / name for name in (SERVER, SITE)}
+    set_up_server(kits[SERVER])
+    for name, output in prepared.items():
+        prepare(kits[name], DEPLOY / f"{runtime}.yaml", output)
+        assert not (output / "local" / "resources.json").exists()
+    set_up_server(prepared[SERVER], silence=60, storage=None)
+    for output in prepared.values():
+        set_up_site(output, ["src."], brings_code=False)
+    for name, output in prepared.items():
+        default = json.loads((output / "local" / "resources.json.default").read_text())
+        found = json.loads((output / "local" / "resources.json").read_text())
+        components = [one for one in found["components"] if one["id"] != "returning_sites"]
+        assert components == default["components"], "launcher and folders as FLARE has prepared them"
+        assert found["class_allow_list"][-1] == "src."
+        if name == SERVER:
+            assert found["servers"][0]["heart_beat_timeout"] == 60
+            assert found["snapshot_persistor"] == default["snapshot_persistor"]
+            assert str(kits[SERVER]) not in json.dumps(found), "a path of this machine is none in the container"
+            if runtime != "slurm":
+                assert str(tmp_path) not in json.dumps(found)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
