@@ -1,6 +1,7 @@
 """What a project and its kits hold, and what their owners set: nothing here is started."""
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from nvflare.lighter.utils import load_crt
 from nvflare.security.security import FLAuthorizer
 
 from src.common.errors import CourseError
+from src.common.sites import PARTS
 from src.federation import deploy
 from src.federation.deploy import (
     LEAD,
@@ -154,6 +156,23 @@ def test_flare_asks_no_rules_for_a_role_that_only_a_server_can_claim(kits):
     """FLARE 2.9 believes the server who a user is. So no rules protect a site whose server is taken over; its account must."""
     set_up_site(kits["south"], brings_code=False)
     assert allows(rules(kits["south"]), "super", "byoc") and allows(rules(kits["south"]), "super", "cat")
+
+
+def test_the_commands_of_the_deployment_page_set_kits_up(tmp_path):
+    """As they stand there, but for the folder."""
+    made = provision(tmp_path, project(["site-1"], 8002))
+    page = (Path(deploy.__file__).resolve().parents[2] / "docs" / "deploy.md").read_text(encoding="utf-8")
+    commands = [code for code in re.findall(r'python -c "\n(.+?)"\n', page, re.DOTALL) if "set_up" in code]
+    assert len(commands) == 2
+    for code in commands:
+        assert code.count("/srv/flare/") == 1
+        exec(code.replace("/srv/flare", str(made[SERVER].parent)), {})  # noqa: S102
+    assert resources(made[SERVER])["servers"][0]["heart_beat_timeout"] == 60
+    assert str(made[SERVER] / "jobs-storage") in json.dumps(resources(made[SERVER]))
+    for name in (SERVER, "site-1"):
+        assert {role["shell_commands"] for role in rules(made[name])["permissions"].values()} == {"none"}
+    example = re.search(r"```json\n(.+?)```", page, re.DOTALL)[1]
+    assert set(json.loads(example)) == set(PARTS)
 
 
 def test_who_knocks_where_nobody_listens_is_told_so(kits):

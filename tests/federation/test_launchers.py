@@ -97,6 +97,24 @@ def test_what_a_study_gets_at_a_site_is_read_by_flare(mode):
     study = load_study_runtime_file(str(DEPLOY / "study_runtime.yaml"), mode)
     text = str(study)
     assert "/srv/course/sites" in text and "COURSE_DATA" in text
+    # FLARE mounts a dataset at /data/<study>/<dataset>; nothing else says where the data are.
+    example = yaml.safe_load((DEPLOY / "study_runtime.yaml").read_text())["studies"]["default"]
+    assert example["env"] == {"COURSE_DATA": "/data/default"} and set(example["datasets"]) == {"sites"}
+    assert "COURSE_DATA" not in re.sub(r"#.*", "", (DEPLOY / "docker.yaml").read_text())
+
+
+def test_a_server_s_study_has_an_image_and_no_data(tmp_path):
+    """As docs/deploy.md has it: the same file without datasets and env."""
+    study = yaml.safe_load((DEPLOY / "study_runtime.yaml").read_text())
+    for name in ("datasets", "env"):
+        del study["studies"]["default"][name]
+    (tmp_path / "study_runtime.yaml").write_text(yaml.safe_dump(study))
+    assert "course-flare:1.0.0" in str(load_study_runtime_file(str(tmp_path / "study_runtime.yaml"), "docker"))
+
+
+def test_no_key_gets_into_the_image_s_context():
+    ignored = (DEPLOY.parent / ".dockerignore").read_text().splitlines()
+    assert {"workspace", "**/*.key", "**/cert.json", "data", ".git"} <= set(ignored)
 
 
 def test_the_image_has_pinned_versions_no_root_and_no_kit():
