@@ -166,7 +166,7 @@ def test_the_commands_of_the_deployment_page_set_kits_up(tmp_path):
     assert len(commands) == 2
     for code in commands:
         assert code.count("/srv/flare/") == 1
-        exec(code.replace("/srv/flare", str(made[SERVER].parent)), {})  # noqa: S102
+        exec(code.replace("/srv/flare", str(made[SERVER].parent)), {})
     assert resources(made[SERVER])["servers"][0]["heart_beat_timeout"] == 60
     assert str(made[SERVER] / "jobs-storage") in json.dumps(resources(made[SERVER]))
     for name in (SERVER, "site-1"):
