@@ -253,6 +253,7 @@ def test_a_site_that_allows_no_code_refuses_a_job_that_brings_some(hospitals, tm
         rows = run.contributions.set_index("site")
         assert rows["accepted"].to_dict() == {"site-1": True, "site-2": True, "site-3": False}
         assert rows.loc["site-3", "reason"] == "BYOC not permitted"
+        assert list((hospitals.kits["site-1"] / run.folder.name).rglob("toy_client.py")), "FLARE removes none of it"
         # Of an earlier job there may be code: the site was killed before it had cleared that job away.
         of_the_job = hospitals.kits["site-3"] / run.folder.name
         assert not list(of_the_job.rglob("toy_client.py")), "the code must not stay there"
