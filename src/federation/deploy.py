@@ -59,6 +59,9 @@ REVIEWED = (
 )
 """What the prostate learner's job names beside FLARE's default list, where the course is installed: see :func:`set_up_site`."""
 
+RIGHTS = ("view", "operate", "manage_job", "submit_job", "clone_job", "download_job", "byoc", "shell_commands")
+"""What FLARE's rules grant or refuse; a role with a list of rights has no other."""
+
 CONSOLE = "console.log"
 START_SECONDS = 120.0
 POLL_SECONDS = 0.3
@@ -68,6 +71,9 @@ HEARTBEAT_SECONDS = 10.0
 
 ORDER_SECONDS = 60.0
 """FLARE's value is 10, which a busy machine may miss."""
+
+ROOT_DAYS = 1825
+"""How long a project's root holds. FLARE's value is 360, and no certificate holds longer than its root."""
 
 SILENCE_SECONDS = 25.0
 """After so long without a heartbeat the server takes a site for lost. FLARE's value is 600, right for long lines."""
@@ -105,6 +111,7 @@ def project(
     )
     builders = [{"path": f"nvflare.lighter.impl.{step}", "args": {}} for step in steps]
     builders[1]["args"] = {"config_folder": "config"}
+    builders[2]["args"] = {"root_valid_days": ROOT_DAYS}
     return {
         "api_version": 3,
         "name": name,
@@ -133,17 +140,26 @@ def provision(folder: Path, about: dict) -> dict[str, Path]:
     return {one["name"]: Path(made["current_prod_dir"]) / one["name"] for one in about["participants"]}
 
 
-def set_up_server(kit: Path, silence: float = SILENCE_SECONDS) -> None:
+def set_up_server(kit: Path, silence: float = SILENCE_SECONDS, storage: str | None = ".") -> None:
     """Write a server's ``local/resources.json``: what its owner decides, on top of FLARE's defaults.
 
     * Jobs and their results lie in the kit, and not in one fixed folder of the machine, where another server would find them.
     * A site is lost after ``silence`` seconds without a heartbeat.
     * A site has ``ORDER_SECONDS`` to answer an order of the server, such as to take a job.
     * A site that comes back takes part again in the jobs that run; see :mod:`src.federation.returning`.
+
+    Args:
+        kit: of the server. Writes the file anew, so :func:`set_up_site` comes after it.
+        silence: seconds.
+        storage: folder for jobs and results, from the kit's folder on. None leaves them where the kit has them, for a kit that
+            ``nvflare deploy prepare`` has made: there that is a path inside the container, or on the cluster.
     """
-    update_storage_locations(str(kit / "local"), str(kit))
     file = kit / "local" / "resources.json"
-    resources = json.loads(file.read_text())
+    if storage is None:
+        resources = json.loads(Path(f"{file}.default").read_text())
+    else:
+        update_storage_locations(str(kit / "local"), str(kit.absolute() / storage))
+        resources = json.loads(file.read_text())
     resources["servers"][0] |= {"heart_beat_timeout": silence, "admin_timeout": ORDER_SECONDS}
     resources["components"].append(
         {"id": "returning_sites", "path": "src.federation.returning.ReturningSites", "args": {}}
@@ -152,24 +168,30 @@ def set_up_server(kit: Path, silence: float = SILENCE_SECONDS) -> None:
 
 
 def set_up_site(kit: Path, classes: Sequence[str] = (), brings_code: bool = True) -> None:
-    """Write down what a site, or the server, allows jobs to do, on top of FLARE's defaults; it holds from its next start on.
+    """Write down what a site, or the server, allows jobs and users to do, on top of FLARE's defaults, from its next start on.
 
     FLARE lets a lead's job bring its own code along (*bring your own code*, BYOC), and otherwise builds only classes of a list of
     FLARE's own. A site that reviews and installs code forbids the first and adds the package that it has installed to the second.
 
+    FLARE also lets the project's administrator, and users of the site's own organisation, read files of the site from afar, with
+    ``ls``, ``cat``, ``head``, ``tail`` and ``grep``: logs with the names of cases, and what else the site's account may read. This
+    is switched off here, always and for everybody.
+
     Args:
         kit: of a site or the server, in ``local/`` of which the two files come.
         classes: names or, with a dot at the end, packages whose classes a job without code of its own may name.
-        brings_code: whether a job may bring code along.
+        brings_code: whether a job may bring code along; False forbids it to every role.
     """
     resources, rules = kit / "local" / "resources.json", kit / "local" / "authorization.json"
     default = json.loads((resources if resources.exists() else Path(f"{resources}.default")).read_text())
     default["class_allow_list"] += [name for name in classes if name not in default["class_allow_list"]]
     write_json(resources, default)
-    permissions = json.loads(Path(f"{rules}.default").read_text())
-    if not brings_code:
-        permissions["permissions"]["lead"]["byoc"] = "none"
-    write_json(rules, permissions)
+    rights = json.loads(Path(f"{rules}.default").read_text())
+    for role, allowed in rights["permissions"].items():
+        if isinstance(allowed, str):  # one word for all rights: "any", the administrator's, would cover the two below
+            allowed = dict.fromkeys(RIGHTS, allowed)
+        rights["permissions"][role] = allowed | {"shell_commands": "none"} | ({} if brings_code else {"byoc": "none"})
+    write_json(rules, rights)
 
 
 def sign_anew(project_folder: Path, kit: Path, until: datetime.datetime) -> None:
@@ -194,8 +216,11 @@ def sign_anew(project_folder: Path, kit: Path, until: datetime.datetime) -> None
 def knock(kit: Path) -> str | None:
     """Shake hands with the server as a site would, with the certificate of its kit, and say nothing more.
 
+    Whether the names are right, of the site and of the server, FLARE looks only afterwards, when the site registers.
+
     FLARE 2.9 looks at a site's own certificate before it dials, and where that is wrong, the site stays silent, without a line in
-    its log. This says what the server would say; ``nvflare preflight_check`` tries the rest.
+    its log. This says what the server would say; ``nvflare preflight-check`` looks at no certificate: it tries
+    the port, and starts the kit for some seconds.
 
     Args:
         kit: of a site; its ``fed_client.json`` says where the server is.
@@ -207,6 +232,7 @@ def knock(kit: Path) -> str | None:
     host, port = json.loads((startup / "fed_client.json").read_text())["servers"][0]["service"]["target"].rsplit(":", 1)
     context = ssl.create_default_context(cafile=startup / "rootCA.pem")
     context.load_cert_chain(startup / "client.crt", startup / "client.key")
+    context.check_hostname = False  # as FLARE: it compares the name of the participant, and not that of the machine
     # By TLS 1.3 a site would learn whether it was let in only from the answer to its first words.
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     try:
@@ -269,6 +295,8 @@ class Federation:
             )
             self.kits = provision(self.folder, about)
             set_up_server(self.kits[SERVER], silence)
+            for participant in (SERVER, *self.sites):
+                set_up_site(self.kits[participant])
         except BaseException:
             self.close()
             raise

@@ -145,7 +145,9 @@ def test_a_run_that_needs_all_ends_when_one_is_lost(hospitals, tmp_path, all_the
     with pytest.raises(CourseError, match="The job ended with FINISHED:EXECUTION_EXCEPTION"):
         hospitals.fetch(job, tmp_path / "results")
     (place,) = (tmp_path / "results").iterdir()
-    assert Run(place).about["status"] == "failed"
+    run = Run(place)
+    assert run.about["status"] == "failed"
+    assert [(entry["site"], entry["round"]) for entry in run.record if entry["event"] == "site lost"] == [("site-2", 1)]
 
 
 # -- who may come in ---------------------------------------------------------------------------------------------------
@@ -163,6 +165,11 @@ def test_a_foreign_and_an_expired_certificate_are_refused(hospitals, tmp_path):
     sign_anew(hospitals.folder / "course", expired, now - datetime.timedelta(days=1))
 
     assert knock(hospitals.kits[GUEST]) is None
+    # FLARE compares the server's name in the project with its certificate, and not by which address it was called.
+    called = shutil.copytree(hospitals.kits[GUEST], tmp_path / "by its address")
+    about = called / "startup" / "fed_client.json"
+    about.write_text(about.read_text().replace(f"localhost:{hospitals.port}", f"127.0.0.1:{hospitals.port}"))
+    assert knock(called) is None and "127.0.0.1" in about.read_text()
     assert knock(foreign).startswith("the server refuses the site")
     assert knock(expired).startswith("the server refuses the site")
     assert knock(strangers[GUEST]).startswith("the site refuses the server: self-signed certificate")
@@ -203,6 +210,34 @@ def test_a_user_without_the_role_may_look_and_not_submit(hospitals, tmp_path):
         recipe.execute(hospitals.environment(MEMBER))
 
 
+def test_nobody_reads_a_site_s_files_from_afar(hospitals):
+    (hospitals.kits["site-1"] / "error_log.txt").touch()
+    with hospitals.session(ADMIN) as session:
+        for read in (session.cat_target, session.head_target, session.tail_target):
+            with pytest.raises(AuthorizationError, match="not authorized"):
+                read("site-1", file="error_log.txt")
+        with pytest.raises(AuthorizationError, match="not authorized"):
+            session.ls_target("site-1")
+        with pytest.raises(AuthorizationError, match="not authorized"):
+            session.grep_target("site-1", pattern="a", file="error_log.txt")
+
+
+@pytest.mark.long
+def test_by_flare_s_own_rules_an_administrator_reads_a_site_s_log(hospitals, all_there):
+    """So that the test above says something."""
+    kit = hospitals.kits["site-3"]
+    hospitals.kill("site-3")
+    (kit / "local" / "authorization.json").unlink()
+    (kit / "error_log.txt").write_text("case_007.nii.gz is broken\n")
+    hospitals.start("site-3")
+    try:
+        with hospitals.session(ADMIN) as session:
+            assert "case_007.nii.gz is broken" in session.cat_target("site-3", file="error_log.txt")
+    finally:
+        set_up_site(kit)
+        hospitals.kill("site-3")
+
+
 # -- which code may come in --------------------------------------------------------------------------------------------
 
 
@@ -218,6 +253,7 @@ def test_a_site_that_allows_no_code_refuses_a_job_that_brings_some(hospitals, tm
         rows = run.contributions.set_index("site")
         assert rows["accepted"].to_dict() == {"site-1": True, "site-2": True, "site-3": False}
         assert rows.loc["site-3", "reason"] == "BYOC not permitted"
+        assert list((hospitals.kits["site-1"] / run.folder.name).rglob("toy_client.py")), "FLARE removes none of it"
         # Of an earlier job there may be code: the site was killed before it had cleared that job away.
         of_the_job = hospitals.kits["site-3"] / run.folder.name
         assert not list(of_the_job.rglob("toy_client.py")), "the code must not stay there"

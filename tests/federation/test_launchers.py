@@ -14,7 +14,7 @@ import yaml
 from nvflare.app_opt.job_launcher.study_runtime import load_study_runtime_file
 from nvflare.tool.deploy.deploy_commands import prepare_deployment
 
-from src.federation.deploy import SERVER, project, provision
+from src.federation.deploy import SERVER, project, provision, set_up_server, set_up_site
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 SITE = "site-1"
@@ -57,6 +57,31 @@ def test_flare_prepares_a_kit_with_each_example(kits, tmp_path, runtime, name):
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_prepared_kit_is_set_up_after_it_is_prepared(kits, tmp_path, runtime):
+    """FLARE's command removes ``local/resources.json``, in which a kit's owner has written, and has moved the server's folders."""
+    prepared = {name: tmp_path / name for name in (SERVER, SITE)}
+    set_up_server(kits[SERVER])
+    for name, output in prepared.items():
+        prepare(kits[name], DEPLOY / f"{runtime}.yaml", output)
+        assert not (output / "local" / "resources.json").exists()
+    set_up_server(prepared[SERVER], silence=60, storage=None)
+    for output in prepared.values():
+        set_up_site(output, ["src."], brings_code=False)
+    for name, output in prepared.items():
+        default = json.loads((output / "local" / "resources.json.default").read_text())
+        found = json.loads((output / "local" / "resources.json").read_text())
+        components = [one for one in found["components"] if one["id"] != "returning_sites"]
+        assert components == default["components"], "launcher and folders as FLARE has prepared them"
+        assert found["class_allow_list"][-1] == "src."
+        if name == SERVER:
+            assert found["servers"][0]["heart_beat_timeout"] == 60
+            assert found["snapshot_persistor"] == default["snapshot_persistor"]
+            assert str(kits[SERVER]) not in json.dumps(found), "a path of this machine is none in the container"
+            if runtime != "slurm":
+                assert str(tmp_path) not in json.dumps(found)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_flare_refuses_an_example_with_a_word_that_it_does_not_know(kits, tmp_path, capfd, runtime):
     """So that the test above says something."""
     config = yaml.safe_load((DEPLOY / f"{runtime}.yaml").read_text())
@@ -72,6 +97,24 @@ def test_what_a_study_gets_at_a_site_is_read_by_flare(mode):
     study = load_study_runtime_file(str(DEPLOY / "study_runtime.yaml"), mode)
     text = str(study)
     assert "/srv/course/sites" in text and "COURSE_DATA" in text
+    # FLARE mounts a dataset at /data/<study>/<dataset>; nothing else says where the data are.
+    example = yaml.safe_load((DEPLOY / "study_runtime.yaml").read_text())["studies"]["default"]
+    assert example["env"] == {"COURSE_DATA": "/data/default"} and set(example["datasets"]) == {"sites"}
+    assert "COURSE_DATA" not in re.sub(r"#.*", "", (DEPLOY / "docker.yaml").read_text())
+
+
+def test_a_server_s_study_has_an_image_and_no_data(tmp_path):
+    """As docs/deploy.md has it: the same file without datasets and env."""
+    study = yaml.safe_load((DEPLOY / "study_runtime.yaml").read_text())
+    for name in ("datasets", "env"):
+        del study["studies"]["default"][name]
+    (tmp_path / "study_runtime.yaml").write_text(yaml.safe_dump(study))
+    assert "course-flare:1.0.0" in str(load_study_runtime_file(str(tmp_path / "study_runtime.yaml"), "docker"))
+
+
+def test_no_key_gets_into_the_image_s_context():
+    ignored = (DEPLOY.parent / ".dockerignore").read_text().splitlines()
+    assert {"workspace", "**/*.key", "**/cert.json", "data", ".git"} <= set(ignored)
 
 
 def test_the_image_has_pinned_versions_no_root_and_no_kit():
