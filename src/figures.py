@@ -263,7 +263,7 @@ def pooled_histograms(statistics: Mapping, feature: str, labels: Sequence[str] =
     if labels:
         axis.set_xticks(np.arange(len(labels)) + 0.4, labels)
     axis.set(title=title, xlabel="" if labels else feature, ylabel="images" if labels else "share of the pixels")
-    axis.legend(ncols=2, fontsize=8)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     return figure
 
 

@@ -133,7 +133,7 @@ def partition(
             sees a ``few`` items of it.
         counts: items a site.
         alpha: concentration of the Dirichlet distribution, summed over the classes: 100 gives nearly equal sites, 0.1
-            one or two classes each.
+            one or two classes each, as long as there are images of these.
         seed: fixes everything.
         homes: all classes, for ``specialised``: the first ones are at home at the first site, and so on, in equal numbers.
         few: items of each class at each site where it is not at home.
