@@ -113,14 +113,20 @@ def test_the_grid_is_complete():
     assert {path.stem for path in REPORTS} == {str(cell) for cell in grid.grid()}
 
 
-@pytest.mark.parametrize("skew", ["alpha100", "sizes"])
-def test_where_hospitals_are_alike_or_differ_in_size_alone_federation_is_no_worse_than_the_best_of_them(skew):
-    scores = {"fedavg": [], "local": []}
-    for report in map(json.loads, (path.read_text() for path in REPORTS)):
-        if report["skew"] == skew and report["method"] in scores:
-            scores[report["method"]].append(max(report["everywhere"].values()))
-    assert len(scores["fedavg"]) == len(scores["local"]) == len(grid.SEEDS)
-    assert np.mean(scores["fedavg"]) >= np.mean(scores["local"])
+def best(method: str, skew: str) -> float:
+    """The best of the models that sites end with, on all sites' testing parts: mean over the seeds."""
+    reports = [json.loads(path.read_text()) for path in REPORTS if path.stem.startswith(f"mednist-{skew}-{method}-")]
+    assert len(reports) == len(grid.SEEDS)
+    return float(np.mean([max(report["everywhere"].values()) for report in reports]))
+
+
+def test_where_hospitals_are_alike_federation_is_no_worse_than_the_best_of_them():
+    assert best("fedavg", "alpha100") >= best("local", "alpha100")
+
+
+def test_a_hospital_with_most_of_the_images_gains_little():
+    """As notebook 04 says; a twentieth is far more than three seeds' spread."""
+    assert abs(best("fedavg", "sizes") - best("local", "sizes")) < 0.05
 
 
 def test_meeting_more_often_repairs_what_different_scanners_cost():
