@@ -137,7 +137,7 @@ class CourseSimEnv(SimEnv):
 
     def _wait(self, process: subprocess.Popen) -> None:
         """Follow the record: a bar where somebody looks, one line a round in a log."""
-        quiet = not (sys.stderr.isatty() or "ipykernel" in sys.modules)
+        quiet = not (sys.stderr.isatty() or _in_notebook())
         bar = tqdm(total=0, unit="update", desc="starting", leave=False, disable=quiet)
         said = 0
         with bar:
@@ -151,6 +151,12 @@ class CourseSimEnv(SimEnv):
                     bar.total = rounds * self.num_clients
                     bar.set_description(f"round {number} of {rounds}")
                     bar.update(answers - bar.n)
+
+
+def _in_notebook() -> bool:
+    """Whether this process is a notebook's kernel; that its packages are imported does not make it one."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and ipython.get_ipython() is not None
 
 
 class _Exported:
