@@ -337,7 +337,7 @@ def _number(value: float | None, places: int = 3) -> str:
     """A value with so many places that count, without an exponent."""
     if value is None:
         return "–"
-    if value == 0:
+    if abs(value) < 1e-9:  # what rounding leaves of a line through zero
         return "0"
     digits = max(0, places - 1 - floor(np.log10(abs(value))))
     return f"{value:,.{digits}f}"
