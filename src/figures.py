@@ -293,7 +293,7 @@ def method_scores(results, titles: Mapping[str, str], value: str, label: str, ti
     """
     skews = list(dict.fromkeys(results["skew"]))
     methods = [name for name in titles if name in set(results["method"])]
-    size = (1.6 + 2.1 * len(skews), 1.2 + 0.3 * len(methods))
+    size = (2.8 + 2.1 * len(skews), 1.2 + 0.3 * len(methods))
     figure, axes = plt.subplots(
         1, len(skews), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
     )
