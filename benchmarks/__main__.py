@@ -10,6 +10,7 @@ import os
 import platform
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -116,6 +117,11 @@ def described(card: Card) -> str:
     """What the data of a task are, without their place on this machine."""
     room = card.room("data")
     return room.describe(room.find_or_make()).split(" in ")[0].split(" (/")[0]
+
+
+def versions() -> dict[str, str]:
+    """What decides the numbers beside settings and data."""
+    return {name: version(name) for name in ("torch", "monai", "nvflare")}
 
 
 def machine() -> dict[str, object]:

@@ -9,10 +9,9 @@ import json
 import math
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.__main__ import described, machine
+from benchmarks.__main__ import described, machine, versions
 from src.common.files import read_json, write_json
 from src.common.local import train_each_site_alone, train_locally
 from src.common.settings import StudySettings
@@ -122,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
                 found = compare(card, share, arguments_of_share, seed, settings, options.longer)
                 report |= {key: report[key] + found[key] for key in ("rows", "training")}
                 report |= {"date": time.strftime("%Y-%m-%d"), "command": f"python -m benchmarks.comparison {name}"}
-                report |= {"machine": machine(), "versions": {p: version(p) for p in ("nvflare", "monai", "torch")}}
+                report |= {"machine": machine(), "versions": versions()}
                 write_json(file, report)
                 print(f"{name}, {share}, seed {seed}: done", flush=True)
     return 0

@@ -16,12 +16,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.__main__ import versions
 from benchmarks.warm import warm_python
 from src.common.errors import CourseError
 from src.common.files import read_json, write_json
@@ -161,14 +161,19 @@ def measure(cell: Cell, python: Path | None = None) -> dict:
     device = torch.device("cpu")
     parts = {site: card.room("transforms").prepare(parts["testing"], settings) for site, parts in datalists.items()}
 
-    def score(model, items) -> float:
-        return training.evaluate(training.to_device(model, device), items, settings, device)[card.key_metric]
-
-    home = {site: score(models[site], items) for site, items in parts.items()}
-    everything, judged = [item for items in parts.values() for item in items], {}
+    counts = [len(items) for items in parts.values()]
+    judged: dict[int, dict[str, float]] = {}  # every model once: most methods end with one for all sites
     for model in models.values():
         if id(model) not in judged:
-            judged[id(model)] = score(model, everything)
+            model = training.to_device(model, device)
+            scores = {
+                s: training.evaluate(model, items, settings, device)[card.key_metric] for s, items in parts.items()
+            }
+            judged[id(model)] = scores
+    home = {site: judged[id(model)][site] for site, model in models.items()}
+    everywhere = {
+        site: float(np.average([*judged[id(model)].values()], weights=counts)) for site, model in models.items()
+    }
     return {
         "cell": str(cell),
         "task": cell.task,
@@ -177,11 +182,8 @@ def measure(cell: Cell, python: Path | None = None) -> dict:
         "seed": cell.seed,
         "metric": card.key_metric.removeprefix("val_"),
         "home": home,
-        "everywhere": {site: judged[id(model)] for site, model in models.items()},
-        "mean": {
-            "home": float(np.mean([*home.values()])),
-            "everywhere": float(np.mean([judged[id(m)] for m in models.values()])),
-        },
+        "everywhere": everywhere,
+        "mean": {"home": float(np.mean([*home.values()])), "everywhere": float(np.mean([*everywhere.values()]))},
         "training_items": {site: len(parts["training"]) for site, parts in datalists.items()},
         "settings": settings.model_dump(mode="json"),
         "seconds": round(seconds, 1),
@@ -189,11 +191,6 @@ def measure(cell: Cell, python: Path | None = None) -> dict:
         "versions": versions(),
         "command": f"python -m benchmarks.methods {cell}",
     }
-
-
-def versions() -> dict[str, str]:
-    """What decides the numbers."""
-    return {name: version(name) for name in ("torch", "monai", "nvflare")}
 
 
 def _federated(cell: Cell, datalists: dict, python: Path | None) -> dict[str, torch.nn.Module]:

@@ -24,9 +24,8 @@ import psutil
 from nvflare.apis.fl_constant import FLMetaKey
 from nvflare.app_common.abstract.fl_model import FLModel
 
-from benchmarks.__main__ import machine
+from benchmarks.__main__ import machine, versions
 from benchmarks.measure import TOGETHER, Watch
-from benchmarks.methods import versions
 from benchmarks.table import with_table
 from src.common.errors import CourseError
 from src.common.files import read_json, write_file, write_json
@@ -310,18 +309,21 @@ def with_fits(report: Mapping) -> dict:
     rows = [report["rows"][str(n)] for n in numbers]
     fits = {key: _fit_of(key, numbers, rows) for key in QUANTITIES}
     together, averaging = fits["together_bytes"], fits["aggregation_seconds"]
-    memories = {"this machine": report["memory_bytes"], "16 GiB": 16 * GIBIBYTE}
     model = rows[-1]["model_bytes"] if rows else None
     return {
         **report,
         "fits": {key: line and vars(line) for key, line in fits.items()},
-        "holds": together and {name: capacity(together, memory) for name, memory in memories.items()},
+        "holds": together and {name: capacity(together, memory) for name, memory in _memories(report).items()},
         "paper": averaging
         and {
             str(sites): {way: vars(paper_round(sites, model, averaging.b, **how)) for way, how in WAYS.items()}
             for sites in LARGE
         },
     }
+
+
+def _memories(report: Mapping) -> dict[str, float]:
+    return {"this machine": report["memory_bytes"], "16 GiB": 16 * GIBIBYTE}
 
 
 def _fit_of(key: str, numbers: Sequence[int], rows: Sequence[Mapping]) -> Fit | None:
@@ -331,6 +333,13 @@ def _fit_of(key: str, numbers: Sequence[int], rows: Sequence[Mapping]) -> Fit | 
 
 NOTHING = "Not measured yet: no report is kept."
 TOO_FEW = "Not computed yet: the report has fewer than two numbers of sites."
+
+
+def _missing(report: Mapping, key: str) -> str | None:
+    """What stands in a table's place as long as the report has no points, or too few for what is drawn out from them."""
+    if not report.get("rows"):
+        return NOTHING
+    return None if report[key] else TOO_FEW
 
 
 def _number(value: float | None, places: int = 3) -> str:
@@ -367,14 +376,11 @@ def growth_table(report: Mapping) -> str:
 
 def holding_table(report: Mapping) -> str:
     """How many sites the simulator can hold, and what a site adds to the server's memory, as Markdown."""
-    if not report.get("rows"):
-        return NOTHING
-    if not report["holds"]:
-        return TOO_FEW
-    memories = {"this machine": report["memory_bytes"], "16 GiB": 16 * GIBIBYTE}
+    if missing := _missing(report, "holds"):
+        return missing
     lines = ["| memory | sites that it holds, by the line |", "|---|--:|"]
     for name, sites in report["holds"].items():
-        size = f" ({memories[name] / GIBIBYTE:.1f} GiB)" if name == "this machine" else ""
+        size = f" ({_memories(report)[name] / GIBIBYTE:.1f} GiB)" if name == "this machine" else ""
         lines.append(f"| {name}{size} | {'–' if sites is None else sites} |")
     model = report["rows"][max(report["rows"], key=int)]["model_bytes"]
     server = report["fits"]["server_bytes"]["b"]
@@ -389,10 +395,8 @@ def holding_table(report: Mapping) -> str:
 
 def paper_table(report: Mapping) -> str:
     """The computed rounds, as Markdown."""
-    if not report.get("rows"):
-        return NOTHING
-    if not report["paper"]:
-        return TOO_FEW
+    if missing := _missing(report, "paper"):
+        return missing
     lines = [
         "| sites | how | over the server's line, each way | sending | receiving | averaging | all answers held | in time |",
         "|--:|---|--:|--:|--:|--:|--:|--:|",

@@ -10,6 +10,7 @@ from nvflare.app_opt.pt.recipes import FedAvgRecipe
 
 from src.federation.aggregation import SampleWeightedMean
 from src.federation.server import add_everything
+from src.phantoms.mednist import write
 
 CLIENT = """
 \"\"\"A client that needs neither MONAI nor images: what is tested with it is what goes on around it.\"\"\"
@@ -34,6 +35,14 @@ def main():
 
 run_site(main)
 """
+
+
+def drawings(root: Path, per_class: int, seed: int = 0) -> Path:
+    """Few drawings of MedNIST in a folder below ``root``."""
+    folder = root / "MedNIST"
+    folder.mkdir()
+    write(folder, per_class=per_class, seed=seed)
+    return folder
 
 
 def toy_recipe(

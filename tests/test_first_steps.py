@@ -14,7 +14,7 @@ from src.federation.environments import CourseSimEnv
 from src.federation.run import Run
 from src.federation.server import add_record
 from src.mednist.data import share_out
-from src.phantoms.mednist import write
+from tests.runs_support import drawings
 
 STEPS = Path(__file__).parents[1] / "notebooks" / "first_steps"
 
@@ -22,12 +22,11 @@ STEPS = Path(__file__).parents[1] / "notebooks" / "first_steps"
 @pytest.fixture(scope="module", autouse=True)
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("first steps")
-    (root / "MedNIST").mkdir()
-    write(root / "MedNIST", per_class=40, seed=1)
+    folder = drawings(root, per_class=40, seed=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COURSE_DATA", str(root / "data"))
         patch.setenv("COURSE_RUNS", str(root / "runs"))
-        share_out(2, how="even", folder=root / "MedNIST", say=lambda line: None)
+        share_out(2, how="even", folder=folder, say=lambda line: None)
         patch.setenv("SITES_DATA", str(sites_folder("mednist")))
         yield
 

@@ -30,7 +30,7 @@ from src.federation.aggregation import SampleWeightedMean
 from src.federation.methods import client_recipe
 from src.federation.server import add_everything
 from src.mednist.card import CARD, Settings
-from src.phantoms.mednist import write
+from tests.runs_support import drawings
 
 RECORD = [
     {"time": 104.0, "event": "round started", "round": 0},
@@ -218,9 +218,7 @@ def test_the_page_says_with_which_numbers_was_measured_and_computed():
 @pytest.mark.slow
 def test_two_sites_are_measured(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_DATA", str(tmp_path / "data"))
-    (tmp_path / "MedNIST").mkdir()
-    write(tmp_path / "MedNIST", per_class=6, seed=0)
-    found = scale.measure(2, rounds=1, per_class=3, folder=tmp_path / "MedNIST")
+    found = scale.measure(2, rounds=1, per_class=3, folder=drawings(tmp_path, per_class=6))
     assert set(found) == {*scale.QUANTITIES, "model_bytes"}
     assert found["round_bytes"] == pytest.approx(4 * found["model_bytes"])
     assert 25e6 < found["model_bytes"] < 32e6  # DenseNet121: seven million weights of four bytes

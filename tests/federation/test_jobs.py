@@ -29,12 +29,11 @@ from src.mednist.card import CARD, Settings
 from src.mednist.data import share_out
 from src.mednist.recipe import recipe
 from src.mednist.training import new_model
-from src.phantoms.mednist import write
 from src.prostate.card import CARD as CARD_OF_PROSTATE
 from src.prostate.card import Settings as ProstateSettings
 from src.prostate.recipe import learner_recipe
 from src.prostate.recipe import recipe as prostate_recipe
-from tests.runs_support import complaints, holders, links, processes_of, toy_recipe
+from tests.runs_support import complaints, drawings, holders, links, processes_of, toy_recipe
 from tests.tests_support import ball_case
 
 pytestmark = pytest.mark.slow
@@ -52,8 +51,7 @@ TINY = ProstateSettings(
 def place(tmp_path_factory):
     """A data folder with few drawings, and a folder for runs with a blank; one thread everywhere, so that numbers repeat."""
     root = tmp_path_factory.mktemp("jobs")
-    (root / "MedNIST").mkdir()
-    write(root / "MedNIST", per_class=8, seed=1)
+    drawings(root, per_class=8, seed=1)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:

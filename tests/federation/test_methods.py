@@ -26,10 +26,9 @@ from src.mednist.card import Settings
 from src.mednist.data import share_out
 from src.mednist.recipe import recipe
 from src.mednist.training import new_model
-from src.phantoms.mednist import write
 from src.prostate.card import Settings as ProstateSettings
 from src.prostate.recipe import recipe as prostate_recipe
-from tests.runs_support import CLIENT, complaints
+from tests.runs_support import CLIENT, complaints, drawings
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -234,13 +233,12 @@ def python():
 def data(tmp_path_factory):
     """Two sites of unequal size with few drawings."""
     root = tmp_path_factory.mktemp("methods")
-    (root / "MedNIST").mkdir()
-    write(root / "MedNIST", per_class=8, seed=1)
+    folder = drawings(root, per_class=8, seed=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COURSE_DATA", str(root / "data"))
         patch.setenv("COURSE_RUNS", str(root / "runs"))
         quiet = {"say": lambda line: None}
-        yield share_out(2, "counts", [32, 16], data="methods", folder=root / "MedNIST", **quiet)
+        yield share_out(2, "counts", [32, 16], data="methods", folder=folder, **quiet)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,7 @@ from src.common.sites import pooled, read_sites
 from src.federation.environments import CourseSimEnv
 from src.federation.statistics import ImageStatistics
 from src.mednist.data import share_out
-from src.phantoms.mednist import write
-from tests.runs_support import complaints
+from tests.runs_support import complaints, drawings
 
 BINS = {"intensity": {"bins": 8, "range": [0, 1]}, "class": {"bins": 6, "range": [0, 6]}}
 
@@ -22,9 +21,7 @@ BINS = {"intensity": {"bins": 8, "range": [0, 1]}, "class": {"bins": 6, "range":
 def shared(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "runs"))
-    folder = tmp_path / "MedNIST"
-    folder.mkdir()
-    write(folder, per_class=12, seed=1)
+    folder = drawings(tmp_path, per_class=12, seed=1)
     return share_out(2, "dirichlet", alpha=0.5, data="statistics", folder=folder, say=lambda line: None)
 
 

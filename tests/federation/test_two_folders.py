@@ -18,8 +18,7 @@ from src.federation.run import Run
 from src.mednist.card import Settings
 from src.mednist.data import share_out
 from src.mednist.recipe import recipe
-from src.phantoms.mednist import write
-from tests.runs_support import holders
+from tests.runs_support import drawings, holders
 
 pytestmark = pytest.mark.slow
 
@@ -45,13 +44,10 @@ def place(tmp_path_factory) -> Iterator[Place]:
     """Shares few images out, moves each site's own to a place of its own, and starts a federation that is told nothing else."""
     root = tmp_path_factory.mktemp("two-folders")
     folders = {site: root / f"disk-of-{site}" for site in SITES}
-    (root / "MedNIST").mkdir()
-    write(root / "MedNIST", per_class=8, seed=0)
+    images = drawings(root, per_class=8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COURSE_DATA", str(root / "shared-out"))
-        data = share_out(
-            list(SITES), "counts", counts=list(SITES.values()), data=SETTINGS.data, folder=root / "MedNIST"
-        )
+        data = share_out(list(SITES), "counts", counts=list(SITES.values()), data=SETTINGS.data, folder=images)
         for site, folder in folders.items():
             (folder / "sites" / data).mkdir(parents=True)
             shutil.move(sites_folder(data) / site, folder / "sites" / data / site)
