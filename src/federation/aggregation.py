@@ -1,6 +1,6 @@
 """How the server turns the models of the sites into one: the weighted mean of FedAvg, and what it refuses."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 
 import numpy as np
@@ -24,10 +24,14 @@ class SampleWeightedMean(ModelAggregator):
       without a positive number of samples.
 
     It works on what one round brings: call ``reset_stats``, then ``accept_model`` for each site, then ``aggregate_model``.
+
+    Args:
+        held_back: names of tensors that every site keeps for itself, so that an update must come without them.
     """
 
-    def __init__(self):
+    def __init__(self, held_back: Sequence[str] = ()):
         super().__init__()
+        self.held_back = list(held_back)  # FLARE writes it into the job by this name
         self.reset_stats()
 
     def reset_stats(self) -> None:
@@ -81,7 +85,8 @@ class SampleWeightedMean(ModelAggregator):
     def _global_shapes(self) -> dict[str, tuple]:
         """Shapes of the global model's tensors; empty outside of a run."""
         model = self.fl_ctx.get_prop(AppConstants.GLOBAL_MODEL) if self.fl_ctx else None
-        return _shapes(model[ModelLearnableKey.WEIGHTS]) if model else {}
+        shapes = _shapes(model[ModelLearnableKey.WEIGHTS]) if model else {}
+        return {name: shape for name, shape in shapes.items() if name not in self.held_back}
 
     @staticmethod
     def _reason_to_refuse(

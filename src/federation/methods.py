@@ -96,10 +96,10 @@ def client_recipe(
         raise CourseError(
             f"{method.title} needs every site in each round; leave at_least out, or choose another method."
         )
+    held_back = batchnorm_tensors(network(seed=settings.seed)) if settings.method == "fedbn" else []
     if issubclass(method.recipe, FedAvgRecipe):
         arguments["key_metric"] = card.key_metric
-        # FLARE's own mean is needed where a part of the model is held back.
-        arguments["aggregator"] = SampleWeightedMean() if settings.method != "fedbn" else None
+        arguments["aggregator"] = SampleWeightedMean(held_back)
     if settings.method == "fedprox":
         if not settings.fedproxloss_mu:
             raise CourseError("FedProx with fedproxloss_mu=0 is FedAvg. Give it a weight, for example 0.01.")
@@ -108,7 +108,6 @@ def client_recipe(
     made = method.recipe(**arguments, train_args=settings.words())
     _know_the_parts(made, card)
     if settings.method == "fedbn":
-        held_back = batchnorm_tensors(network(seed=settings.seed))
         if not held_back:
             raise CourseError(f"{settings.network} has no BatchNorm, so FedBN would be FedAvg. Choose another method.")
         made.add_client_output_filter(ExcludeVars(held_back), tasks=["train"])

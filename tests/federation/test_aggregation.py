@@ -174,6 +174,15 @@ def test_other_tensors_than_the_global_models_are_refused_by_name_whoever_answer
     assert re.search(says, in_a_run.refused["odd"])
 
 
+def test_what_sites_keep_must_not_be_sent(in_a_run):
+    in_a_run.held_back = ["n"]
+    in_a_run.accept_model(update("sends it", 5, GOOD))
+    in_a_run.accept_model(update("keeps it", 5, {"w": GOOD["w"]}))
+    assert list(in_a_run.accepted) == ["keeps it"]
+    np.testing.assert_equal(in_a_run.aggregate_model().params, {"w": GOOD["w"]})
+    assert "'n': () instead of none" in in_a_run.refused["sends it"]
+
+
 def test_outside_of_a_run_all_must_send_what_the_first_one_sent(aggregator):
     aggregator.accept_model(update("first", 1, {"w": floats(1, 1)}))
     aggregator.accept_model(update("second", 1, {"w": floats(1, 1, 1)}))
