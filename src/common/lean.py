@@ -9,12 +9,14 @@ import sys
 
 NOT_AT_A_SITE = ("matplotlib", "mlflow", "pandas")
 NOT_AT_THE_SERVER = (*NOT_AT_A_SITE, "ignite")  # it makes the first model, and trains nothing
-_SITE, _SERVER = ("simulator_worker", "client.worker_process"), ("simulator.simulator", "server.runner_process")
+_FLARE = "nvflare.private.fed.app"
+_SITE = (f"{_FLARE}.simulator.simulator_worker", f"{_FLARE}.client.worker_process")
+_SERVER = ("src.federation.simulator", f"{_FLARE}.server.runner_process")
 
 
 def _runs(programs: tuple[str, ...]) -> bool:
     """True in a process that FLARE started with one of these programs, in the simulator or in a real federation."""
-    return any(word.startswith("nvflare.") and word.endswith(programs) for word in sys.orig_argv)
+    return any(word in programs for word in sys.orig_argv)
 
 
 def import_monai() -> None:

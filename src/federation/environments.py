@@ -45,7 +45,8 @@ class CourseSimEnv(SimEnv):
     What FLARE's lacks: any path works (FLARE splits its command lines as a shell does; paths with other characters than letters
     and digits are seen through a link); each site gets its share of the cores; a progress bar follows the record; logs go to each
     process's own folder and not to one console; a failed run raises an error that names site, round and kind of fault; and
-    whatever ends the run early (an error, Ctrl-C, a terminated kernel) ends every process of it. FLARE itself is unchanged.
+    whatever ends the run early (an error, Ctrl-C, a terminated kernel) ends every process of it. See also
+    :mod:`src.federation.simulator`.
 
     Args:
         sites: how many, or their names; each gets one process.
@@ -104,7 +105,7 @@ class CourseSimEnv(SimEnv):
         self._ensure_default_component_policy(str(workspace))
         _log_to_files_only(workspace / "local" / LOG_CONFIG)
         with _exit_on_sigterm(), plain_paths(self.python, self.run_folder) as (python, folder):
-            command = [python, "-m", "nvflare.private.fed.app.simulator.simulator", f"{folder}/job/{job.name}"]
+            command = [python, "-m", "src.federation.simulator", f"{folder}/job/{job.name}"]
             command += ["-w", f"{folder}/{name}", "-c", ",".join(self.clients)]
             command += [
                 "-n",

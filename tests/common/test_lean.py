@@ -33,7 +33,7 @@ import ignite, matplotlib, mlflow, pandas  # what was hidden from MONAI is there
     [
         ("nvflare.private.fed.app.simulator.simulator_worker", ["ignite"]),
         ("nvflare.private.fed.app.client.worker_process", ["ignite"]),
-        ("nvflare.private.fed.app.simulator.simulator", []),
+        ("src.federation.simulator", []),
         ("nvflare.private.fed.app.server.runner_process", []),
         ("ipykernel_launcher", list(OPTIONAL)),
     ],

@@ -73,7 +73,7 @@ def simulator(tmp_path, monkeypatch):
         script.write_text(text)
 
         def popen(command, **options):
-            assert command[1:3] == ["-m", "nvflare.private.fed.app.simulator.simulator"]
+            assert command[1:3] == ["-m", "src.federation.simulator"]
             return real([command[0], str(script), *command[3:]], **options)
 
         monkeypatch.setattr(environments.subprocess, "Popen", popen)
