@@ -1,9 +1,12 @@
 """Each site's process is told its own name, however the threads that start them run."""
 
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+from nvflare.fuel.utils.network_utils import get_open_ports
+from nvflare.private.fed.app.deployer import simulator_deployer
 from nvflare.private.fed.app.simulator import simulator_runner
 
 from src.federation import simulator
@@ -61,8 +64,21 @@ def test_flare_alone_tells_some_the_name_of_another(monkeypatch, tmp_path):
     assert len(set(named(monkeypatch, tmp_path, flares).values())) == 1
 
 
-def test_no_two_sites_get_the_same_port():
-    offered = iter([[5001], [5002], [5001], [5002], [5003]])
-    ports = simulator.none_twice(lambda number: next(offered))
-    assert [ports(1) for _ in SITES] == [[5001], [5002], [5003]]
-    assert len({simulator.simulator_runner.get_open_ports(1)[0] for _ in range(300)}) == 300
+def offers(port: int) -> bool:
+    """Whether the system lets somebody else have this port."""
+    with socket.socket() as other:
+        try:
+            other.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
+def test_a_port_that_a_site_was_promised_is_offered_to_nobody_else():
+    assert offers(get_open_ports(1)[0]), "FLARE alone only looks"
+    for place in (simulator_runner, simulator_deployer):
+        port = place.get_open_ports(1)[0]
+        assert not offers(port)
+        with socket.create_server(("localhost", port)), socket.create_connection(("localhost", port)):
+            assert not offers(port), "while its process listens and FLARE has connected"
+        assert not offers(port), "also when the process has closed it again"
