@@ -47,11 +47,13 @@ def compare(card: Card, share: str, options: dict, seed: int, settings: StudySet
 
     recipe = card.room("recipe").recipe(len(datalists), settings)
     run = Run(recipe.execute(CourseSimEnv(list(datalists), f"{card.name}_comparison")).get_result())
-    trained = {"pooled": train_locally(card, everything, settings)}
-    trained |= {f"{site} alone": one for site, one in train_each_site_alone(card, datalists, settings).items()}
+    trained = {"pooled": train_locally(card, everything, settings, validate=False)}
+    trained |= {
+        f"{site} alone": one for site, one in train_each_site_alone(card, datalists, settings, validate=False).items()
+    }
     if longer:
         changed = _as_many_steps_as(trained["pooled"].steps, settings, trained[f"{next(iter(datalists))} alone"].steps)
-        more = train_each_site_alone(card, datalists, changed)
+        more = train_each_site_alone(card, datalists, changed, validate=False)
         trained |= {f"{site} alone, pooled's steps": one for site, one in more.items()}
 
     items = {name: len(parts["training"]) for name, parts in {**datalists, "pooled": everything}.items()}

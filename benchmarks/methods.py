@@ -154,9 +154,11 @@ def measure(cell: Cell, python: Path | None = None) -> dict:
     training, settings = card.room("training"), cell.settings
     started = time.time()
     if cell.method == "local":
-        models = {site: one.model for site, one in train_each_site_alone(card, datalists, settings).items()}
+        models = {
+            site: one.model for site, one in train_each_site_alone(card, datalists, settings, validate=False).items()
+        }
     elif cell.method == "pooled":
-        models = dict.fromkeys(datalists, train_locally(card, pooled(datalists), settings).model)
+        models = dict.fromkeys(datalists, train_locally(card, pooled(datalists), settings, validate=False).model)
     else:
         models = _federated(cell, datalists, python)
     seconds = time.time() - started

@@ -21,7 +21,8 @@ class Trained:
 
     Attributes:
         model: the network after the last step.
-        history: a dictionary for each round's worth of epochs: ``epoch``, ``train_loss`` and the metrics ``val_…``.
+        history: a dictionary for each round's worth of epochs: ``epoch``, ``train_loss`` and, where it validates, the metrics
+            ``val_…``.
         epochs: passes over the training items.
         steps: number of optimiser steps.
         seconds: wall time of training and validation, without preparing the data.
@@ -42,6 +43,7 @@ def train_locally(
     initial_weights: Mapping[str, torch.Tensor] | None = None,
     cache: Path | None = None,
     progress: bool = False,
+    validate: bool = True,
 ) -> Trained:
     """Train on the items of one place: the yardstick of a federated run with the same settings.
 
@@ -56,6 +58,7 @@ def train_locally(
         initial_weights: by default those of a new model with the settings' seed.
         cache: folder for prepared volumes, for tasks that keep them on disk.
         progress: show a progress bar.
+        validate: False where nobody will look at the curves; the model is the same.
     """
     # Under the names by which a site's script imports them, so that the two can be read side by side.
     transforms, task = card.room("transforms"), card.room("training")
@@ -73,8 +76,10 @@ def train_locally(
     result, start = Trained(model), time.perf_counter()
     for _ in tqdm(range(settings.rounds), desc=site, unit="round", leave=False, disable=not progress):
         loss = train_for(trainer, settings.local_epochs)
-        metrics = evaluate(model, validation, settings, device)
-        result.history.append({"epoch": trainer.state.epoch, "train_loss": loss, **metrics})
+        result.history.append({"epoch": trainer.state.epoch, "train_loss": loss})
+        if validate:
+            metrics = evaluate(model, validation, settings, device)
+            result.history[-1] |= metrics
     result.epochs, result.steps = trainer.state.epoch, trainer.state.iteration
     result.seconds = time.perf_counter() - start
     return result

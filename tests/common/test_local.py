@@ -82,6 +82,14 @@ def test_it_keeps_the_last_model(task):
     assert trained.history[-1]["val_fit"] == pytest.approx(float(-trained.model.weight.detach().abs().sum()))
 
 
+def test_without_validation_it_is_the_same_model(task):
+    settings = Settings(rounds=3, learning_rate=0.1)
+    quick, watched = (train_locally(task, parts(), settings, validate=asked) for asked in (False, True))
+    assert len(task.validated) == settings.rounds, "those of the second training alone"
+    assert torch.equal(quick.model.weight, watched.model.weight)
+    assert [entry["train_loss"] for entry in quick.history] == [entry["train_loss"] for entry in watched.history]
+
+
 def test_it_starts_from_the_settings_seed_or_from_given_weights(task):
     still = Settings(rounds=1, learning_rate=1e-30, seed=7)
     torch.testing.assert_close(train_locally(task, parts(), still).model.weight, task.new_model(7).weight)

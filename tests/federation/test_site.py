@@ -1,17 +1,21 @@
 """A site's own side: what it decides for itself, and the few words that leave it when it fails."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from nvflare.apis.fl_constant import ReturnCode
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.app_common.abstract.fl_model import FLModel
+from nvflare.app_common.executors.client_api import in_process_backend
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
+from nvflare.client.in_process.api import InProcessClientAPI
 
 from src.common.errors import CourseError
 from src.common.files import write_json
 from src.common.sites import cache_folder
 from src.federation import site as site_module
-from src.federation.site import REASON, open_site, run_site, said_reason, short_reason
+from src.federation.site import LOOK_SECONDS, REASON, open_site, run_site, said_reason, short_reason
 from src.mednist.card import Settings
 
 PATIENT = "SURNAME_FIRSTNAME_1950"
@@ -102,10 +106,10 @@ class Flare:
     FLModel = FLModel
 
     def __init__(self):
-        self.tasks, self.sent = 3, []
+        self.tasks, self.sent, self.api = 3, [], InProcessClientAPI({})
 
     def init(self):
-        pass
+        return SimpleNamespace(api=self.api)
 
     def is_running(self):
         return self.tasks > 0
@@ -136,3 +140,13 @@ def test_a_script_that_does_its_work_is_left_alone(monkeypatch, caplog):
     monkeypatch.setattr(site_module, "flare", flare)
     run_site(lambda: setattr(flare, "tasks", 0))
     assert flare.sent == [] and caplog.text == ""
+
+
+def test_a_script_and_flare_look_for_each_other_more_often_than_flare_would(monkeypatch):
+    """Both names are FLARE's own: as new ones they would do nothing."""
+    flare = Flare()
+    monkeypatch.setattr(site_module, "flare", flare)
+    monkeypatch.setattr(in_process_backend, "_RESULT_POLL_INTERVAL", 0.5)  # fails where FLARE has it no more
+    assert flare.api.result_check_interval > LOOK_SECONDS
+    run_site(lambda: setattr(flare, "tasks", 0))
+    assert flare.api.result_check_interval == in_process_backend._RESULT_POLL_INTERVAL == LOOK_SECONDS
