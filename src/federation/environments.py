@@ -152,6 +152,10 @@ class CourseSimEnv(SimEnv):
                     bar.total = rounds * self.num_clients
                     bar.set_description(f"round {number} of {rounds}")
                     bar.update(answers - bar.n)
+            if not bar.total and process.returncode == 0:  # it had no rounds, as one that only counts
+                bar.total = 1
+                bar.update(1)
+                bar.set_description("finished")
 
 
 def _in_notebook() -> bool:

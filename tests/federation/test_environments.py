@@ -215,6 +215,13 @@ def test_in_a_terminal_a_bar_counts_the_updates(simulator, capfd, monkeypatch):
     assert "round" not in out
 
 
+def test_a_run_without_rounds_ends_with_a_full_bar(simulator, capfd, monkeypatch):
+    simulator([])
+    monkeypatch.setattr(environments.sys.stderr, "isatty", lambda: True, raising=False)
+    CourseSimEnv(2).deploy(Job())
+    assert "finished: 100%" in capfd.readouterr().err
+
+
 # -- paths -------------------------------------------------------------------------------------------------------------
 
 
