@@ -20,11 +20,11 @@ from nvflare.widgets.widget import Widget
 
 from src.common.errors import CourseError
 from src.federation.returning import SITE_IS_BACK
-from src.federation.site import said_reason
+from src.federation.site import SCRIPT_SECONDS, said_reason
 
 RECORD = "course_record.jsonl"
 LOOK_SECONDS = 0.5
-QUICK_SECONDS = 0.1
+ASK_SECONDS = 0.1
 LOST = "its process has ended; often a lack of memory"
 GONE = "the server has lost it: its process, its machine or its line"
 
@@ -93,13 +93,13 @@ def add_record(recipe: Recipe, at_least: int | None = None, round_timeout: float
 
 
 def add_quick_pace(recipe: Recipe) -> None:
-    """Let sites ask for work, and the server look for answers, ten times a second.
+    """Let sites ask for work ten times a second, and the server look for answers as often as a site's script does.
 
     FLARE's sites ask every 2 s and its server looks every 0.5 s: right for hospitals, and a third of the time of a course's run.
     """
     for workflow in recipe._job._deploy_map["server"].app_config.workflows:
-        workflow.controller._task_check_period = QUICK_SECONDS
-    recipe.add_server_config({"server": {"task_request_interval": QUICK_SECONDS}})
+        workflow.controller._task_check_period = SCRIPT_SECONDS
+    recipe.add_server_config({"server": {"task_request_interval": ASK_SECONDS}})
 
 
 def weigh_selection(recipe: Recipe) -> None:

@@ -23,7 +23,7 @@ from src.common.paths import sites_folder
 from src.common.settings import Checked, Count, StudySettings
 from src.common.sites import cache_folder, read_site
 
-LOOK_SECONDS = 0.02
+SCRIPT_SECONDS = 0.02
 """How often a script looks for a task, and FLARE for the script's answer: FLARE's 0.5 s, twice, is a sixth of a short round."""
 
 REASON = "course_reason"
@@ -102,7 +102,7 @@ def run_site(main: Callable[[], None]) -> None:
     comes, without weights and with the reason, so that the server's record can say who is missing and why.
     """
     context = flare.init()
-    in_process_backend._RESULT_POLL_INTERVAL = context.api.result_check_interval = LOOK_SECONDS
+    in_process_backend._RESULT_POLL_INTERVAL = context.api.result_check_interval = SCRIPT_SECONDS
     try:
         main()
     except Exception as error:

@@ -50,7 +50,8 @@ def test_a_recipe_has_all_that_the_course_adds(tmp_path):
     assert selector.get("key_metric", "val_accuracy") == "val_accuracy"  # which is FLARE's default
     assert selector["weigh_by_local_iter"] is True
     assert arguments(config, "TBAnalyticsReceiver") and arguments(config, "CrossSiteModelEval")
-    assert config["server"]["task_request_interval"] == fedavg["task_check_period"] == server.QUICK_SECONDS
+    assert config["server"]["task_request_interval"] == server.ASK_SECONDS
+    assert fedavg["task_check_period"] == server.SCRIPT_SECONDS
     assert config["dead_client_grace_period"] == 1.0
 
 

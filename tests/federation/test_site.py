@@ -15,7 +15,7 @@ from src.common.errors import CourseError
 from src.common.files import write_json
 from src.common.sites import cache_folder
 from src.federation import site as site_module
-from src.federation.site import LOOK_SECONDS, REASON, open_site, run_site, said_reason, short_reason
+from src.federation.site import REASON, SCRIPT_SECONDS, open_site, run_site, said_reason, short_reason
 from src.mednist.card import Settings
 
 PATIENT = "SURNAME_FIRSTNAME_1950"
@@ -147,6 +147,6 @@ def test_a_script_and_flare_look_for_each_other_more_often_than_flare_would(monk
     flare = Flare()
     monkeypatch.setattr(site_module, "flare", flare)
     monkeypatch.setattr(in_process_backend, "_RESULT_POLL_INTERVAL", 0.5)  # fails where FLARE has it no more
-    assert flare.api.result_check_interval > LOOK_SECONDS
+    assert flare.api.result_check_interval > SCRIPT_SECONDS
     run_site(lambda: setattr(flare, "tasks", 0))
-    assert flare.api.result_check_interval == in_process_backend._RESULT_POLL_INTERVAL == LOOK_SECONDS
+    assert flare.api.result_check_interval == in_process_backend._RESULT_POLL_INTERVAL == SCRIPT_SECONDS
