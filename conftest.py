@@ -5,17 +5,12 @@ processes that take a file at a time end at about the same time.
 """
 
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 
 from src.common.paths import runs_root
-from src.federation.run import RUN
-from tests.runs_support import complaints
-
-FAULTS_ON_PURPOSE = "real_federation"
-"""The runs of notebook 06 that a site or the server leaves."""
+from tests.runs_support import finished_runs, noisy
 
 
 @pytest.fixture
@@ -37,16 +32,13 @@ def pytest_collection_modifyitems(items):
     items.sort(key=turn)
 
 
-def _finished_runs() -> set[Path]:
-    return {file.parent for file in runs_root().glob(f"*/*/{RUN}") if file.parent.parent.name != FAULTS_ON_PURPOSE}
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    """A notebook may look well while its runs complain in their logs."""
-    before = _finished_runs()
+    """A notebook may look well while its runs complain in their logs; another one may run beside it."""
+    if item.path.suffix != ".ipynb":
+        return (yield)
+    before = finished_runs(runs_root())
     result = yield
-    if item.path.suffix == ".ipynb":
-        noisy = {str(folder): found for folder in _finished_runs() - before if (found := complaints(folder))}
-        assert not noisy, f"{item.path.name} ends well, but its runs have logged: {noisy}"
+    found = noisy(finished_runs(runs_root()) - before)
+    assert not found, f"While {item.path.name} ran well, runs of the simulator have logged: {found}"
     return result

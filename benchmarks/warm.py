@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PRELOAD = (
-    "src.federation.simulator",
+    "nvflare.private.fed.app.simulator.simulator_runner",
     "nvflare.private.fed.app.simulator.simulator_worker",
     "nvflare.app_opt.pt.recipes",
     "nvflare.app_opt.tracking.tb.tb_receiver",

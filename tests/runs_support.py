@@ -9,6 +9,7 @@ import psutil
 from nvflare.app_opt.pt.recipes import FedAvgRecipe
 
 from src.federation.aggregation import SampleWeightedMean
+from src.federation.run import RUN
 from src.federation.server import add_everything
 from src.phantoms.mednist import write
 
@@ -89,6 +90,16 @@ def complaints(folder: Path) -> list[str]:
     # The server says that the run is over, and the site is about to ask for work.
     at_the_end = "END_RUN received|Failed to get_task from server|Receiving unknown req_id"
     return [line for line in found if not re.search(at_the_end, line)]
+
+
+def finished_runs(root: Path) -> set[Path]:
+    """Run folders of the simulator that have come to their end."""
+    return {file.parent for file in root.glob(f"*/*/{RUN}")}
+
+
+def noisy(runs: set[Path]) -> dict[str, list[str]]:
+    """Run folder → its :func:`complaints`, for those that have some."""
+    return {str(folder): found for folder in sorted(runs) if (found := complaints(folder))}
 
 
 def processes_of(folder: Path) -> list[str]:

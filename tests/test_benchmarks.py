@@ -95,6 +95,11 @@ def test_the_watch_sees_what_its_block_starts(monkeypatch):
     assert 1 < watch.seconds < 20
 
 
+def test_the_watch_knows_the_server_of_the_course_s_simulator():
+    assert measure._role(["python", "-m", "src.federation.simulator", "job", "-w", "runs"]) == "server"
+    assert measure._role(["python", "-m", "somebody.simulator"]) is None
+
+
 def test_the_watch_adds_up_what_all_hold_at_one_moment_when_asked(monkeypatch):
     monkeypatch.setattr(measure, "SAMPLE_SECONDS", 0.05)
     monkeypatch.setattr(measure, "TOGETHER_SECONDS", 0.1)

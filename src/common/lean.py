@@ -19,6 +19,11 @@ def _runs(programs: tuple[str, ...]) -> bool:
     return any(word in programs for word in sys.orig_argv)
 
 
+def is_simulated() -> bool:
+    """True at a site of FLARE's simulator."""
+    return _runs(_SITE[:1])
+
+
 def import_monai() -> None:
     """Import MONAI, in FLARE's processes without what they do not use. Call it before anything else imports MONAI."""
     if "monai" in sys.modules:

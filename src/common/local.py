@@ -25,7 +25,7 @@ class Trained:
             ``val_…``.
         epochs: passes over the training items.
         steps: number of optimiser steps.
-        seconds: wall time of training and validation, without preparing the data.
+        seconds: wall time of training and, where it validates, validation, without preparing the data.
     """
 
     model: torch.nn.Module
@@ -58,7 +58,7 @@ def train_locally(
         initial_weights: by default those of a new model with the settings' seed.
         cache: folder for prepared volumes, for tasks that keep them on disk.
         progress: show a progress bar.
-        validate: False where nobody will look at the curves; the model is the same.
+        validate: False where nobody will look at the curves; the model is the same, and the validation part is not read.
     """
     # Under the names by which a site's script imports them, so that the two can be read side by side.
     transforms, task = card.room("transforms"), card.room("training")
@@ -66,6 +66,7 @@ def train_locally(
     make_trainer, evaluate = task.make_trainer, task.evaluate
     device = pick_device()
 
+    parts = parts if validate else {**parts, "validation": []}
     training, validation = prepare(parts["training"], settings, cache), prepare(parts["validation"], settings, cache)
     loader = batches(training, settings, train=True, seed=site_seed(settings.seed, site))
     model = to_device(new_model(settings.seed, settings.network), device)

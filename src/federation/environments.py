@@ -29,6 +29,8 @@ from src.federation.guard import end_processes_below
 from src.federation.run import RUN, Run, failure_report, progress, read_record, shortfall
 
 POLL_SECONDS = 0.3
+CODE = Path(__file__).resolve().parents[2]
+"""The folder with this process's ``src``, for the processes that it starts."""
 LOG_CONFIG = "log_config.json"
 PLAIN = re.compile(r"[\w./~+=@:-]+", re.ASCII)
 _LINKS = "course-links-"
@@ -122,9 +124,13 @@ class CourseSimEnv(SimEnv):
                 **os.environ,
                 "OMP_NUM_THREADS": threads,
                 "MKL_NUM_THREADS": threads,
+                "PYTHONPATH": os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(CODE)]),
             }
             with (self.run_folder / "console.log").open("w") as console:
-                process = subprocess.Popen(command, stdout=console, stderr=subprocess.STDOUT, env=environment)
+                # Not in the current folder: what is called src there may be somebody else's.
+                process = subprocess.Popen(
+                    command, cwd=self.run_folder, stdout=console, stderr=subprocess.STDOUT, env=environment
+                )
                 try:
                     self._wait(process)
                 finally:

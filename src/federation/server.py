@@ -93,7 +93,7 @@ def add_record(recipe: Recipe, at_least: int | None = None, round_timeout: float
 
 
 def add_quick_pace(recipe: Recipe) -> None:
-    """Let sites ask for work ten times a second, and the server look for answers as often as a site's script does.
+    """Let sites ask for work ten times a second, and the server look for answers, and for sites that are lost, fifty times.
 
     FLARE's sites ask every 2 s and its server looks every 0.5 s: right for hospitals, and a third of the time of a course's run.
     """

@@ -21,7 +21,7 @@ _held: list[socket.socket] = []
 
 
 def hold_open_ports(number: int) -> list[int]:
-    """Find so many free ports, which only those can open that are told; the system offers them to nobody else.
+    """Find so many free ports that the system will give to nobody else who asks for any free one.
 
     A socket holds each: it is bound and does not listen, so that another may listen that also allows the address to be reused
     (``SO_REUSEADDR``), as Python's listeners do.

@@ -19,12 +19,14 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from src.common.errors import CourseError
 from src.common.files import read_json
+from src.common.lean import is_simulated
 from src.common.paths import sites_folder
 from src.common.settings import Checked, Count, StudySettings
 from src.common.sites import cache_folder, read_site
 
 SCRIPT_SECONDS = 0.02
-"""How often a script looks for a task, and FLARE for the script's answer: FLARE's 0.5 s, twice, is a sixth of a short round."""
+"""In the simulator, how often a script looks for a task, and FLARE for the script's answer: FLARE's 0.5 s, twice, is a sixth of a
+short round, and nothing in a hospital's."""
 
 REASON = "course_reason"
 """Where a failed answer says why: a key of an ``FLModel``'s ``meta``, or a header of a ``Shareable``."""
@@ -102,7 +104,8 @@ def run_site(main: Callable[[], None]) -> None:
     comes, without weights and with the reason, so that the server's record can say who is missing and why.
     """
     context = flare.init()
-    in_process_backend._RESULT_POLL_INTERVAL = context.api.result_check_interval = SCRIPT_SECONDS
+    if is_simulated():
+        in_process_backend._RESULT_POLL_INTERVAL = context.api.result_check_interval = SCRIPT_SECONDS
     try:
         main()
     except Exception as error:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from src.common import lean
+
 ROOT = Path(__file__).parents[2]
 OPTIONAL = ("ignite", "matplotlib", "mlflow", "pandas")
 MONAI = """
@@ -49,3 +51,16 @@ def test_what_a_process_of_flare_does_not_use_is_not_loaded(tmp_path, program, l
         [sys.executable, "-c", PROGRAM, program], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert (done.stdout.strip(), done.stderr) == (str(loaded), "")
+
+
+@pytest.mark.parametrize(
+    ("word", "simulated"),
+    [
+        ("nvflare.private.fed.app.simulator.simulator_worker", True),
+        ("nvflare.private.fed.app.client.worker_process", False),
+        ("src.federation.simulator", False),
+    ],
+)
+def test_a_site_of_the_simulator_is_known_by_its_program(monkeypatch, word, simulated):
+    monkeypatch.setattr(lean.sys, "orig_argv", ["python", "-m", word])
+    assert lean.is_simulated() is simulated

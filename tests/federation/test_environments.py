@@ -65,7 +65,7 @@ def simulator(tmp_path, monkeypatch):
     real = subprocess.Popen
 
     def replace(lines=None, pause=0.0, code=0):
-        script, seen = tmp_path / "nvflare.simulator.py", tmp_path / "command.json"
+        script, seen = tmp_path / "federation.simulator", tmp_path / "command.json"
         values = {"COMMAND": str(seen), "RECORD": RECORD, "PAUSE": pause, "CODE": code}
         text = SIMULATOR.replace("LINES", repr(record() if lines is None else lines))
         for name, value in values.items():
@@ -222,6 +222,26 @@ def test_a_run_without_rounds_ends_with_a_full_bar(simulator, capfd, monkeypatch
     assert "finished: 100%" in capfd.readouterr().err
 
 
+def test_somebody_else_s_src_in_the_current_folder_is_not_taken_for_the_course(tmp_path, monkeypatch):
+    """The program that the simulator's process imports, for its help."""
+    for package in (tmp_path / "src", tmp_path / "src" / "federation"):
+        package.mkdir()
+        (package / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(environments.CODE))
+    real, seen = subprocess.Popen, []
+
+    def popen(command, **options):
+        asked = real([*command[:3], "--help"], **{**options, "stdout": subprocess.PIPE}, text=True)
+        seen.append(asked.communicate()[0])
+        return real([command[0], "-c", "raise SystemExit(1)"], **options)
+
+    monkeypatch.setattr(environments.subprocess, "Popen", popen)
+    with pytest.raises(CourseError):
+        CourseSimEnv(2).deploy(Job())
+    assert "job_folder" in seen[0]
+
+
 # -- paths -------------------------------------------------------------------------------------------------------------
 
 
@@ -304,7 +324,7 @@ def test_of_what_works_in_the_run_folder_only_flares_processes_end(tmp_path):
         subprocess.Popen([sys.executable, "-c", code, *words])
         for words in (["nvflare.x", str(tmp_path)], ["tensorboard", str(tmp_path)], ["nvflare.x", "/elsewhere"])
     ]
-    simulator = subprocess.Popen([sys.executable, "-c", code, "nvflare.y", str(tmp_path)])
+    simulator = subprocess.Popen([sys.executable, "-c", code, "-m", "src.federation.simulator", str(tmp_path)])
     try:
         end_processes_below(tmp_path)
         assert simulator.poll() is not None
@@ -358,5 +378,5 @@ def test_ctrl_c_while_it_waits_ends_the_simulator_and_marks_the_run(simulator, m
         env.deploy(Job())
     assert env.get_job_status("toy") == "failed"
     assert links() == before
-    children = [child for child in psutil.Process().children() if "nvflare.simulator.py" in " ".join(child.cmdline())]
+    children = [child for child in psutil.Process().children() if "federation.simulator" in " ".join(child.cmdline())]
     assert children == []

@@ -128,7 +128,8 @@ sys.meta_path.insert(0, OnlyOfTheJob)
 def elsewhere(place):
     """Another machine, as far as one can have it here: other folders, and a Python that does not know the course.
 
-    ``elsewhere(job, data, sites)`` moves an exported job there, runs it with FLARE's own command, and returns the run.
+    ``elsewhere(job, data, sites)`` moves an exported job there, runs it with FLARE's own command, and returns the run. That command
+    can give two sites the same port, see :mod:`src.federation.simulator`; with few sites that hardly ever happens.
     """
     other = place / "another_machine"
     (other / "python").mkdir(parents=True)

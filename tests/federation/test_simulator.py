@@ -82,3 +82,4 @@ def test_a_port_that_a_site_was_promised_is_offered_to_nobody_else():
         with socket.create_server(("localhost", port)), socket.create_connection(("localhost", port)):
             assert not offers(port), "while its process listens and FLARE has connected"
         assert not offers(port), "also when the process has closed it again"
+        assert port not in {found for _ in range(50) for found in get_open_ports(20)}
