@@ -3,8 +3,9 @@
 A cell of the grid is one way that hospitals differ, one method and one seed, for example ``mednist-alpha0.1-scaffold-0``. Each cell
 is measured once and kept as a JSON file; run again, the command goes on where it stopped. ``--table`` prints what is there.
 A pattern is a cell's name, ``*`` for any part of it. All cells of a task see each training image equally often (Ditto: twice).
-Measured again on the same machine, a cell's numbers come out the same; but for SCAFFOLD and FedOpt, whose means are FLARE's own:
-these add in single precision as answers come, and a few test images may fall otherwise.
+Measured again on the same machine by this command, which gives each process one thread, a cell's numbers come out the same. In a
+notebook pooled training has all threads, and a few test images may fall otherwise; so they may with SCAFFOLD and FedOpt, for whose
+means FLARE adds in single precision as answers come.
 """
 
 import argparse

@@ -416,3 +416,23 @@ def who_has_what(datalists: Datalists, labels: Sequence[str] = ()):
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("site")
     table.loc["all sites"] = table.sum()
     return table
+
+
+def classes(shares: Mapping[str, Sequence[Mapping]], labels: Sequence[str]):
+    """Number of items of each class by site: a row a site, a column a class."""
+    parts = {site: {**dict.fromkeys(PARTS, ()), "training": items} for site, items in shares.items()}
+    return who_has_what(parts, labels)[list(labels)]
+
+
+def distances(counts):
+    """How far each site's mix of classes is from that of all the others together: total variation, half the sum of differences.
+
+    Args:
+        counts: table of :func:`classes`; the row ``all sites`` is the sum of the others.
+
+    Returns:
+        pandas.Series: by site, from 0 for the same mix to 1 for no class in common.
+    """
+    whole, own = counts.loc["all sites"], counts.drop(index="all sites")
+    mixes, others = own.div(own.sum(axis=1), axis=0), whole - own
+    return (mixes - others.div(others.sum(axis=1), axis=0)).abs().sum(axis=1) / 2

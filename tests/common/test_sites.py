@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.common import files
+from src.common import files, sites
 from src.common.errors import CourseError
 from src.common.sites import (
     PARTS,
@@ -357,3 +357,15 @@ def test_who_has_which_classes():
         "chest": 3,
     }
     assert table.loc["all sites", ["hand", "chest"]].tolist() == [4, 6]
+
+
+def test_distances_are_0_for_the_same_mix_and_1_for_no_class_in_common():
+    def items(*counts):
+        return [{"label": number} for number, count in enumerate(counts) for _ in range(count)]
+
+    alike = sites.distances(sites.classes({"a": items(2, 2), "b": items(5, 5)}, ["x", "y"]))
+    assert alike.to_dict() == {"a": 0, "b": 0}
+    apart = sites.classes({"a": items(4, 0), "b": items(0, 3)}, ["x", "y"])
+    assert apart.loc["all sites"].to_dict() == {"x": 4, "y": 3} and sites.distances(apart).to_dict() == {"a": 1, "b": 1}
+    three = sites.distances(sites.classes({"a": items(3, 1), "b": items(1, 1), "c": items(0, 2)}, ["x", "y"]))
+    assert three.to_dict() == pytest.approx({"a": 0.75 - 0.25, "b": 0.0, "c": 4 / 6})
