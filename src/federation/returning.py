@@ -6,10 +6,11 @@ job runner does for a site at a job's start: deploy, reserve resources, start. I
 """
 
 import threading
+import time
 
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
-from nvflare.apis.fl_constant import ReturnCode, RunProcessKey, SystemComponents
+from nvflare.apis.fl_constant import ReturnCode, RunProcessKey, ServerCommandKey, SystemComponents
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_def import ALL_SITES, JobMetaKey
 from nvflare.apis.job_scheduler_spec import DispatchInfo
@@ -18,6 +19,12 @@ from nvflare.private.fed.utils.fed_utils import extract_participants
 
 SITE_IS_BACK = "course.site_is_back"
 """The command by which the server tells a job's process to look who its sites are now; see ``RunRecorder``."""
+
+LOSS_IS_NOTED = "loss is noted"
+"""A key of its answer."""
+
+LOSS_SECONDS = 120.0
+"""How long to wait for that; FLARE takes up to 60 s, and a second with the recipes of the course."""
 
 
 class ReturningSites(FLComponent):
@@ -84,9 +91,17 @@ class ReturningSites(FLComponent):
         # The job's process must know the new token before the site asks it for work.
         others = {token: one for token, one in process[RunProcessKey.PARTICIPANTS].items() if one.name != name}
         process[RunProcessKey.PARTICIPANTS] = {**others, client.token: client}
-        told = engine.send_app_command(job_id, SITE_IS_BACK, {"site": name}, timeout=10.0)
-        if told is None or told.get_return_code() != ReturnCode.OK:
-            raise RuntimeError("the job's process does not take sites back; its recipe needs add_record()")
+        # And it must have noted the loss: a site that is quicker than that would be back without ever having been away.
+        deadline = time.monotonic() + LOSS_SECONDS
+        while True:
+            told = engine.send_app_command(job_id, SITE_IS_BACK, {"site": name}, timeout=10.0)
+            if told is None or told.get_return_code() != ReturnCode.OK:
+                raise RuntimeError("the job's process does not take sites back; its recipe needs add_record()")
+            if told[ServerCommandKey.DATA][LOSS_IS_NOTED]:
+                break
+            if time.monotonic() > deadline:
+                raise RuntimeError("the job's process does not note the loss")
+            time.sleep(0.1)
         job.meta[JobMetaKey.JOB_CLIENTS] = [one.to_dict() for one in process[RunProcessKey.PARTICIPANTS].values()]
         with runner.lock:
             runner._pending_client_outcomes.setdefault(job_id, set()).add(name)

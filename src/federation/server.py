@@ -19,7 +19,7 @@ from nvflare.recipe.utils import add_experiment_tracking, add_final_global_evalu
 from nvflare.widgets.widget import Widget
 
 from src.common.errors import CourseError
-from src.federation.returning import SITE_IS_BACK
+from src.federation.returning import LOSS_IS_NOTED, SITE_IS_BACK
 from src.federation.site import SCRIPT_SECONDS, said_reason
 
 RECORD = "course_record.jsonl"
@@ -218,10 +218,10 @@ class RunRecorder(Widget):
             self._write("site back", site=site)
 
     def _look_who_is_there(self, topic: str, data: dict, fl_ctx: FLContext) -> dict:
-        """Ask the server who this job's sites are: one has registered anew."""
+        """Ask the server who this job's sites are: one has registered anew. Says whether its loss has been noted."""
         self._expected.add(data["site"])
         fl_ctx.get_engine().sync_clients_from_main_process()
-        return {}
+        return {LOSS_IS_NOTED: data["site"] in self._lost}
 
     def _note_loss(self, site: str, reason: str, fl_ctx: FLContext) -> None:
         if site not in self._lost:

@@ -18,7 +18,7 @@ from nvflare.app_common.app_event_type import AppEventType
 from src.common.errors import CourseError
 from src.common.task import tasks
 from src.federation import server
-from src.federation.returning import SITE_IS_BACK
+from src.federation.returning import LOSS_IS_NOTED, SITE_IS_BACK
 from src.federation.server import RECORD, RunRecorder
 from src.federation.site import REASON
 from src.mednist.card import Settings
@@ -330,8 +330,11 @@ def test_a_site_that_flare_has_lost_and_found_is_both_in_the_record(tmp_path, mo
 def test_when_a_site_registers_anew_the_record_asks_who_its_sites_are(a_run):
     one = a_run(["north"], at_least=1)
     with one.engine.new_context() as context:
-        assert one.engine.commands[SITE_IS_BACK](SITE_IS_BACK, {"site": "north"}, context) == {}
-    assert one.engine.synced == 1
+        ask = one.engine.commands[SITE_IS_BACK]
+        assert ask(SITE_IS_BACK, {"site": "north"}, context) == {LOSS_IS_NOTED: False}
+        one.event(EventType.CLIENT_DISCONNECTED, **{FLContextKey.DISCONNECTED_CLIENT_NAME: "north"})
+        assert ask(SITE_IS_BACK, {"site": "north"}, context) == {LOSS_IS_NOTED: True}
+    assert one.engine.synced == 2
 
 
 def test_a_site_that_has_not_come_yet_is_not_lost(tmp_path, monkeypatch):
