@@ -53,6 +53,9 @@ SKEWS: dict[str, dict[str, dict]] = {
 }
 """Task → how its hospitals differ → arguments of ``share_out``."""
 
+SKEW_TITLES = {"alpha100": "labels, α = 100", "alpha1": "labels, α = 1", "alpha0.1": "labels, α = 0.1", "hospitals": ""}
+"""Names of those that are not named by themselves, for a figure's panels; a task with one panel needs none."""
+
 SETTINGS: dict[str, dict] = {
     "mednist": {
         "network": "CompactDenseNet",

@@ -87,7 +87,9 @@ def methods(task: str) -> plt.Figure:
     """Scores of all methods of one task, from the kept reports of ``python -m benchmarks.methods``; nothing is trained."""
     results = grid.read()
     title = f"{tasks()[task].title}: what each site ends with, on its own testing part; a dot a seed"
-    return method_scores(results[results["task"] == task], grid.TITLES, "home", "score at home", title)
+    return method_scores(
+        results[results["task"] == task], grid.TITLES | grid.SKEW_TITLES, "home", "score at home", title
+    )
 
 
 def fedavg_flow() -> plt.Figure:

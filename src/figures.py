@@ -286,7 +286,7 @@ def method_scores(results, titles: Mapping[str, str], value: str, label: str, ti
 
     Args:
         results: table with the columns ``skew``, ``method``, ``seed`` and ``value``.
-        titles: method → its name; gives the order of the rows.
+        titles: method → its name, which gives the order of the rows; may have names of skews, too.
         value: column to show.
         label: of the axis.
         title: of the figure.
@@ -303,7 +303,7 @@ def method_scores(results, titles: Mapping[str, str], value: str, label: str, ti
             color = site_color(row)
             axis.plot(chosen, np.full(len(chosen), row), "o", color=color, ms=4, alpha=0.6)
             axis.plot([chosen.mean()] * 2, [row - 0.35, row + 0.35], color=color, lw=2.5)
-        axis.set(title=skew.replace("alpha", "labels, α = ") if len(skews) > 1 else "", xlabel=label)
+        axis.set(title=titles.get(skew, skew), xlabel=label)
         axis.grid(axis="x")
     axes[0, 0].set_yticks(range(len(methods)), [titles[name] for name in methods])
     axes[0, 0].invert_yaxis()

@@ -223,7 +223,8 @@ def test_the_cross_site_matrix_shows_each_score_where_it_belongs():
 def test_method_scores_show_every_seed_and_the_mean():
     rows = [("even", "a", seed, 0.8 + 0.1 * seed) for seed in (0, 1)] + [("alpha0.1", "b", 0, 0.5)]
     results = pd.DataFrame(rows, columns=["skew", "method", "seed", "home"])
-    shown = figures.method_scores(results, {"b": "Method B", "a": "Method A", "c": "Method C"}, "home", "accuracy")
+    titles = {"b": "Method B", "a": "Method A", "c": "Method C", "alpha0.1": "labels, α = 0.1"}
+    shown = figures.method_scores(results, titles, "home", "accuracy")
     even, skewed = shown.axes
     assert [axis.get_title(loc="left") for axis in shown.axes] == ["even", "labels, α = 0.1"]
     assert [tick.get_text() for tick in even.get_yticklabels()] == ["Method B", "Method A"]

@@ -10,7 +10,8 @@ import sys
 NOT_AT_A_SITE = ("matplotlib", "mlflow", "pandas")
 NOT_AT_THE_SERVER = (*NOT_AT_A_SITE, "ignite")  # it makes the first model, and trains nothing
 _FLARE = "nvflare.private.fed.app"
-_SITE = (f"{_FLARE}.simulator.simulator_worker", f"{_FLARE}.client.worker_process")
+_SIMULATED_SITE = f"{_FLARE}.simulator.simulator_worker"
+_SITE = (_SIMULATED_SITE, f"{_FLARE}.client.worker_process")
 _SERVER = ("src.federation.simulator", f"{_FLARE}.server.runner_process")
 
 
@@ -21,7 +22,7 @@ def _runs(programs: tuple[str, ...]) -> bool:
 
 def is_simulated() -> bool:
     """True at a site of FLARE's simulator."""
-    return _runs(_SITE[:1])
+    return _SIMULATED_SITE in sys.orig_argv
 
 
 def import_monai() -> None:

@@ -66,9 +66,6 @@ CONSOLE = "console.log"
 START_SECONDS = 120.0
 POLL_SECONDS = 0.3
 JOB_SECONDS = 600.0
-HEARTBEAT_SECONDS = 10.0
-"""How often a site says that it is there; FLARE's value."""
-
 ORDER_SECONDS = 60.0
 """FLARE's value is 10, which a busy machine may miss."""
 

@@ -93,12 +93,7 @@ class ReturningSites(FLComponent):
         process[RunProcessKey.PARTICIPANTS] = {**others, client.token: client}
         # And it must have noted the loss: a site that is quicker than that would be back without ever having been away.
         deadline = time.monotonic() + LOSS_SECONDS
-        while True:
-            told = engine.send_app_command(job_id, SITE_IS_BACK, {"site": name}, timeout=10.0)
-            if told is None or told.get_return_code() != ReturnCode.OK:
-                raise RuntimeError("the job's process does not take sites back; its recipe needs add_record()")
-            if told[ServerCommandKey.DATA][LOSS_IS_NOTED]:
-                break
+        while not _tell(engine, job_id, name)[LOSS_IS_NOTED]:
             if time.monotonic() > deadline:
                 raise RuntimeError("the job's process does not note the loss")
             time.sleep(0.1)
@@ -106,6 +101,13 @@ class ReturningSites(FLComponent):
         with runner.lock:
             runner._pending_client_outcomes.setdefault(job_id, set()).add(name)
         _all_well(engine.start_client_job(job, {name: DispatchInfo(app, requirements, token)}, fl_ctx), name, "start")
+
+
+def _tell(engine, job_id: str, site: str) -> dict[str, bool]:
+    told = engine.send_app_command(job_id, SITE_IS_BACK, {"site": site}, timeout=10.0)
+    if told is None or told.get_return_code() != ReturnCode.OK:
+        raise RuntimeError("the job's process does not take sites back; its recipe needs add_record()")
+    return told[ServerCommandKey.DATA]
 
 
 def _all_well(replies, site: str, what: str) -> None:
