@@ -77,10 +77,8 @@ def train_locally(
     result, start = Trained(model), time.perf_counter()
     for _ in tqdm(range(settings.rounds), desc=site, unit="round", leave=False, disable=not progress):
         loss = train_for(trainer, settings.local_epochs)
-        result.history.append({"epoch": trainer.state.epoch, "train_loss": loss})
-        if validate:
-            metrics = evaluate(model, validation, settings, device)
-            result.history[-1] |= metrics
+        metrics = evaluate(model, validation, settings, device)
+        result.history.append({"epoch": trainer.state.epoch, "train_loss": loss, **metrics})
     result.epochs, result.steps = trainer.state.epoch, trainer.state.iteration
     result.seconds = time.perf_counter() - start
     return result

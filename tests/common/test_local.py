@@ -49,13 +49,15 @@ class LineTask:
         )
 
     def evaluate(self, model, prepared, settings, device):
+        if not prepared:
+            return {}
         self.validated.append(model.weight.detach().clone())
         return {"val_fit": float(-model.weight.detach().abs().sum())}
 
 
 def parts(items=3):
     draw = torch.Generator().manual_seed(0)
-    return {"training": [torch.randn(2, 3, generator=draw) for _ in range(items)], "validation": []}
+    return {"training": [torch.randn(2, 3, generator=draw) for _ in range(items)], "validation": ["a picture"]}
 
 
 @pytest.fixture
@@ -87,6 +89,7 @@ def test_without_validation_it_is_the_same_model(task):
     quick, watched = (train_locally(task, parts(), settings, validate=asked) for asked in (False, True))
     assert len(task.validated) == settings.rounds, "those of the second training alone"
     assert torch.equal(quick.model.weight, watched.model.weight)
+    assert all(set(entry) == {"epoch", "train_loss"} for entry in quick.history)
     assert [entry["train_loss"] for entry in quick.history] == [entry["train_loss"] for entry in watched.history]
 
 
