@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -258,6 +260,23 @@ def test_readme_s_make_targets_exist():
     named = re.findall(r"(?:`|^)make ([a-z-]+)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert named
     assert set(named) <= targets
+
+
+def test_two_processes_collect_the_same_tests(tmp_path):
+    """``pytest-xdist`` stops where its workers' test ids differ: by the second, a hash, a temporary folder, a random number."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "tests"]
+    processes = []
+    for number in ("1", "2"):
+        (tmp_path / number).mkdir()
+        environment = {**os.environ, "PYTHONHASHSEED": number, "TMPDIR": str(tmp_path / number), "PYTEST_ADDOPTS": ""}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, **pipes))
+        time.sleep(2.5)  # archives hold times to two seconds
+    first, second = (process.communicate()[0].splitlines() for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], first[-20:]
+    ids = [line for line in first if "::" in line]
+    assert len(ids) > 500 and ids == [line for line in second if "::" in line]
+    assert [one for one in ids if re.search(r"\\x00|0x|\[.{99}", one)] == [], "an id is a word, not bytes or an address"
 
 
 def test_no_file_is_large():

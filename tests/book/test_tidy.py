@@ -62,7 +62,11 @@ def test_older_notebook_gets_cell_ids(tmp_path):
     nbformat.validate(notebook)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"nbformat": 4', "\x00"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "{}", '{"nbformat": 4', "\x00"],
+    ids=["nothing", "half", "list", "object", "begun", "zero"],
+)
 def test_what_is_no_notebook_is_named(tmp_path, content):
     path = tmp_path / "broken.ipynb"
     path.write_text(content)

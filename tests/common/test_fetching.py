@@ -80,7 +80,9 @@ def test_fetches_once_and_shows_progress(server, root, capfd):
     assert server.asked == 1
 
 
-@pytest.mark.parametrize(("name", "content"), [("Task.tar", archive_of(mode="w")), ("Task.zip", zipped())])
+@pytest.mark.parametrize(
+    ("name", "content"), [("Task.tar", archive_of(mode="w")), ("Task.zip", zipped())], ids=["tar", "zip"]
+)
 def test_other_kinds_of_archives(root, name, content):
     server = Server(name, content)
     try:
@@ -229,6 +231,7 @@ def test_a_data_folder_that_may_not_be_written_to(server, root, monkeypatch):
         (archive_of(top="Other"), r"Task/labelsTr"),
         (archive_of({"../../outside": b""}), "[Uu]nsafe"),
     ],
+    ids=["no masks", "half", "text", "another folder", "outside"],
 )
 def test_an_archive_that_lacks_something_leaves_nothing(server, root, content, reason):
     server.content = content

@@ -29,7 +29,9 @@ from tests.tests_support import FULL, failing, files_of, names_in
 # Files
 
 
-@pytest.mark.parametrize(("content", "stored"), [("Prostata ä", "Prostata ä".encode()), (b"\0\xff", b"\0\xff")])
+@pytest.mark.parametrize(
+    ("content", "stored"), [("Prostata ä", "Prostata ä".encode()), (b"\0\xff", b"\0\xff")], ids=["text", "bytes"]
+)
 def test_a_file_is_written_for_all_to_read(tmp_path, content, stored):
     assert write_file(tmp_path / "page.html", content) == tmp_path / "page.html"
     assert (tmp_path / "page.html").read_bytes() == stored
@@ -67,7 +69,11 @@ def test_json_comes_back_with_any_file_name_in_it(tmp_path):
     assert b"fall_\xe4" in (tmp_path / "a.json").read_bytes()
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[1]", "3", b"\xff\xfe{\0}\0"])
+@pytest.mark.parametrize(
+    "content",
+    [None, "", "{", "[1]", "3", b"\xff\xfe{\0}\0"],
+    ids=["none", "nothing", "half", "list", "number", "UTF-16"],
+)
 def test_json_that_is_no_object_is_none(tmp_path, content):
     if content is not None:
         (tmp_path / "a.json").write_bytes(content if isinstance(content, bytes) else content.encode())
