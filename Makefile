@@ -41,7 +41,7 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab (LAB="--no-browser" and other
 	@$(RUN) jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $$([ "$$(id -u)" != 0 ] || echo --allow-root) $(LAB)
 
 figures: $(STAMP)  ## draw the pictures in figs/ again
-	@$(RUN) book.figures
+	@$(RUN) book.figs
 
 tidy: $(STAMP)  ## format the code, clear the notebooks' outputs
 	@$(RUN) ruff check --fix

@@ -21,13 +21,13 @@ from benchmarks.measure import (
     plain_seconds,
     plain_seconds_side_by_side,
 )
+from src.common.datalists import cache_folder, pooled, read_sites
 from src.common.engine import pick_device
 from src.common.files import write_json
-from src.common.local import train_locally
-from src.common.sites import cache_folder, pooled, read_sites
 from src.common.task import Card, tasks
-from src.federation.environments import CourseSimEnv
+from src.federation.local import train_locally
 from src.federation.run import Run
+from src.federation.simulator import CourseSimEnv
 
 BARS = Path(__file__).with_name("bars.json")
 """Task → figure → limit; a negative limit means "at least". A task without an entry is measured and has no bar."""

@@ -12,13 +12,13 @@ import time
 from pathlib import Path
 
 from benchmarks.__main__ import described, machine, versions
+from src.common.datalists import pooled, read_sites
 from src.common.files import read_json, write_json
-from src.common.local import train_each_site_alone, train_locally
 from src.common.settings import StudySettings
-from src.common.sites import pooled, read_sites
 from src.common.task import Card, tasks
-from src.federation.environments import CourseSimEnv
+from src.federation.local import train_each_site_alone, train_locally
 from src.federation.run import Run
+from src.federation.simulator import CourseSimEnv
 
 RESULTS = Path(__file__).with_name("results") / "comparison"
 SHARES: dict[str, dict[str, dict]] = {"mednist": {"specialised": {}, "even": {"how": "even"}}}

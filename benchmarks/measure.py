@@ -85,7 +85,7 @@ def _share(process: psutil.Process) -> int:
 def _role(command: list[str]) -> str | None:
     if "--client" in command:
         return command[command.index("--client") + 1]
-    return "server" if "src.federation.simulator" in command else None
+    return "server" if "src.federation.simulated" in command else None
 
 
 def _loopback_bytes() -> int | None:

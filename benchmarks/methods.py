@@ -26,16 +26,16 @@ import torch
 
 from benchmarks.__main__ import versions
 from benchmarks.warm import warm_python
+from src.common.datalists import pooled, read_sites
 from src.common.errors import CourseError
 from src.common.files import read_json, write_json
-from src.common.local import train_each_site_alone, train_locally
 from src.common.settings import StudySettings
-from src.common.sites import pooled, read_sites
 from src.common.task import tasks
-from src.federation.client_methods import PERSONAL
-from src.federation.environments import CourseSimEnv
+from src.federation.at_site import PERSONAL
+from src.federation.local import train_each_site_alone, train_locally
 from src.federation.methods import METHODS
 from src.federation.run import Run
+from src.federation.simulator import CourseSimEnv
 
 RESULTS = Path(__file__).parent / "results" / "methods"
 SITES = 4

@@ -27,12 +27,12 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from benchmarks.__main__ import machine, versions
 from benchmarks.measure import TOGETHER, Watch
 from benchmarks.table import with_table
+from data_scripts import mednist as data
 from src.common.errors import CourseError
 from src.common.files import read_json, write_file, write_json
 from src.federation.aggregation import SampleWeightedMean
-from src.federation.environments import CourseSimEnv
 from src.federation.run import Run
-from src.mednist import data
+from src.federation.simulator import CourseSimEnv
 from src.mednist.card import Settings
 from src.mednist.recipe import recipe
 

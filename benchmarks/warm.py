@@ -33,7 +33,7 @@ PRELOAD = (
     "nvflare.app_opt.pt.recipes",
     "nvflare.app_opt.tracking.tb.tb_receiver",
     "nvflare.client.tracking",
-    "src.federation.client_methods",
+    "src.federation.at_site",
     "src.federation.server",
     "src.mednist.training",
     "src.prostate.training",

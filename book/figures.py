@@ -1,222 +1,311 @@
-"""Draw the pictures in ``figs/`` again: ``python -m book.figures [NAME ...] [--out DIR]``, which is what ``make figures`` calls.
+"""The pictures of the notebooks. Every function draws what it is given and returns a matplotlib figure.
 
-All of them show drawn data, whatever the reader's own settings are. Those that show a run make that run first, as the notebook
-does; that takes minutes.
+A *case* is a dictionary with ``image``, an array ``(x, y, z)`` or ``(x, y, z, channels)``; ``label`` and, where there is one,
+``prediction``, ``(x, y, z)`` on the same grid, outlined where above 0; ``affine``, ``(4, 4)``, from voxel numbers to
+millimetres towards the patient's right, front and head, as nibabel and MONAI read it; ``caption``; and optionally ``z``, the
+axial slice to show, counted from the feet, by default the one in which prediction and mask disagree most, or without a
+prediction the one with the largest mask. The arrays' axes may have any order
+and direction. Cases are shown as radiologists look at them: the patient's right is on the left of the screen, the front of
+axial slices on top, the head on top of coronal and sagittal ones, and the front of the sagittal ones on the left.
 """
 
-import argparse
-import os
-import sys
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+import nibabel as nib
+import numpy as np
+from matplotlib.patheffects import withStroke
+from PIL import Image
 
-from benchmarks import methods as grid
-from src.common.files import read_json
-from src.common.sites import partition, sites_of, who_has_what
-from src.common.task import Card, tasks
-from src.federation.environments import CourseSimEnv
-from src.federation.run import Run
-from src.figures import (
-    INK,
-    case_grid,
-    class_montage,
-    example_images,
-    federated_curves,
-    load_case,
-    method_scores,
-    partition_bars,
-    site_color,
-    use_style,
-)
-from src.mednist import data as mednist_data
-from src.mednist.card import CARD as MEDNIST
-from src.prostate import data as prostate_data
+from src.common.errors import CourseError
+from src.common.pictures import grey_square
 
-CHECKOUT = Path(__file__).resolve().parents[1]
-WORK = CHECKOUT / "build" / "figures"
-"""Drawn data and runs of these pictures: the reader's own data, shares and runs are left alone."""
-
-SERVER_COLOR = "#33415c"
-
-
-def mednist_classes() -> plt.Figure:
-    """Examples of every class."""
-    images = example_images(_mednist_items(), MEDNIST.labels, columns=12)
-    return class_montage(images, "MedNIST's six classes, as the course draws them: no patients")
-
-
-def mednist_partition() -> plt.Figure:
-    """Who would hold what with skewed labels; nothing is shared out."""
-    shares = partition(_mednist_items(), 4, how="dirichlet", alpha=0.3)
-    table = who_has_what(
-        {site: {"training": own, "validation": [], "testing": []} for site, own in shares.items()}, MEDNIST.labels
-    )
-    return partition_bars(table, MEDNIST.labels, "Four sites with skewed labels: Dirichlet with α = 0.3")
-
-
-def _mednist_items() -> list[dict]:
-    return mednist_data.read_items(mednist_data.find_or_make("generated"))
-
-
-def prostate_cases() -> plt.Figure:
-    """Two T2 volumes of each hospital, one above the other."""
-    raw = prostate_data.find_or_make("generated")
-    hospitals = read_json(raw / "hospitals.json")
-    cases = []
-    for row in range(2):
-        for site, names in hospitals.items():
-            file = f"{names[row]}.nii.gz"
-            item = {"image": raw / "imagesTr" / file, "label": raw / "labelsTr" / file}
-            cases.append(load_case(item, f"{site} · {names[row]}"))
-    return case_grid(cases, "T2 volumes of four hospitals, as the course draws them: no patients", len(hospitals))
-
-
-def curves(card: Card) -> plt.Figure:
-    """Curves of a run of one task, with the sites and settings that its rooms have by default."""
-    data = card.room("data").prepare()
-    sites = sites_of(data)
-    result = card.room("recipe").recipe(len(sites)).execute(CourseSimEnv(sites, card.name)).get_result()
-    return federated_curves(Run(result), ("train_loss", card.key_metric))
-
-
-def methods(task: str) -> plt.Figure:
-    """Scores of all methods of one task, from the kept reports of ``python -m benchmarks.methods``; nothing is trained."""
-    results = grid.read()
-    title = f"{tasks()[task].title}: what each site ends with, on its own testing part; a dot a seed"
-    return method_scores(
-        results[results["task"] == task], grid.TITLES | grid.SKEW_TITLES, "home", "score at home", title
-    )
-
-
-def fedavg_flow() -> plt.Figure:
-    """The six steps of a FedAvg round between a server and two sites."""
-    figure, axis = plt.subplots(figsize=(10, 5.4), layout="constrained")
-    axis.set(xlim=(0, 10), ylim=(0, 5.4))
-    axis.set_axis_off()
-    steps = {
-        "1": "load the first global model: persistor",
-        "5": r"average  $w = \sum_k \frac{n_k}{n} w_k$ : aggregator",
-        "6": "update, save, keep the best: persistor",
-    }
-    _box(axis, 2.3, 3.45, 5.4, SERVER_COLOR, "Server · FedAvg controller", steps)
-    for number, left in enumerate((0.3, 5.7)):
-        color, name = site_color(number), number + 1
-        steps = {"3": "validate the received model", "4": f"train it on its own $n_{name}$ images"}
-        _box(axis, left, 0.25, 4.0, color, f"site-{name}", steps)
-        # The right half mirrors the left one, about the middle of the figure.
-        outwards, outer, inner = (-1, "right", "left") if number == 0 else (1, "left", "right")
-        _arrow(axis, (5 + outwards * 2.25, 3.4), (5 + outwards * 3.0, 1.75), SERVER_COLOR)
-        _arrow(axis, (5 + outwards * 2.25, 1.75), (5 + outwards * 1.5, 3.4), color)
-        _badge(axis, 5 + outwards * 2.94, 2.62, "2", SERVER_COLOR, "white")
-        look = {"va": "center", "fontsize": 10}
-        axis.text(5 + outwards * 3.17, 2.62, "global weights", ha=outer, color=SERVER_COLOR, **look)
-        answer = f"$w_{name}$, $n_{name}$, metrics"
-        axis.text(5 + outwards * 1.575, 2.4, answer, ha=inner, color=color, weight="bold", **look)
-    axis.text(5, 1.0, "no image\nleaves\na site", ha="center", va="center", color=INK, style="italic", fontsize=10.5)
-    return figure
-
-
-def federation_kits() -> plt.Figure:
-    """Who dials whom in a real federation, and what is in a site's start-up kit."""
-    figure, axis = plt.subplots(figsize=(10, 5.2), layout="constrained")
-    axis.set(xlim=(0, 10), ylim=(0, 5.2))
-    axis.set_axis_off()
-    rounded, look = "round,pad=0,rounding_size=0.12", {"va": "center", "fontsize": 10}
-
-    def box(left: float, bottom: float, width: float, height: float, color: str, head: str, lines: str) -> None:
-        axis.add_patch(FancyBboxPatch((left, bottom), width, height, boxstyle=rounded, fc=color, ec="none"))
-        axis.text(left + 0.15, bottom + height - 0.25, head, va="center", color="white", weight="bold", fontsize=11)
-        axis.text(left + 0.15, bottom + height - 0.48, lines, va="top", color="white", fontsize=9.5, linespacing=1.5)
-
-    box(
-        3.3, 3.6, 3.4, 1.4, SERVER_COLOR, "server", "one open port\nstart-up kit with its own key\njobs, models, record"
-    )
-    box(7.9, 3.8, 1.9, 1.0, "#6b7a90", "lead", "a kit with a key\nsubmits recipes")
-    _arrow(axis, (7.85, 4.3), (6.75, 4.3), "#6b7a90")
-    for number, left in enumerate((0.2, 3.5, 6.8)):
-        site = f"site-{number + 1}"
-        box(
-            left,
-            0.2,
-            3.0,
-            1.75,
-            site_color(number),
-            site,
-            "own key and certificate\nown rules in local/\nown data, which stay here",
-        )
-        _arrow(axis, (left + 1.5, 1.85), (4.2 + 0.8 * number, 3.55), site_color(number))
-    axis.text(0.2, 2.75, "sites dial out,\nover mutual TLS", ha="left", color=INK, style="italic", **look)
-    axis.text(9.8, 2.75, "nobody calls\na hospital", ha="right", color=INK, style="italic", **look)
-    axis.text(0.2, 4.3, "project owner:\nthe root's key, offline.\nSigns every kit, once", color=INK, **look)
-    return figure
-
-
-def _box(axis, left: float, bottom: float, width: float, color: str, head: str, steps: dict[str, str]) -> None:
-    """A coloured box with a heading and, below it, numbered steps."""
-    top = bottom + 0.62 + 0.4 * len(steps)
-    rounded = "round,pad=0,rounding_size=0.12"
-    axis.add_patch(FancyBboxPatch((left, bottom), width, top - bottom, boxstyle=rounded, fc=color, ec="none"))
-    axis.text(left + 0.25, top - 0.3, head, va="center", color="white", weight="bold", fontsize=12)
-    for row, (number, text) in enumerate(steps.items()):
-        middle = top - 0.72 - 0.4 * row
-        _badge(axis, left + 0.42, middle, number, "white", color)
-        axis.text(left + 0.72, middle, text, va="center", color="white", fontsize=10.5)
-
-
-def _badge(axis, x: float, y: float, number: str, color: str, ink: str) -> None:
-    circle = {"boxstyle": "circle,pad=0.25", "fc": color, "ec": "none"}
-    axis.text(x, y, number, ha="center", va="center", color=ink, weight="bold", fontsize=9.5, bbox=circle)
-
-
-def _arrow(axis, start: tuple[float, float], end: tuple[float, float], color: str) -> None:
-    axis.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=18, color=color, lw=2))
-
-
-PICTURES: dict[str, Callable[[], plt.Figure]] = {
-    "mednist_classes.png": mednist_classes,
-    "mednist_partition.svg": mednist_partition,
-    "fedavg_flow.svg": fedavg_flow,
-    "federation_kits.svg": federation_kits,
-    "prostate_cases.png": prostate_cases,
-    "methods_mednist.svg": partial(methods, "mednist"),
-    **{f"{name}_curves.svg": partial(curves, card) for name, card in tasks().items()},
+SITE_COLORS = ("#2a6f97", "#e07a5f", "#3d8b5f", "#8e6bbf", "#c9a227", "#5c677d", "#d1495b", "#00798c")
+LABEL_COLOR, PREDICTION_COLOR = "#00b4a0", "#ff8c42"
+INK = "#1f2933"
+CURVES = {
+    "train_loss": "training loss, each site's own",
+    "val_accuracy": "validation accuracy of the received model",
+    "val_dice": "validation Dice of the received model",
 }
+# The axis that a view looks along, the axis across the screen, the one upwards, and the letters of its left and right edge.
+_VIEWS = {"axial": (2, 0, 1, "RL"), "coronal": (1, 0, 2, "RL"), "sagittal": (0, 1, 2, "AP")}
 
 
-def use_drawings() -> None:
-    """Put the reader's own settings of this course aside, and draw, share out and run in :data:`WORK`."""
-    for name in [name for name in os.environ if name.startswith("COURSE_")]:
-        del os.environ[name]
-    os.environ["COURSE_DATA_SOURCE"] = "generated"
-    os.environ["COURSE_DATA"] = str(WORK / "data")
-    os.environ["COURSE_RUNS"] = str(WORK / "runs")
+def use_style() -> None:
+    """Give all later matplotlib figures the look of the course."""
+    plt.rc("figure", dpi=110, titlesize=11, titleweight="bold")
+    plt.rc("axes", titlesize=11, titleweight="bold", titlelocation="left", edgecolor="#9aa5b1", axisbelow=True)
+    plt.rc("axes.spines", top=False, right=False)
+    plt.rc("grid", color="#e4e7eb")
+    plt.rc("legend", frameon=False)
+    plt.rc("savefig", dpi=140, bbox="tight")
+    plt.rc("svg", hashsalt="course")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Draw pictures; by default all of them, into ``figs/``."""
-    parser = argparse.ArgumentParser(prog="python -m book.figures", description="Draw the pictures in figs/ again.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"by default all: {', '.join(PICTURES)}")
-    parser.add_argument("--out", type=Path, default=CHECKOUT / "figs", help="folder of the pictures, by default figs")
-    options = parser.parse_args(arguments)
-    if unknown := set(options.names) - set(PICTURES):
-        parser.error(f"there is no picture {', '.join(sorted(unknown))}; choose from {', '.join(PICTURES)}")
-    plt.switch_backend("agg")
-    use_style()
-    use_drawings()
-    options.out.mkdir(parents=True, exist_ok=True)
-    for name in options.names or PICTURES:
-        figure = PICTURES[name]()
-        # Without a date, the same picture is the same file.
-        undated = {"metadata": {"Date": None}} if name.endswith(".svg") else {}
-        figure.savefig(options.out / name, facecolor="white", **undated)
-        plt.close(figure)
-        print(f"drew {options.out / name}", flush=True)
-    return 0
+def site_color(number: int) -> str:
+    """Colour of the site with this number, counted from 0; the same in every figure."""
+    return SITE_COLORS[number % len(SITE_COLORS)]
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def example_images(items: Sequence[dict], class_names: Sequence[str], columns: int = 10, seed: int = 0) -> dict:
+    """``columns`` images ``(64, 64)`` of each class, chosen at random from items with ``image`` and ``label``, for a montage."""
+    rng, rows = np.random.default_rng(seed), {}
+    for number, name in enumerate(class_names):
+        own = [item["image"] for item in items if item["label"] == number]
+        rows[name] = [np.asarray(grey_square(Image.open(path), 64)) for path in rng.permutation(own)[:columns]]
+    return rows
+
+
+def class_montage(images: Mapping[str, Sequence[np.ndarray]], title: str = "") -> plt.Figure:
+    """A row for every class: grey images ``(height, width)`` from 0 to 255, all of one size, equally many of each class."""
+    rows = [np.hstack([np.pad(image, 2, constant_values=255) for image in row]) for row in images.values()]
+    height, width = rows[0].shape
+    figure, axis = plt.subplots(figsize=(10, 10 * height * len(rows) / width), layout="constrained")
+    axis.imshow(np.vstack(rows), cmap="gray", vmin=0, vmax=255)
+    axis.set(title=title, xticks=[], yticks=(np.arange(len(rows)) + 0.5) * height, yticklabels=list(images))
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    return figure
+
+
+def prediction_gallery(
+    images, captions: Sequence[str], right: Sequence[bool], title: str, columns: int = 6
+) -> plt.Figure:
+    """Images ``(height, width)``, each with its caption: green where it is right, red and bold where it is wrong."""
+    figure, axes = _grid(len(images), columns, 1.5, 1.8)
+    for axis, image, caption, ok in zip(axes, images, captions, right, strict=False):
+        axis.imshow(image, cmap="gray")
+        color, weight = ("#2d6a4f", "normal") if ok else ("#b23a48", "bold")
+        axis.set_title(caption, fontsize=8, fontweight=weight, color=color, loc="center")
+    figure.suptitle(title)
+    return figure
+
+
+def confusion_matrix(labels, predictions, class_names: Sequence[str], title: str) -> plt.Figure:
+    """scikit-learn's confusion matrix of true and predicted class numbers, each ``(images,)``; zeros are left blank."""
+    from sklearn.metrics import ConfusionMatrixDisplay  # takes more than a second, and not every notebook needs it
+
+    figure, axis = plt.subplots(figsize=(4.8, 4.2), layout="constrained")
+    classes = {"labels": range(len(class_names)), "display_labels": class_names}
+    look = {"cmap": "Blues", "colorbar": False, "xticks_rotation": 35, "ax": axis}
+    shown = ConfusionMatrixDisplay.from_predictions(labels, predictions, **classes, **look)
+    for text in shown.text_.flat:
+        text.set_visible(text.get_text() != "0")
+    plt.setp(axis.get_xticklabels(), ha="right", rotation_mode="anchor")
+    axis.set(title=title, xlabel="predicted", ylabel="true")
+    axis.spines[:].set_visible(False)
+    return figure
+
+
+def partition_bars(table, columns: Sequence[str], title: str = "Who holds which images") -> plt.Figure:
+    """A bar for each site of a table of :func:`data_scripts.sharing.who_has_what`, stacked from ``columns``: classes or parts."""
+    table = table[list(columns)].drop("all sites")
+    figure, axis = plt.subplots(figsize=(7.5, 1.3 + 0.5 * len(table)), layout="constrained")
+    table.plot.barh(stacked=True, ax=axis, colormap="Set2", edgecolor="white", width=0.75)
+    room = 0.035 * table.sum(axis=1).max()
+    for bars in axis.containers:
+        axis.bar_label(bars, fmt=lambda n: f"{n:.0f}" if n > room else "", label_type="center", fontsize=8, color=INK)
+    axis.invert_yaxis()
+    axis.set(xlabel="images", ylabel="")
+    axis.legend(ncols=6, loc="lower left", bbox_to_anchor=(0, 1), fontsize=8, handlelength=1, columnspacing=1.2)
+    axis.set_title(title, pad=28)
+    return figure
+
+
+def federated_curves(run, metrics: Sequence[str]) -> plt.Figure:
+    """Metrics of a :class:`src.federation.run.Run` by round, a panel a metric, a line a site; known ones get a title."""
+    figure, axes = plt.subplots(1, len(metrics), figsize=(4.6 * len(metrics), 3.4), squeeze=False, layout="constrained")
+    for axis, metric in zip(axes.flat, metrics, strict=True):
+        run.curve(metric).plot(ax=axis, color=list(SITE_COLORS), marker=".", legend=False)
+        axis.set(title=CURVES.get(metric, metric), xlabel="round")
+        axis.locator_params(axis="x", integer=True)
+        axis.grid(axis="y")
+    axes[0, 0].legend()
+    return figure
+
+
+def load_case(item: Mapping, caption: str = "") -> dict:
+    """The case of a datalist's item ``{"image": path, "label": path}``, as it is in its files."""
+    image, label = nib.load(item["image"]), nib.load(item["label"])
+    return {"image": image.get_fdata(), "label": label.get_fdata(), "affine": image.affine, "caption": caption}
+
+
+def upright(case: Mapping) -> dict:
+    """The same case with axes towards the patient's right, front and head, and with ``z``; no voxel is interpolated.
+
+    An oblique axis goes to the nearest one; see https://nipy.org/nibabel/image_orientation.html. Raises a CourseError if
+    image, label and prediction are not on the same grid.
+    """
+    turn = nib.io_orientation(case["affine"])
+    arrays = {key: np.asarray(case[key]) for key in ("image", "label", "prediction") if key in case}
+    shape = arrays["label"].shape
+    if any(array.shape[:3] != shape for array in arrays.values()):
+        found = ", ".join(f"{key} {array.shape}" for key, array in arrays.items())
+        raise CourseError(f"The arrays of a case have different grids: {found}. Bring them to one, then show them.")
+    turned = {key: nib.apply_orientation(array, turn) for key, array in arrays.items()}
+    affine = case["affine"] @ nib.orientations.inv_ornt_aff(turn, shape)
+    return {"z": int(_of_interest(turned).sum(axis=(0, 1)).argmax()), **case, **turned, "affine": affine}
+
+
+def _of_interest(case: Mapping) -> np.ndarray:
+    """The voxels where prediction and mask disagree; the mask where there is no prediction, or no disagreement."""
+    mask = case["label"] > 0
+    wrong = (case["prediction"] > 0) != mask if "prediction" in case else mask
+    return wrong if wrong.any() else mask
+
+
+def planes(case: Mapping, title: str = "", channel_names: Sequence[str] = ("T2",)) -> plt.Figure:
+    """A case in three planes, in the body's proportions; a row for each channel named.
+
+    The planes go through the middle of the mask; with a prediction, each one lies where the two disagree most.
+    """
+    case = upright(case)
+    shape, shown = np.array(case["label"].shape), _of_interest(case)
+    if "prediction" in case:
+        center = [int(shown.sum(axis=tuple({0, 1, 2} - {axis})).argmax()) for axis in range(3)]
+    else:
+        inside = np.argwhere(shown)
+        center = inside.mean(axis=0).round().astype(int) if len(inside) else shape // 2
+    x, y, z = shape * nib.affines.voxel_sizes(case["affine"])
+    size = (10, len(channel_names) * (10 * max(y, z) / (x + x + y) + 0.3) + 0.3)
+    layout = {"layout": "constrained", "width_ratios": (x, x, y), "squeeze": False}
+    figure, axes = plt.subplots(len(channel_names), len(_VIEWS), figsize=size, **layout)
+    for channel, (row, name) in enumerate(zip(axes, channel_names, strict=True)):
+        for axis, view in zip(row, _VIEWS, strict=True):
+            _slice(axis, case, view, center[_VIEWS[view][0]], channel)
+            axis.set_title(f"{name}, {view}", fontsize=9)
+            axis.set_anchor("N")
+    figure.suptitle(title)
+    return figure
+
+
+def case_grid(cases: Sequence[Mapping], title: str = "", columns: int = 4) -> plt.Figure:
+    """An axial slice of each case with the outlines of mask and prediction."""
+    figure, axes = _grid(len(cases), columns, 2.6, 3.0)
+    for axis, case in zip(axes, map(upright, cases), strict=False):
+        _slice(axis, case, "axial", case["z"])
+        axis.set_title(case["caption"], fontsize=8.5, fontweight="normal", loc="center")
+    if any("prediction" in case for case in cases):
+        lines = [plt.Line2D([], [], color=color, lw=2) for color in (LABEL_COLOR, PREDICTION_COLOR)]
+        figure.legend(lines, ["mask", "prediction"], loc="outside lower center", ncols=2, fontsize=9)
+    figure.suptitle(title)
+    return figure
+
+
+def _grid(count: int, columns: int, width: float, height: float):
+    rows = max(1, -(-count // columns))
+    size = (width * columns, height * rows + 0.3)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="compressed")
+    for axis in axes.flat:
+        axis.set_axis_off()
+    return figure, axes.flat
+
+
+def _slice(axis, case: dict, view: str, index: int, channel: int = 0) -> None:
+    through, across, up, edges = _VIEWS[view]
+    voxel = nib.affines.voxel_sizes(case["affine"])
+    volume = case["image"].reshape(*case["label"].shape, -1)[..., channel]
+    look = {"cmap": "gray", "clim": np.percentile(volume, (1, 99)), "interpolation": "bilinear", "origin": "lower"}
+    axis.imshow(volume.take(index, axis=through).T, aspect=voxel[up] / voxel[across], **look)
+    for key, color in (("label", LABEL_COLOR), ("prediction", PREDICTION_COLOR)):
+        mask = case[key].take(index, axis=through).T > 0 if key in case else np.zeros(1)
+        if mask.any() and not mask.all():
+            axis.contour(mask, levels=[0.5], colors=[color], linewidths=1.4)
+    # The axis across starts at the patient's left or back, and radiologists have these on the right of the screen.
+    axis.invert_xaxis()
+    axis.set_axis_off()
+    look = {"color": "white", "fontsize": 9, "path_effects": [withStroke(linewidth=2, foreground=INK)]}
+    axis.text(0.02, 0.5, edges[0], transform=axis.transAxes, ha="left", va="center", **look)
+    axis.text(0.98, 0.5, edges[1], transform=axis.transAxes, ha="right", va="center", **look)
+
+
+def intensity_curves(volumes: Mapping[str, Sequence], title: str, axis_label: str, log: bool = False) -> plt.Figure:
+    """Distribution of the voxel values of each site, ``{site: [array, …]}``, a line a case, a colour a site.
+
+    With ``log``, the axis is logarithmic, the bins are equally wide on it, and values up to 0 are left out.
+    """
+    figure, axis = plt.subplots(figsize=(7, 3), layout="constrained")
+    for number, (site, arrays) in enumerate(volumes.items()):
+        for position, values in enumerate(map(np.ravel, arrays)):
+            values = np.log(values[values > 0]) if log else values
+            share, edges = np.histogram(values, bins=50, range=np.percentile(values, (1, 99.5)))
+            middle = (edges[1:] + edges[:-1]) / 2
+            label = None if position else site
+            axis.plot(np.exp(middle) if log else middle, share / share.max(), color=site_color(number), label=label)
+    axis.set(title=title, xlabel=axis_label, ylabel="voxels, peak = 1", xscale="log" if log else "linear")
+    axis.legend()
+    return figure
+
+
+def pooled_histograms(statistics: Mapping, feature: str, labels: Sequence[str] = (), title: str = "") -> plt.Figure:
+    """Histograms of one feature from FLARE's federated statistics: a line, or for classes a group of bars, for each site and all.
+
+    Args:
+        statistics: of the file that ``FedStatsRecipe`` writes: feature → statistic → site or ``Global`` → part → value.
+        feature: name of the feature.
+        labels: names of the classes, where the feature is one.
+        title: of the figure.
+    """
+    sites = statistics[feature]["histogram"]
+    figure, axis = plt.subplots(figsize=(7.5, 3), layout="constrained")
+    for number, (site, parts) in enumerate(sorted(sites.items(), key=lambda pair: (pair[0] == "Global", pair[0]))):
+        (bins,) = parts.values()
+        counts = np.array([count for _, _, count in bins], float)
+        color = INK if site == "Global" else site_color(number)
+        name = "all sites" if site == "Global" else site
+        if labels:
+            width = 0.8 / len(sites)
+            axis.bar(np.arange(len(counts)) + width * number, counts, width, color=color, label=name)
+        else:
+            middle = [(low + high) / 2 for low, high, _ in bins]
+            axis.plot(middle, counts / counts.sum(), color=color, lw=2.5 if site == "Global" else 1.5, label=name)
+    if labels:
+        axis.set_xticks(np.arange(len(labels)) + 0.4, labels)
+    axis.set(title=title, xlabel="" if labels else feature, ylabel="images" if labels else "share of the pixels")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    return figure
+
+
+def cross_site_matrix(table, title: str) -> plt.Figure:
+    """A heat map of a table with a row a model and a column a site on whose data it was judged; scores from 0 to 1."""
+    figure, axis = plt.subplots(figsize=(1.6 + 0.95 * table.shape[1], 1.1 + 0.5 * table.shape[0]), layout="constrained")
+    axis.imshow(table.to_numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (row, column), value in np.ndenumerate(table.to_numpy()):
+        axis.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.6 else INK)
+    axis.set_xticks(range(table.shape[1]), [f"data of\n{site}" for site in table.columns], fontsize=9)
+    axis.set_yticks(range(table.shape[0]), [f"model of {model}" for model in table.index], fontsize=9)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    axis.set_title(title)
+    return figure
+
+
+def method_scores(results, titles: Mapping[str, str], value: str, label: str, title: str = "") -> plt.Figure:
+    """Scores of methods by how hospitals differ, a panel each: a dot a seed, a line at their mean.
+
+    Args:
+        results: table with the columns ``skew``, ``method``, ``seed`` and ``value``.
+        titles: method → its name, which gives the order of the rows; may have names of skews, too.
+        value: column to show.
+        label: of the axis.
+        title: of the figure.
+    """
+    skews = list(dict.fromkeys(results["skew"]))
+    methods = [name for name in titles if name in set(results["method"])]
+    size = (2.8 + 2.1 * len(skews), 1.2 + 0.3 * len(methods))
+    figure, axes = plt.subplots(
+        1, len(skews), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, skew in zip(axes.flat, skews, strict=True):
+        for row, method in enumerate(methods):
+            chosen = results[(results["skew"] == skew) & (results["method"] == method)][value]
+            color = site_color(row)
+            axis.plot(chosen, np.full(len(chosen), row), "o", color=color, ms=4, alpha=0.6)
+            axis.plot([chosen.mean()] * 2, [row - 0.35, row + 0.35], color=color, lw=2.5)
+        axis.set(title=titles.get(skew, skew), xlabel=label)
+        axis.grid(axis="x")
+    axes[0, 0].set_yticks(range(len(methods)), [titles[name] for name in methods])
+    axes[0, 0].invert_yaxis()
+    figure.suptitle(title)
+    return figure

@@ -22,10 +22,10 @@ from nbformat.v4 import new_markdown_cell
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
+from book.headline import OWN_KEYS, figure_text, words
 from book.tidy import ROOT, notebook_text, read_notebook, repository
 from src.common.files import write_file, writing
 from src.common.paths import data_source
-from src.headline import OWN_KEYS, figure_text, words
 
 _BOOK = Path(__file__).resolve().parent
 _DATA = {"generated": "generated drawings, not patients", "real": "the real data sets"}

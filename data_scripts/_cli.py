@@ -45,8 +45,8 @@ def run(main: Callable[[], None]):
 
 
 try:
-    import src.mednist.data
-    import src.prostate.data  # noqa: F401
+    import data_scripts.mednist
+    import data_scripts.prostate  # noqa: F401
     from src.common.errors import CourseError
 except ModuleNotFoundError as missing:
     print(

@@ -1,9 +1,9 @@
-"""Behind data_conversion.sh: the arguments of src.prostate.data.convert."""
+"""Behind data_conversion.sh: the arguments of data_scripts.prostate.convert."""
 
 import _cli
 
+from data_scripts.prostate import convert
 from src.common.paths import raw_folder
-from src.prostate.data import convert
 
 TEXT = """\
 Take one channel (T2) of every image and make its mask binary (whole gland), all cases in one go.

@@ -1,8 +1,8 @@
-"""Behind datalists_gen.sh: the arguments of src.prostate.data.share_out."""
+"""Behind datalists_gen.sh: the arguments of data_scripts.prostate.share_out."""
 
 import _cli
 
-from src.prostate.data import read_hospitals, share_out
+from data_scripts.prostate import read_hospitals, share_out
 
 TEXT = """\
 Give every site a folder of its own, COURSE_DATA/sites/NAME/SITE: its cases, and datalist.json in the format of the

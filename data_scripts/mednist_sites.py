@@ -1,8 +1,8 @@
-"""Behind mednist_sites.sh: the arguments of src.mednist.data.share_out."""
+"""Behind mednist_sites.sh: the arguments of data_scripts.mednist.share_out."""
 
 import _cli
 
-from src.mednist.data import FEW, describe, find_or_make, share_out
+from data_scripts.mednist import FEW, describe, find_or_make, share_out
 
 TEXT = """\
 Share MedNIST out over pretend hospitals. Every site gets a folder of its own, COURSE_DATA/sites/NAME/SITE: its images, and

@@ -1,8 +1,8 @@
-"""Behind prostate_download.sh: the arguments of src.prostate.data.find_or_make."""
+"""Behind prostate_download.sh: the arguments of data_scripts.prostate.find_or_make."""
 
 import _cli
 
-from src.prostate.data import describe, find_or_make
+from data_scripts.prostate import describe, find_or_make
 
 TEXT = """\
 Put Task05_Prostate of the Medical Segmentation Decathlon into the data folder, unless it is there.

@@ -16,7 +16,7 @@ from nvflare.client.tracking import SummaryWriter
 
 from src.common.engine import pick_device
 from src.common.seeds import site_seed
-from src.federation.client_methods import at_site
+from src.federation.at_site import at_site
 from src.federation.site import open_site, run_site
 from src.mednist.card import Settings
 from src.mednist.training import evaluate, make_trainer, new_model, to_device

@@ -14,7 +14,7 @@ from nvflare.client.tracking import SummaryWriter
 
 from src.common.engine import pick_device
 from src.common.seeds import site_seed
-from src.federation.client_methods import at_site
+from src.federation.at_site import at_site
 from src.federation.site import open_site, run_site
 from src.prostate.card import Settings
 from src.prostate.training import evaluate, make_trainer, new_model, to_device

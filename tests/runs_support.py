@@ -8,10 +8,10 @@ from pathlib import Path
 import psutil
 from nvflare.app_opt.pt.recipes import FedAvgRecipe
 
+from data_scripts.phantoms.mednist import write
 from src.federation.aggregation import SampleWeightedMean
 from src.federation.run import RUN
 from src.federation.server import add_everything
-from src.phantoms.mednist import write
 
 CLIENT = """
 \"\"\"A client that needs neither MONAI nor images: what is tested with it is what goes on around it.\"\"\"

@@ -96,7 +96,7 @@ def test_the_watch_sees_what_its_block_starts(monkeypatch):
 
 
 def test_the_watch_knows_the_server_of_the_course_s_simulator():
-    assert measure._role(["python", "-m", "src.federation.simulator", "job", "-w", "runs"]) == "server"
+    assert measure._role(["python", "-m", "src.federation.simulated", "job", "-w", "runs"]) == "server"
     assert measure._role(["python", "-m", "somebody.simulator"]) is None
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from nvflare.app_opt.pt.recipes import FedAvgRecipe
 
-from src.common.sites import sites_folder
-from src.federation.environments import CourseSimEnv
+from data_scripts.mednist import share_out
+from src.common.datalists import sites_folder
 from src.federation.run import Run
 from src.federation.server import add_record
-from src.mednist.data import share_out
+from src.federation.simulator import CourseSimEnv
 from tests.runs_support import drawings
 
 STEPS = Path(__file__).parents[1] / "notebooks" / "first_steps"

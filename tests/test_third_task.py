@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from data_scripts.phantoms.mednist import write
 from src.mednist.card import CARD
-from src.phantoms.mednist import write
 from tests.test_repository import ROOT, repository_files
 
 pytestmark = pytest.mark.slow
@@ -21,9 +21,9 @@ PROGRAM = """
 import json
 import sys
 from pathlib import Path
-from src.common.sites import pooled, read_sites, who_has_what
+from src.common.datalists import pooled, read_sites, who_has_what
 from src.common.task import tasks
-from src.federation.environments import CourseSimEnv
+from src.federation.simulator import CourseSimEnv
 from src.federation.run import Run
 
 raw, jobs = Path(sys.argv[1]), Path(sys.argv[2])

@@ -20,21 +20,22 @@ import pytest
 import torch
 from PIL import Image
 
+from book.show import tensorboard_through_hub
+from data_scripts import mednist
+from data_scripts.prostate import convert, read_hospitals, share_out
+from data_scripts.sharing import write_sites
 from src.common import paths
+from src.common.datalists import PARTS, read_datalist, read_sites, site_names, sites_of
 from src.common.errors import CourseError
-from src.common.sites import PARTS, read_datalist, read_sites, site_names, sites_of, write_sites
-from src.federation.environments import plain_paths
 from src.federation.run import Run
 from src.federation.server import RECORD
-from src.mednist import data as mednist
+from src.federation.simulator import plain_paths
 from src.mednist.card import CARD as MEDNIST
 from src.mednist.card import Settings as MedNISTSettings
 from src.mednist.transforms import prepare as prepare_pictures
 from src.prostate.card import Settings
-from src.prostate.data import convert, read_hospitals, share_out
 from src.prostate.transforms import LoadCase
 from src.prostate.transforms import prepare as prepare_cases
-from src.show import tensorboard_through_hub
 from tests.tests_support import ball_case, failing, files_of, names_in
 
 ROOT = Path(__file__).resolve().parents[1]

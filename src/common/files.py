@@ -1,25 +1,20 @@
-"""Writing whole or not at all: the one place where the course puts files and folders on a disk."""
+"""Writing whole or not at all: the one place where the course puts files on a disk."""
 
 import contextlib
 import errno
 import json
 import os
-import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from src.common.errors import CourseError
 
-try:
-    import fcntl
-except ModuleNotFoundError:
+if sys.platform == "win32":
     raise CourseError(
         "The course runs on Linux and macOS. On Windows, run it inside WSL: https://learn.microsoft.com/windows/wsl/install"
-    ) from None
-
-GENERATED = "generated.json"
-"""A folder of drawings says in this file what drew it; a folder without it holds real data."""
+    )
 
 
 @contextlib.contextmanager
@@ -73,86 +68,6 @@ def read_json(path: Path) -> dict | None:
     return content if isinstance(content, dict) else None
 
 
-@contextlib.contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``folder``, which takes its place, whole, when the block ends without an error.
-
-    What was in that place before is removed only then. After an error nothing is left.
-
-    Raises:
-        CourseError: if it cannot be written.
-    """
-    folder = Path(folder)
-    with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            new, old = beside / "new", beside / "old"
-            new.mkdir()
-            yield new
-            if folder.exists():
-                folder.rename(old)
-            new.rename(folder)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Let one process at a time work below ``folder``, which is made; another one waits."""
-    with writing(folder):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    try:
-        # Some network file systems cannot lock a folder; then two at once are the caller's affair.
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Give a file a second name; copy it where the file system cannot (another disk). The course never writes in place."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
 def stamp(*files: Path) -> list[int]:
     """Size and time of files: changes when one of them does."""
     return [number for file in files for number in (Path(file).stat().st_size, Path(file).stat().st_mtime_ns)]
-
-
-def generated(folder: Path, parameters: dict, draw: Callable[[Path], None]) -> Path:
-    """A folder of drawings, drawn when it is not there, and drawn again when it was made with other parameters.
-
-    Two processes that ask at once do not meet: the second waits and finds the work done.
-
-    Args:
-        folder: where it belongs.
-        parameters: what the drawings depend on: generator, its version, seed, numbers.
-        draw: called with an empty folder to fill.
-
-    Raises:
-        CourseError: if something else is in that place, or it cannot be written.
-    """
-    folder = Path(folder)
-    with one_at_a_time(folder.parent):
-        if read_json(folder / GENERATED) == parameters:
-            return folder
-        if folder.exists() and not is_generated(folder) and (not folder.is_dir() or any(folder.iterdir())):
-            raise CourseError(
-                f"{folder} is in the place of the drawings and was not drawn by this course. Move it away, or choose "
-                "another folder (COURSE_DATA)."
-            )
-        with staged(folder) as new:
-            draw(new)
-            write_json(new / GENERATED, parameters)
-    return folder
-
-
-def is_generated(folder: Path) -> bool:
-    """True for drawings of this course, False for real data, or nothing."""
-    return (Path(folder) / GENERATED).is_file()

@@ -12,7 +12,7 @@ NOT_AT_THE_SERVER = (*NOT_AT_A_SITE, "ignite")  # it makes the first model, and 
 _FLARE = "nvflare.private.fed.app"
 _SIMULATED_SITE = f"{_FLARE}.simulator.simulator_worker"
 _SITE = (_SIMULATED_SITE, f"{_FLARE}.client.worker_process")
-_SERVER = ("src.federation.simulator", f"{_FLARE}.server.runner_process")
+_SERVER = ("src.federation.simulated", f"{_FLARE}.server.runner_process")
 
 
 def _runs(programs: tuple[str, ...]) -> bool:

@@ -1,6 +1,6 @@
 """Federated methods as FLARE recipes, for every task whose sites run a Client API script; ``settings.method`` says which.
 
-What changes at a site is in :mod:`src.federation.client_methods`.
+What changes at a site is in :mod:`src.federation.at_site`.
 """
 
 import os
@@ -18,7 +18,7 @@ from src.common.errors import CourseError
 from src.common.settings import StudySettings
 from src.common.task import Card
 from src.federation.aggregation import SampleWeightedMean
-from src.federation.client_methods import batchnorm_tensors
+from src.federation.at_site import batchnorm_tensors
 from src.federation.server import RecordedScaffold, add_everything
 
 

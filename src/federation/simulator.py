@@ -1,56 +1,230 @@
-"""FLARE's simulator, in which every site's process learns its own name: ``python -m src.federation.simulator JOB ...``.
+"""Where a recipe is executed: FLARE's simulator on this machine, with a progress bar and errors that name the site."""
 
-FLARE 2.9 starts each site in a thread of its own, and on a busy machine two of them can cross, in two ways. Each looks for a free
-port that its process opens seconds later: two may find the same, and since a process closes its port after the first connection,
-each is then told the other's name and trains on the other's data. And all write the name of their site into one dictionary before
-they send it. Here a port that was found is held until the run ends, and every thread has a dictionary of its own. All arguments
-are FLARE's; give ``-t`` as many threads as there are sites.
-"""
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-import copy
-import functools
-import runpy
-import socket
-from collections.abc import Callable
+import psutil
+from nvflare.fuel.utils import log_utils
+from nvflare.job_config.api import FedJob
+from nvflare.recipe.sim_env import SimEnv
+from tqdm.auto import tqdm
 
-from nvflare.private.fed.app.deployer import simulator_deployer
-from nvflare.private.fed.app.simulator import simulator_runner
-from nvflare.private.fed.app.simulator.simulator_runner import SimulatorClientRunner
+from src.common.datalists import site_names
+from src.common.errors import CourseError
+from src.common.files import read_json, write_json
+from src.common.paths import new_run_folder
+from src.federation.processes import end_processes_below
+from src.federation.run import RUN, Run, failure_report, progress, read_record, shortfall
 
-_held: list[socket.socket] = []
+POLL_SECONDS = 0.3
+CODE = Path(__file__).resolve().parents[2]
+"""The folder with this process's ``src``, for the processes that it starts."""
+LOG_CONFIG = "log_config.json"
+PLAIN = re.compile(r"[\w./~+=@:-]+", re.ASCII)
+_LINKS = "course-links-"
 
 
-def hold_open_ports(number: int) -> list[int]:
-    """Find so many free ports that the system will give to nobody else who asks for any free one.
+def cores() -> int:
+    """Number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    A socket holds each: it is bound and does not listen, so that another may listen that also allows the address to be reused
-    (``SO_REUSEADDR``), as Python's listeners do.
+
+class CourseSimEnv(SimEnv):
+    """FLARE's ``SimEnv`` in a run folder of its own, for a reader who waits.
+
+    What FLARE's lacks: any path works (FLARE splits its command lines as a shell does; paths with other characters than letters
+    and digits are seen through a link); each site gets its share of the cores; a progress bar follows the record; logs go to each
+    process's own folder and not to one console; a failed run raises an error that names site, round and kind of fault; and
+    whatever ends the run early (an error, Ctrl-C, a terminated kernel) ends every process of it. See also
+    :mod:`src.federation.simulated`.
+
+    Args:
+        sites: how many, or their names; each gets one process.
+        name: of the folder in ``COURSE_RUNS`` that gets the run's own folder.
+        folder: a fresh run folder instead.
+
+    Attributes:
+        run_folder: where everything of the run is.
+        python: program by which FLARE's processes are started, by default this one's.
     """
-    found = []
-    for _ in range(number):
-        holder = socket.socket()
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind(("", 0))
-        _held.append(holder)
-        found.append(holder.getsockname()[1])
-    return found
+
+    def __init__(self, sites: int | Sequence[str], name: str = "simulation", folder: Path | None = None):
+        names = site_names(sites)
+        self.run_folder = Path(folder or new_run_folder(name)).resolve()
+        self.python = Path(sys.executable)
+        super().__init__(clients=names, num_threads=len(names), workspace_root=str(self.run_folder))
+
+    def deploy(self, job: FedJob) -> str:
+        """Run the job to its end and return its name; the results are in ``run_folder``.
+
+        Raises:
+            CourseError: if it fails, or if the record says that rounds or sites are missing; ``run.json`` then has the status
+                ``failed``.
+        """
+        if (self.run_folder / RUN).exists():
+            raise CourseError(f"{self.run_folder} holds a run already. Make a new CourseSimEnv for another one.")
+        started, status, error = time.time(), "failed", None
+        job.export_job(str(self.run_folder / "job"))
+        try:
+            self._simulate(self.run_folder / "job" / job.name, job.name)
+            error = shortfall(self.run_folder)
+            status = "failed" if error else "finished"
+        finally:
+            about = {"status": status, "job": job.name, "sites": self.clients}
+            write_json(self.run_folder / RUN, {**about, "started": started, "seconds": time.time() - started})
+        if error:
+            raise CourseError(f"{error} All logs are in {self.run_folder}.")
+        if read_record(self.run_folder) and not (run := Run(self.run_folder)).contributions["accepted"].all():
+            warnings.warn(f"The run finished without some of its updates: {run!r}", stacklevel=2)
+        return job.name
+
+    def run_exported(self, job_folder: Path) -> Path:
+        """Run a job that was exported, perhaps by somebody else, and return the run folder; raises as :meth:`deploy`."""
+        return Path(self.get_job_result(self.deploy(_Exported(job_folder))))
+
+    def get_job_status(self, job_id: str) -> str | None:
+        """``finished`` or ``failed``."""
+        return (read_json(self.run_folder / RUN) or {}).get("status")
+
+    def get_job_result(self, job_id: str, timeout: float = 0.0) -> str:
+        """The run folder, for :class:`src.federation.run.Run`."""
+        return str(self.run_folder)
+
+    def _simulate(self, job: Path, name: str) -> None:
+        workspace = self.run_folder / name
+        self._ensure_default_component_policy(str(workspace))
+        _log_to_files_only(workspace / "local" / LOG_CONFIG)
+        with _exit_on_sigterm(), plain_paths(self.python, self.run_folder) as (python, folder):
+            command = [python, "-m", "src.federation.simulated", f"{folder}/job/{job.name}"]
+            command += ["-w", f"{folder}/{name}", "-c", ",".join(self.clients)]
+            command += [
+                "-n",
+                str(self.num_clients),
+                "-t",
+                str(self.num_threads),
+                "-l",
+                f"{folder}/{name}/local/{LOG_CONFIG}",
+            ]
+            threads = str(max(1, cores() // self.num_clients))
+            # FLARE's many threads would each get a heap of their own, which glibc never shrinks: one is enough.
+            environment = {
+                "MALLOC_ARENA_MAX": "1",
+                **os.environ,
+                "OMP_NUM_THREADS": threads,
+                "MKL_NUM_THREADS": threads,
+                "PYTHONPATH": os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(CODE)]),
+            }
+            with (self.run_folder / "console.log").open("w") as console:
+                # Not in the current folder: what is called src there may be somebody else's.
+                process = subprocess.Popen(
+                    command, cwd=self.run_folder, stdout=console, stderr=subprocess.STDOUT, env=environment
+                )
+                try:
+                    self._wait(process)
+                finally:
+                    # Found by the workspace in their command lines: sites are sessions of their own, and lose their parent when
+                    # Ctrl-C in a terminal reaches the simulator first. After a normal end there is none.
+                    end_processes_below(f"{folder}/{name}", patience=5.0)
+                    process.wait()
+        self.last_run_failed = process.returncode != 0
+        if self.last_run_failed:
+            raise CourseError(failure_report(self.run_folder, workspace, self.clients))
+
+    def _wait(self, process: subprocess.Popen) -> None:
+        """Follow the record: a bar where somebody looks, one line a round in a log."""
+        quiet = not (sys.stderr.isatty() or _in_notebook())
+        bar = tqdm(total=0, unit="update", desc="starting", leave=False, disable=quiet)
+        said = 0
+        with bar:
+            while process.poll() is None:
+                time.sleep(POLL_SECONDS)
+                number, rounds, answers = progress(read_record(self.run_folder))
+                if number and quiet and number > said:
+                    print(f"round {number} of {rounds}", flush=True)
+                    said = number
+                elif number and not quiet:
+                    bar.total = rounds * self.num_clients
+                    bar.set_description(f"round {number} of {rounds}")
+                    bar.update(answers - bar.n)
+            if not bar.total and process.returncode == 0:  # it had no rounds, as one that only counts
+                bar.total = 1
+                bar.update(1)
+                bar.set_description("finished")
 
 
-def each_its_own_name(start: Callable) -> Callable:
-    """Let FLARE's method, which starts a site's process and gives it its name, work on a copy of what all sites share."""
-
-    @functools.wraps(start)
-    def do_one_task(runner: SimulatorClientRunner, *args: object, **options: object) -> object:
-        own = copy.copy(runner)
-        own.build_ctx = dict(runner.build_ctx)
-        return start(own, *args, **options)
-
-    return do_one_task
+def _in_notebook() -> bool:
+    """Whether this process is a notebook's kernel; that its packages are imported does not make it one."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and ipython.get_ipython() is not None
 
 
-# At import: where processes are spawned, as on macOS, FLARE runs the sites' threads in a child that imports this module again.
-SimulatorClientRunner.do_one_task = each_its_own_name(SimulatorClientRunner.do_one_task)
-simulator_runner.get_open_ports = simulator_deployer.get_open_ports = hold_open_ports
+class _Exported:
+    """A job folder where ``deploy`` expects a ``FedJob``: exporting it copies it."""
 
-if __name__ == "__main__":
-    runpy.run_module("nvflare.private.fed.app.simulator.simulator", run_name="__main__")
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        self.name = json.loads((self.folder / "meta.json").read_text())["name"]
+
+    def export_job(self, target: str) -> None:
+        shutil.copytree(self.folder, Path(target) / self.name)
+
+
+def _log_to_files_only(file: Path) -> None:
+    """FLARE's own logging, without its console, on which all processes would write what belongs into each one's own log."""
+    settings = json.loads(Path(log_utils.__file__).with_name(LOG_CONFIG).read_text())
+    settings["loggers"]["root"]["handlers"].remove("consoleHandler")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, settings)
+
+
+@contextlib.contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end this process as an exception does, so that what the block started and linked is cleared away."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def plain_paths(python: Path, folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield an interpreter and a folder as plain strings: as they are, or through links that live only in this block."""
+    if PLAIN.fullmatch(f"{python}{folder}"):
+        yield str(python), str(folder)
+        return
+    place = Path(tempfile.gettempdir())
+    if not PLAIN.fullmatch(str(place)):
+        raise CourseError(
+            f"FLARE's simulator needs a temporary folder with a plain name, not {place}; set TMPDIR to one."
+        )
+    for left in place.glob(f"{_LINKS}*"):  # of a process that was killed
+        if not psutil.pid_exists(int(left.name.split("-")[2])):
+            shutil.rmtree(left, ignore_errors=True)
+    links = Path(tempfile.mkdtemp(prefix=f"{_LINKS}{os.getpid()}-"))
+    try:
+        # The interpreter finds its packages from its own place, so the environment is linked, not the binary.
+        (links / "environment").symlink_to(python.parent.parent, target_is_directory=True)
+        (links / "run").symlink_to(folder, target_is_directory=True)
+        yield str(links / "environment" / python.parent.name / python.name), str(links / "run")
+    finally:
+        shutil.rmtree(links)

@@ -17,12 +17,12 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.executors.client_api import in_process_backend
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
+from src.common.datalists import cache_folder, read_site
 from src.common.errors import CourseError
 from src.common.files import read_json
 from src.common.lean import is_simulated
 from src.common.paths import sites_folder
 from src.common.settings import Checked, Count, StudySettings
-from src.common.sites import cache_folder, read_site
 
 SCRIPT_SECONDS = 0.02
 """In the simulator, how often a script looks for a task, and FLARE for the script's answer: FLARE's 0.5 s, twice, is a sixth of a

@@ -16,7 +16,7 @@ from nvflare.app_common.abstract.statistics_spec import (
 from nvflare.app_common.statistics.numpy_utils import get_std_histogram_buckets
 from PIL import Image
 
-from src.common.sites import read_site
+from src.common.datalists import read_site
 
 PART = "training"
 

@@ -35,10 +35,10 @@ from monai.transforms import (
 )
 from scipy import ndimage
 
+from data_scripts.nifti import intensities, read_image, read_mask
 from src.common.errors import CourseError, first_line
 from src.common.files import stamp
 from src.prostate.card import Settings
-from src.prostate.nifti import intensities, read_image, read_mask
 
 VERSION = 3
 """Changes whenever :func:`preparation` gives other volumes for the same settings, so that an older cache is not used."""

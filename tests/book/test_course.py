@@ -75,7 +75,7 @@ def course(tmp_path_factory):
         "from tqdm.notebook import tqdm\nfor _ in tqdm(range(3), desc='epoch'):\n    pass",
         TENSORBOARD,
         SLIDER,
-        "from src.headline import headline\nheadline(test_accuracy=0.98765, images=1200)",
+        "from book.headline import headline\nheadline(test_accuracy=0.98765, images=1200)",
         "from myst_nb import glue\nglue('best_round', '3 of 5', display=False)\nglue('shown', 7)",
         tagged("# your turn", "exercise"),
         tagged("print('the-solution')", "solution"),

@@ -1,87 +1,234 @@
-"""Every picture in figs/ has its command, which draws it again alike and from drawn data alone."""
+"""Figures show what they were given, and a patient's right is where a radiologist looks for it."""
 
-import os
-from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib
 import matplotlib.pyplot as plt
+import nibabel as nib
+import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 
 from book import figures
-from src.common.paths import data_root, data_source, runs_root
-from src.common.task import tasks
+from data_scripts.sharing import who_has_what
+from src.common.errors import CourseError
 
-FIGS = Path(__file__).resolve().parents[2] / "figs"
+ORIENTATIONS = ("RAS", "LPS", "LAS", "RPI", "PIR", "SAL", "ILA")
 
 
 @pytest.fixture(autouse=True)
-def settings_of_a_reader(monkeypatch, tmp_path):
-    """A reader who works with real data; what the command changes for itself is put back after each test."""
-    monkeypatch.setenv("COURSE_DATA_SOURCE", "real")
-    monkeypatch.setenv("COURSE_DATA", str(tmp_path / "own data"))
-    monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "own runs"))
-    monkeypatch.setenv("COURSE_MEDNIST_PER_CLASS", "7")
-    monkeypatch.setattr(figures, "WORK", tmp_path / "work")
+def clean():
+    matplotlib.use("agg")
     with plt.rc_context():
+        figures.use_style()
         yield
     plt.close("all")
 
 
-def test_each_picture_of_the_repository_can_be_drawn_by_name():
-    assert set(figures.PICTURES) == {path.name for path in FIGS.iterdir()}
-    assert {f"{name}_curves.svg" for name in tasks()} <= set(figures.PICTURES)
+def phantom(code: str = "RAS", **more) -> dict:
+    """A bright block and its mask in the right, anterior, upper corner of a dark volume, stored in some orientation."""
+    label = np.zeros((24, 20, 10), dtype=np.uint8)
+    label[18:, 15:, 7:] = 1
+    image = label * 100.0 + np.arange(10)  # brighter towards the head, so that upside down is seen
+    affine = nib.affines.from_matvec(np.diag([1.0, 1.0, 3.0]), [-12, -9, 4])
+    turn = nib.orientations.ornt_transform(
+        nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(tuple(code))
+    )
+    return {
+        "image": nib.apply_orientation(image, turn),
+        "label": nib.apply_orientation(label, turn),
+        "affine": affine @ nib.orientations.inv_ornt_aff(turn, label.shape),
+        "caption": "a block",
+        **more,
+    }
 
 
-def test_pictures_are_drawn_again_alike_from_drawings_in_a_place_of_their_own(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(figures.mednist_data, "DRAWN_PER_CLASS", 20)
-    names = ["fedavg_flow.svg", "mednist_classes.png", "mednist_partition.svg"]
-    for folder in ("a", "b"):
-        assert figures.main([*names, "--out", str(tmp_path / folder)]) == 0
-    for name in names:
-        first, second = ((tmp_path / folder / name).read_bytes() for folder in ("a", "b"))
-        assert first == second and len(first) > 10_000
-    assert [line.split("/")[-1] for line in capsys.readouterr().out.splitlines()] == names * 2
-    assert (tmp_path / "work" / "data" / "generated" / "MedNIST").is_dir()
-    assert not (tmp_path / "own data").exists()
+def pixels(figure) -> np.ndarray:
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(int)
 
 
-def test_a_run_for_a_picture_uses_drawings_whatever_the_reader_uses(tmp_path, monkeypatch):
-    """Nothing is trained: the rooms of a task and the environment are played."""
-    asked = {}
-
-    def prepare():
-        asked["prepare"] = (
-            data_source(),
-            data_root(),
-            sorted(name for name in os.environ if name.startswith("COURSE")),
-        )
-        return "third"
-
-    def recipe(sites):
-        asked["recipe"] = sites
-        return SimpleNamespace(execute=execute)
-
-    def execute(environment):
-        asked["execute"] = (data_source(), runs_root(), environment.clients)
-        return SimpleNamespace(get_result=lambda: str(environment.run_folder))
-
-    rooms = {"data": SimpleNamespace(prepare=prepare), "recipe": SimpleNamespace(recipe=recipe)}
-    card = SimpleNamespace(name="third", key_metric="val_f1", room=rooms.get)
-    curve = pd.DataFrame({"BIDMC": [0.1, 0.2], "HK": [0.3, 0.4]})
-    monkeypatch.setattr(figures, "sites_of", lambda data: ["BIDMC", "HK"])
-    monkeypatch.setattr(figures, "Run", lambda folder: SimpleNamespace(curve=lambda metric: curve))
-    monkeypatch.setitem(figures.PICTURES, "third_curves.svg", lambda: figures.curves(card))
-    assert figures.main(["third_curves.svg", "--out", str(tmp_path)]) == 0
-    work = tmp_path / "work"
-    own = ["COURSE_DATA", "COURSE_DATA_SOURCE", "COURSE_RUNS"]
-    assert asked["prepare"] == ("generated", work / "data", own)
-    assert asked["recipe"] == 2
-    assert asked["execute"] == ("generated", work / "runs", ["BIDMC", "HK"])
-    assert (tmp_path / "third_curves.svg").read_text().count("<svg") == 1
+def where_bright(figure, axis) -> tuple[float, float]:
+    """Middle of what is bright and grey in one picture of a figure, from (0, 0), upper left, to (1, 1), lower right."""
+    shown = pixels(figure)
+    frame = axis.get_window_extent()
+    top = shown.shape[0] - frame.y1
+    part = shown[int(top) + 2 : int(top + frame.height) - 2, int(frame.x0) + 2 : int(frame.x1) - 2]
+    rows, columns = np.nonzero((part.min(axis=2) > 200) & (np.ptp(part, axis=2) < 10))
+    return columns.mean() / part.shape[1], rows.mean() / part.shape[0]
 
 
-def test_an_unknown_picture_is_refused_with_the_names_of_all(capsys):
-    with pytest.raises(SystemExit):
-        figures.main(["mednist.svg"])
-    assert "there is no picture mednist.svg; choose from mednist_classes.png" in capsys.readouterr().err
+def letters(axis) -> dict[str, float]:
+    return {text.get_text(): text.get_window_extent().x0 for text in axis.texts}
+
+
+@pytest.mark.parametrize("code", ORIENTATIONS)
+def test_a_case_looks_the_same_whatever_the_orientation_of_its_file(code):
+    assert "".join(nib.aff2axcodes(phantom(code)["affine"])) == code
+    for draw in (figures.planes, lambda case: figures.case_grid([case], columns=1)):
+        assert np.array_equal(pixels(draw(phantom(code))), pixels(draw(phantom())))
+
+
+def test_the_patients_right_is_on_the_left_and_the_front_on_top():
+    figure = figures.planes(phantom("LPS"))
+    axial, coronal, sagittal = figure.axes
+    for axis in figure.axes:  # right, front and head; in the sagittal view, the front is on the left
+        x, y = where_bright(figure, axis)
+        assert x < 0.3 and y < 0.3, axis.get_title()
+    assert letters(axial)["R"] < letters(axial)["L"] and letters(coronal)["R"] < letters(coronal)["L"]
+    assert letters(sagittal)["A"] < letters(sagittal)["P"]
+
+
+def test_a_slice_is_counted_from_the_feet_and_is_by_default_the_one_with_the_largest_mask():
+    case = phantom("RPI")
+    case["label"] = case["label"].copy()
+    case["label"][0, 0, 1] = 1  # one voxel more, in the second slice from the top
+    assert figures.upright(case)["z"] == 8
+    assert figures.upright(phantom("RPI", z=3))["z"] == 3
+    shown = figures.case_grid([phantom("RPI", z=3)]).axes[0].images[0].get_array()
+    assert np.unique(shown).tolist() == [3]
+
+
+def test_with_a_prediction_the_planes_lie_where_it_is_wrong():
+    """Right everywhere but for one column of voxels towards the head, far from the middle of the mask."""
+    case = phantom()
+    prediction = (case["label"] > 0).astype(np.uint8)
+    prediction[1, 2, -2:] = 1 - prediction[1, 2, -2:]
+    prediction[1, 3, -2] = 1 - prediction[1, 3, -2]
+    wrong = phantom(prediction=prediction)
+    assert figures.upright(wrong)["z"] == prediction.shape[2] - 2
+    assert figures.upright(phantom(prediction=case["label"]))["z"] == figures.upright(case)["z"]
+    image = figures.upright(wrong)["image"]
+    shown = [axis.images[0].get_array() for axis in figures.planes(wrong).axes]
+    for array, expected in zip(shown, (image[:, :, -2].T, image[:, 2].T, image[1].T), strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_proportions_are_those_of_the_body():
+    case = phantom("PIR")
+    case["image"] = np.stack([case["image"], -case["image"]], axis=-1)
+    figure = figures.planes(case, channel_names=("T2", "ADC"))
+    assert [axis.get_aspect() for axis in figure.axes] == [1.0, 3.0, 3.0] * 2
+    assert [axis.get_title(loc="left") for axis in figure.axes][::3] == ["T2, axial", "ADC, axial"]
+
+
+def test_a_mask_and_a_prediction_have_outlines_of_their_own():
+    grid = figures.case_grid([phantom(), phantom(prediction=phantom()["label"])])
+    colors = [[to_hex(lines.get_edgecolor()[0]) for lines in axis.collections] for axis in grid.axes[:2]]
+    assert colors == [[figures.LABEL_COLOR], [figures.LABEL_COLOR, figures.PREDICTION_COLOR]]
+    assert [text.get_text() for text in grid.legends[0].texts] == ["mask", "prediction"]
+
+
+def test_a_case_on_two_grids_is_refused():
+    with pytest.raises(CourseError, match=r"different grids.*prediction \(3, 3, 3\)"):
+        figures.upright(phantom(prediction=np.zeros((3, 3, 3))))
+
+
+def test_a_case_is_read_with_its_affine(tmp_path):
+    case = phantom("LAS")
+    for key in ("image", "label"):
+        nib.save(nib.Nifti1Image(case[key].astype(np.float32), case["affine"]), tmp_path / f"{key}.nii.gz")
+    read = figures.load_case({"image": tmp_path / "image.nii.gz", "label": tmp_path / "label.nii.gz"}, "mine")
+    assert np.array_equal(pixels(figures.planes(read)), pixels(figures.planes(case)))
+    assert read["caption"] == "mine"
+
+
+def test_partition_bars_are_as_long_as_the_counts():
+    hand, cxr = ([{"image": f"{label}{i}", "label": label} for i in range(10)] for label in range(2))
+    datalists = {
+        "HK": {"training": hand[:3], "validation": cxr[:5], "testing": cxr[5:7]},
+        "BIDMC": {"training": hand[3:], "validation": [], "testing": []},
+    }
+    axis = figures.partition_bars(who_has_what(datalists, ["Hand", "CXR"]), ["Hand", "CXR"]).axes[0]
+    assert [[bar.get_width() for bar in bars] for bars in axis.containers] == [[3, 7], [7, 0]]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["HK", "BIDMC"]
+    assert [text.get_text() for text in axis.texts] == ["3", "7", "7", ""]
+
+
+def test_curves_have_a_panel_a_metric_and_a_line_a_site_in_its_colour():
+    table = pd.DataFrame({"BIDMC": [0.2, 0.6, 0.9], "HK": [0.3, 0.7, 0.8]}, index=pd.Index(range(3), name="step"))
+    run = SimpleNamespace(curve={"train_loss": 1 - table, "val_f1": table}.get)
+    loss, score = figures.federated_curves(run, ("train_loss", "val_f1")).axes
+    assert [axis.get_title(loc="left") for axis in (loss, score)] == ["training loss, each site's own", "val_f1"]
+    assert [line.get_ydata().tolist() for line in score.lines] == [[0.2, 0.6, 0.9], [0.3, 0.7, 0.8]]
+    assert [line.get_color() for line in loss.lines] == [figures.site_color(0), figures.site_color(1)]
+    assert [text.get_text() for text in loss.get_legend().texts] == ["BIDMC", "HK"]
+
+
+def test_the_confusion_matrix_shows_its_counts():
+    figure = figures.confusion_matrix([0] * 5 + [1] * 5, [0] * 7 + [1] * 3, ["a", "b", "never seen"], "title")
+    assert [text.get_text() for text in figure.axes[0].texts if text.get_visible()] == ["5", "2", "3"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b", "never seen"]
+
+
+def test_examples_are_of_their_class_and_the_montage_has_a_row_a_class(tmp_path):
+    items = []
+    for number in range(12):
+        file = tmp_path / f"{number}.png"
+        plt.imsave(file, np.full((8, 8), number % 3 * 100), cmap="gray", vmin=0, vmax=255)
+        items.append({"image": str(file), "label": number % 3})
+    examples = figures.example_images(items, ["a", "b", "c"], columns=4)
+    assert [len(row) for row in examples.values()] == [4, 4, 4]
+    assert [int(row[0][0, 0]) for row in examples.values()] == [0, 100, 200]
+    axis = figures.class_montage(examples).axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b", "c"]
+    assert axis.images[0].get_array().shape == (3 * 68, 4 * 68)
+
+
+def test_a_wrong_prediction_stands_out():
+    figure = figures.prediction_gallery([np.zeros((4, 4))] * 2, ["Hand", "CXR"], [True, False], "title", columns=2)
+    assert [axis.title.get_text() for axis in figure.axes] == ["Hand", "CXR"]
+    assert [axis.title.get_fontweight() for axis in figure.axes] == ["normal", "bold"]
+
+
+def test_bins_are_equally_wide_on_the_axis_that_is_shown():
+    values = np.random.default_rng(0).lognormal(5, 1, 5000)
+    volumes = {"HK": [np.append(values, [0, -3]).reshape(2, -1), values], "BIDMC": [values]}
+    axis = figures.intensity_curves(volumes, "title", "intensity", log=True).axes[0]
+    steps = np.diff(np.log(axis.lines[0].get_xdata()))
+    assert axis.get_xscale() == "log" and np.allclose(steps, steps[0])
+    assert [text.get_text() for text in axis.get_legend().texts] == ["HK", "BIDMC"]
+    axis = figures.intensity_curves(volumes, "title", "intensity").axes[0]
+    steps = np.diff(axis.lines[0].get_xdata())
+    assert axis.get_xscale() == "linear" and np.allclose(steps, steps[0])
+
+
+# -- different hospitals -----------------------------------------------------------------------------------------------
+
+
+def test_pooled_histograms_show_every_site_and_all_of_them():
+    def bins(*counts):
+        return {"training": [[number, number + 1, count] for number, count in enumerate(counts)]}
+
+    statistics = {"class": {"histogram": {"Global": bins(4, 6), "site-1": bins(1, 5), "site-2": bins(3, 1)}}}
+    axis = figures.pooled_histograms(statistics, "class", ("CXR", "Hand"), "Who").axes[0]
+    heights = [[bar.get_height() for bar in group] for group in axis.containers]
+    assert heights == [[1, 5], [3, 1], [4, 6]]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["site-1", "site-2", "all sites"]
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["CXR", "Hand"]
+    lines = figures.pooled_histograms(statistics, "class").axes[0].lines
+    assert [line.get_ydata().tolist() for line in lines] == [[1 / 6, 5 / 6], [0.75, 0.25], [0.4, 0.6]]
+    assert lines[0].get_xdata().tolist() == [0.5, 1.5]
+
+
+def test_the_cross_site_matrix_shows_each_score_where_it_belongs():
+    table = pd.DataFrame([[0.9, 0.25], [0.5, 1.0]], index=["site-1", "all"], columns=["site-1", "site-2"])
+    axis = figures.cross_site_matrix(table, "Who serves whom").axes[0]
+    shown = {(text.get_position()[1], text.get_position()[0]): text.get_text() for text in axis.texts}
+    assert shown == {(0, 0): "0.90", (0, 1): "0.25", (1, 0): "0.50", (1, 1): "1.00"}
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["model of site-1", "model of all"]
+
+
+def test_method_scores_show_every_seed_and_the_mean():
+    rows = [("even", "a", seed, 0.8 + 0.1 * seed) for seed in (0, 1)] + [("alpha0.1", "b", 0, 0.5)]
+    results = pd.DataFrame(rows, columns=["skew", "method", "seed", "home"])
+    titles = {"b": "Method B", "a": "Method A", "c": "Method C", "alpha0.1": "labels, α = 0.1"}
+    shown = figures.method_scores(results, titles, "home", "accuracy")
+    even, skewed = shown.axes
+    assert [axis.get_title(loc="left") for axis in shown.axes] == ["even", "labels, α = 0.1"]
+    assert [tick.get_text() for tick in even.get_yticklabels()] == ["Method B", "Method A"]
+    dots, mean = even.lines[2], even.lines[3]
+    assert sorted(dots.get_xdata()) == pytest.approx([0.8, 0.9]) and set(dots.get_ydata()) == {1}
+    assert mean.get_xdata() == pytest.approx([0.85, 0.85])
+    assert skewed.lines[0].get_xdata().tolist() == [0.5]

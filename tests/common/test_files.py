@@ -9,21 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from data_scripts.folders import GENERATED, generated, is_generated, link_or_copy, one_at_a_time, staged
 from src.common import files
 from src.common.errors import CourseError, all_of
-from src.common.files import (
-    GENERATED,
-    generated,
-    is_generated,
-    link_or_copy,
-    one_at_a_time,
-    read_json,
-    staged,
-    stamp,
-    write_file,
-    write_json,
-    writing,
-)
+from src.common.files import read_json, stamp, write_file, write_json, writing
 from tests.tests_support import FULL, failing, files_of, names_in
 
 # Files

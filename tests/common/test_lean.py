@@ -35,7 +35,7 @@ import ignite, matplotlib, mlflow, pandas  # what was hidden from MONAI is there
     [
         ("nvflare.private.fed.app.simulator.simulator_worker", ["ignite"]),
         ("nvflare.private.fed.app.client.worker_process", ["ignite"]),
-        ("src.federation.simulator", []),
+        ("src.federation.simulated", []),
         ("nvflare.private.fed.app.server.runner_process", []),
         ("ipykernel_launcher", list(OPTIONAL)),
     ],
@@ -58,7 +58,7 @@ def test_what_a_process_of_flare_does_not_use_is_not_loaded(tmp_path, program, l
     [
         ("nvflare.private.fed.app.simulator.simulator_worker", True),
         ("nvflare.private.fed.app.client.worker_process", False),
-        ("src.federation.simulator", False),
+        ("src.federation.simulated", False),
     ],
 )
 def test_a_site_of_the_simulator_is_known_by_its_program(monkeypatch, word, simulated):

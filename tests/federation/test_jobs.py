@@ -18,15 +18,15 @@ import psutil
 import pytest
 import torch
 
+from data_scripts.mednist import share_out
+from src.common.datalists import read_site, sites_folder
 from src.common.errors import CourseError
 from src.common.files import write_json
-from src.common.local import train_locally
-from src.common.sites import read_site, sites_folder
-from src.federation.environments import CourseSimEnv, plain_paths
+from src.federation.local import train_locally
 from src.federation.run import Run, read_record
 from src.federation.server import LOST
+from src.federation.simulator import CourseSimEnv, plain_paths
 from src.mednist.card import CARD, Settings
-from src.mednist.data import share_out
 from src.mednist.recipe import recipe
 from src.mednist.training import new_model
 from src.prostate.card import CARD as CARD_OF_PROSTATE
@@ -57,7 +57,7 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COURSE_DATA", str(root / "the data"))
         patch.setenv("COURSE_RUNS", str(root / "my runs"))
-        patch.setattr("src.federation.environments.cores", lambda: 1)
+        patch.setattr("src.federation.simulator.cores", lambda: 1)
         yield root
     torch.set_num_threads(threads)
 
@@ -129,7 +129,7 @@ def elsewhere(place):
     """Another machine, as far as one can have it here: other folders, and a Python that does not know the course.
 
     ``elsewhere(job, data, sites)`` moves an exported job there, runs it with FLARE's own command, and returns the run. That command
-    can give two sites the same port, see :mod:`src.federation.simulator`; with few sites that hardly ever happens.
+    can give two sites the same port, see :mod:`src.federation.simulated`; with few sites that hardly ever happens.
     """
     other = place / "another_machine"
     (other / "python").mkdir(parents=True)
@@ -276,7 +276,7 @@ import signal
 from pathlib import Path
 
 import nvflare.client as flare
-import src.federation.client_methods as methods
+import src.federation.at_site as methods
 import src.monai_mednist_train as client
 from src.common.paths import data_root
 from src.federation.site import run_site
@@ -494,7 +494,7 @@ FEW_TRAIN = """
 \"\"\"The course's client at two sites; all others send back what they received, and so need no MONAI.\"\"\"
 import nvflare.client as flare
 from nvflare.apis.fl_constant import FLMetaKey
-from src.common.sites import read_site
+from src.common.datalists import read_site
 from src.federation.site import run_site
 
 
@@ -550,7 +550,7 @@ PROGRAM = """
 import signal
 import sys
 from pathlib import Path
-from src.federation.environments import CourseSimEnv, plain_paths
+from src.federation.simulator import CourseSimEnv, plain_paths
 from tests.runs_support import toy_recipe
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, as these tests may be, ignores Ctrl-C

@@ -14,16 +14,17 @@ from nvflare.app_opt.pt.recipes import FedAvgRecipe
 from nvflare.recipe.utils import add_cross_site_evaluation
 
 from benchmarks.warm import warm_python
+from data_scripts.mednist import share_out
 from src.common.engine import make_trainer
 from src.common.errors import CourseError
-from src.federation import client_methods, methods
-from src.federation.client_methods import PERSONAL, at_site, batchnorm_tensors
-from src.federation.environments import CourseSimEnv
+from src.federation import at_site as client_methods
+from src.federation import methods
+from src.federation.at_site import PERSONAL, at_site, batchnorm_tensors
 from src.federation.methods import METHODS, Method
 from src.federation.run import Run
 from src.federation.server import add_everything
+from src.federation.simulator import CourseSimEnv
 from src.mednist.card import Settings
-from src.mednist.data import share_out
 from src.mednist.recipe import recipe
 from src.mednist.training import new_model
 from src.prostate.card import Settings as ProstateSettings

@@ -11,9 +11,9 @@ from nvflare.app_common.executors.client_api import in_process_backend
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from nvflare.client.in_process.api import InProcessClientAPI
 
+from src.common.datalists import cache_folder
 from src.common.errors import CourseError
 from src.common.files import write_json
-from src.common.sites import cache_folder
 from src.federation import site as site_module
 from src.federation.site import REASON, SCRIPT_SECONDS, open_site, run_site, said_reason, short_reason
 from src.mednist.card import Settings

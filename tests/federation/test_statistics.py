@@ -8,10 +8,10 @@ from nvflare.recipe.fedstats import FedStatsRecipe
 from PIL import Image
 
 from benchmarks.warm import warm_python
-from src.common.sites import pooled, read_sites
-from src.federation.environments import CourseSimEnv
+from data_scripts.mednist import share_out
+from src.common.datalists import pooled, read_sites
+from src.federation.simulator import CourseSimEnv
 from src.federation.statistics import ImageStatistics
-from src.mednist.data import share_out
 from tests.runs_support import complaints, drawings
 
 BINS = {"intensity": {"bins": 8, "range": [0, 1]}, "class": {"bins": 6, "range": [0, 6]}}

@@ -16,12 +16,12 @@ from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.executors.learner_executor import LearnerExecutor
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
+from src.common.datalists import read_site
 from src.common.engine import make_trainer, train_for
 from src.common.errors import CourseError
 from src.common.files import write_json
-from src.common.local import train_locally
-from src.common.sites import read_site
 from src.federation.aggregation import SampleWeightedMean
+from src.federation.local import train_locally
 from src.federation.site import REASON, said_reason
 from src.learners.supervised_learner import SupervisedLearner
 from src.learners.supervised_monai_prostate_learner import SupervisedMonaiProstateLearner

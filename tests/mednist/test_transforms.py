@@ -9,12 +9,12 @@ import torch
 from monai.transforms import RandAffined, RandFlipd
 from PIL import Image
 
+from data_scripts.mednist import read_items
+from data_scripts.phantoms.mednist import write
 from src.common.errors import CourseError
 from src.common.seeds import site_seed
 from src.mednist.card import Settings
-from src.mednist.data import read_items
 from src.mednist.transforms import augmentation, batches, prepare
-from src.phantoms.mednist import write
 
 
 @pytest.fixture(scope="module")

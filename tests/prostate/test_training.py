@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from src.common.engine import train_for
-from src.common.local import train_each_site_alone, train_locally
+from src.federation.local import train_each_site_alone, train_locally
 from src.prostate.card import CARD, Settings
 from src.prostate.training import (
     Loss,

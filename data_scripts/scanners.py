@@ -1,0 +1,100 @@
+"""The same images as sites with different scanners would have them: a step of data preparation, for experiments."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from data_scripts.folders import generated
+from data_scripts.sharing import random_numbers
+from src.common.errors import CourseError
+from src.common.files import stamp
+
+VERSION = 1
+"""Changes whenever the same style gives other pixels."""
+
+
+@dataclass(frozen=True)
+class ScannerStyle:
+    """How a scanner, and whoever set it up, changes a grey image with values from 0 to 1.
+
+    Attributes:
+        description: one line for tables.
+        gamma: exponent: above 1, dark tissue gets darker.
+        contrast: factor on the distance from middle grey.
+        blur: standard deviation of the point spread function in pixels.
+        noise: standard deviation.
+        inverted: black for white, as DICOM's MONOCHROME1 stores it.
+    """
+
+    description: str
+    gamma: float = 1.0
+    contrast: float = 1.0
+    blur: float = 0.0
+    noise: float = 0.0
+    inverted: bool = False
+
+
+STYLES = (
+    ScannerStyle("as it was"),
+    ScannerStyle("bright and soft", gamma=0.45, blur=0.8),
+    ScannerStyle("dark and noisy", gamma=2.2, noise=0.06),
+    ScannerStyle("inverted, flat", contrast=0.6, inverted=True),
+)
+
+
+def scan(image: np.ndarray, style: ScannerStyle, rng: np.random.Generator) -> np.ndarray:
+    """A grey image ``(height, width)`` of uint8 in the style of a scanner."""
+    values = ndimage.gaussian_filter(image / 255.0, style.blur) if style.blur else image / 255.0
+    values = 0.5 + style.contrast * (values**style.gamma - 0.5)
+    values = values + style.noise * rng.standard_normal(values.shape)
+    values = 1 - values if style.inverted else values
+    return np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8)
+
+
+def rescan(shares: Mapping[str, Sequence[dict]], folder: Path, out: Path, seed: int = 0) -> dict[str, list[dict]]:
+    """Write every site's images as its scanner shows them, the first site's by the first of :data:`STYLES`, and so on.
+
+    Args:
+        shares: site → items, with paths below ``folder``.
+        folder: of all images.
+        out: folder that gets the new images; what was made there from the same images is used again.
+        seed: of the noise.
+
+    Returns:
+        ``shares`` with the new paths.
+
+    Raises:
+        CourseError: for more sites than styles, or an ``out`` that holds something else.
+    """
+    if len(shares) > len(STYLES):
+        raise CourseError(f"There are {len(STYLES)} scanners, too few for {len(shares)} sites.")
+    places = {site: [Path(item["image"]).relative_to(folder) for item in items] for site, items in shares.items()}
+    made_from = [[site, place.as_posix(), stamp(folder / place)] for site in places for place in places[site]]
+    parameters = {
+        "note": "Made from other images by data_scripts.scanners.",
+        "version": VERSION,
+        "seed": seed,
+        "styles": [asdict(style) for style in STYLES],
+        "made_from": hashlib.sha256(json.dumps(made_from).encode()).hexdigest(),
+    }
+
+    def draw(new: Path) -> None:
+        for (site, own), style in zip(places.items(), STYLES, strict=False):
+            rng = random_numbers(seed, site)
+            for place in own:
+                target = new / place
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with Image.open(folder / place) as image:
+                    Image.fromarray(scan(np.asarray(image.convert("L")), style, rng)).save(target, quality=95)
+
+    generated(out, parameters, draw)
+    return {
+        site: [{**item, "image": str(out / place)} for item, place in zip(shares[site], places[site], strict=True)]
+        for site in shares
+    }

@@ -1,0 +1,186 @@
+"""The drawn MedNIST: layout, statistics, difficulty, and that the same seed gives the same pictures."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.neighbors import NearestCentroid
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+from data_scripts.phantoms.mednist import STYLES, VERSION, ScannerStyle, draw, parameters, write
+from src.common.errors import CourseError
+from src.mednist.card import CARD, SIZE
+
+REAL_SAMPLE = Path(__file__).resolve().parents[3] / "shared" / "reference" / "mednist_sample" / "MedNIST"
+PER_CLASS = 200
+# Mean and standard deviation of the pixel values (0…1) of the real data set.
+REAL_STATISTICS = {
+    "AbdomenCT": (0.44, 0.10),
+    "BreastMRI": (0.11, 0.22),
+    "CXR": (0.56, 0.30),
+    "ChestCT": (0.51, 0.06),
+    "Hand": (0.26, 0.32),
+    "HeadCT": (0.23, 0.25),
+}
+
+
+def load(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures as rows of 4096 values 0…1, and their class numbers."""
+    files = [(number, file) for number, name in enumerate(CARD.labels) for file in sorted((folder / name).iterdir())]
+    pictures = np.array([np.asarray(Image.open(file)).ravel() for _, file in files]) / 255
+    return pictures, np.array([number for number, _ in files])
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def drawn(folder: Path, **arguments) -> dict[str, str]:
+    folder.mkdir()
+    write(folder, **{"per_class": 2, "seed": 0, **arguments})
+    return digests(folder)
+
+
+@pytest.fixture(scope="module")
+def mednist(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data of the course")
+    write(folder, PER_CLASS, 0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pixels(mednist) -> tuple[np.ndarray, np.ndarray]:
+    return load(mednist)
+
+
+def test_layout_and_format_are_those_of_mednist(mednist):
+    assert sorted(path.name for path in mednist.iterdir()) == sorted(CARD.labels)
+    for name in CARD.labels:
+        files = sorted((mednist / name).iterdir())
+        assert [file.name for file in files] == [f"{i:06d}.jpeg" for i in range(PER_CLASS)]
+        for file in files[:: PER_CLASS // 10]:
+            with Image.open(file) as picture:
+                assert (picture.format, picture.mode, picture.size) == ("JPEG", "L", (SIZE, SIZE))
+
+
+def test_no_two_pictures_are_equal(mednist):
+    pictures = digests(mednist).values()
+    assert len(set(pictures)) == len(pictures) == PER_CLASS * len(CARD.labels)
+
+
+def test_statistics_by_class_are_close_to_the_real_ones(pixels):
+    pictures, labels = pixels
+    for number, name in enumerate(CARD.labels):
+        values, (mean, spread) = pictures[labels == number], REAL_STATISTICS[name]
+        assert values.mean() == pytest.approx(mean, abs=0.035), name
+        assert values.std() == pytest.approx(spread, abs=0.035), name
+        # Pose and exposure vary: no two pictures are nearly the same, and no picture is empty.
+        assert values.std(axis=1).min() > 0.02, name
+        assert values.std(axis=0).mean() > 0.03, name
+    breast = pictures[labels == CARD.labels.index("BreastMRI")]
+    assert (breast < 0.02).mean() == pytest.approx(0.68, abs=0.06)
+
+
+def test_a_linear_classifier_finds_them_no_easier_than_real_images(pixels):
+    pictures, labels = pixels
+    with threadpool_limits(1):  # the matrices are small: threads that share cores with other tests only wait
+        # Rotating the pixels onto the pictures' own 1200 axes changes nothing for a linear classifier, but saves time.
+        rotated = PCA(svd_solver="full").fit_transform(StandardScaler().fit_transform(pictures.astype(np.float32)))
+        classifier = LogisticRegression(C=0.001, max_iter=2000)
+        splits = StratifiedKFold(5, shuffle=True, random_state=0)
+        accuracy = cross_val_score(classifier, rotated, labels, cv=splits).mean()
+    assert 0.80 <= accuracy <= 0.96, accuracy
+
+
+def test_the_nearest_class_mean_finds_them_no_easier_than_real_images(pixels):
+    splits = StratifiedKFold(5, shuffle=True, random_state=0)
+    accuracy = cross_val_score(NearestCentroid(), *pixels, cv=splits).mean()
+    assert 0.80 <= accuracy <= 0.95, accuracy
+
+
+@pytest.mark.skipif(not REAL_SAMPLE.is_dir(), reason="no sample of the real MedNIST here")
+def test_class_means_of_the_drawings_recognise_real_images(pixels):
+    pictures, labels = load(REAL_SAMPLE)
+    accuracy = NearestCentroid().fit(*pixels).score(pictures, labels)
+    assert accuracy > 0.85, accuracy  # 0.95 measured; chance is 0.17
+
+
+@pytest.mark.skipif(not REAL_SAMPLE.is_dir(), reason="no sample of the real MedNIST here")
+def test_the_background_of_a_real_ct_belongs_to_its_class():
+    """What notebook 01 says of shortcuts: air has one grey in each of the three collections."""
+    pictures, labels = load(REAL_SAMPLE)
+    corners = (255 * pictures.reshape(-1, SIZE, SIZE)[:, :4, :4]).round().astype(int)
+    greys = {name: np.unique(corners[labels == number]).tolist() for number, name in enumerate(CARD.labels)}
+    assert [greys[name] for name in ("AbdomenCT", "ChestCT", "HeadCT")] == [[101], [126], [25]]
+
+
+def test_same_seed_same_bytes_and_more_pictures_begin_with_the_same(tmp_path):
+    first = drawn(tmp_path / "first", per_class=3, seed=7)
+    assert drawn(tmp_path / "again", per_class=3, seed=7) == first
+    more = drawn(tmp_path / "more", per_class=5, seed=7)
+    assert len(more) == 5 * len(CARD.labels) and first.items() < more.items()
+
+
+def test_another_seed_gives_other_pictures(tmp_path):
+    one, two = drawn(tmp_path / "one"), drawn(tmp_path / "two", seed=1)
+    assert one.keys() == two.keys()
+    assert all(one[name] != two[name] for name in one)
+
+
+def test_another_style_gives_other_pictures(tmp_path):
+    sharp = next(style for style in STYLES if style.name == "sharp")
+    one, all_styles = drawn(tmp_path / "one", styles=[sharp]), drawn(tmp_path / "all")
+    assert one["Hand/000000.jpeg"] != all_styles["Hand/000000.jpeg"]
+
+
+@pytest.mark.parametrize("name", CARD.labels)
+def test_draw_gives_one_picture_that_its_generator_alone_decides(name):
+    first, again, other = (draw(name, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert (first.shape, first.dtype) == ((SIZE, SIZE), np.uint8)
+    assert np.array_equal(first, again)
+    assert np.abs(first.astype(int) - other).mean() > 1
+
+
+def test_draw_refuses_an_unknown_class():
+    with pytest.raises(CourseError, match=r"'Knee'.*AbdomenCT"):
+        draw("Knee", np.random.default_rng(0))
+
+
+def test_styles_differ_measurably_and_each_varies_in_itself():
+    def pictures_in(style):
+        return np.array([draw(name, np.random.default_rng(i), style) for name in CARD.labels for i in range(12)]) / 255
+
+    pictures = {style.name: pictures_in(style) for style in STYLES}
+    assert len(pictures) == len(STYLES) >= 3
+    # The same anatomy at every site: fine detail (difference of neighbours) tells the scanners apart.
+    detail = {name: np.abs(np.diff(values, axis=2)).mean() for name, values in pictures.items()}
+    assert detail["sharp"] > 1.15 * detail["soft"]
+    assert pictures["soft"].mean() != pytest.approx(pictures["standard"].mean(), abs=0.002)
+    assert pictures_in(ScannerStyle("bright", offset=0.2)).mean() > pictures["standard"].mean() + 0.1
+    for values in pictures.values():
+        assert values[:12].mean(axis=(1, 2)).std() > 0.005
+
+
+def test_parameters_say_what_the_pictures_are_and_survive_json():
+    found = parameters(200, 3)
+    assert "drawings, not patients" in found["note"]
+    assert (found["version"], found["per_class"], found["seed"]) == (VERSION, 200, 3)
+    assert [style["name"] for style in found["styles"]] == [style.name for style in STYLES]
+    assert json.loads(json.dumps(found)) == found
+    assert parameters(200, 3, STYLES[:1]) != found
+
+
+@pytest.mark.parametrize("bad", [{"per_class": 0}, {"per_class": 2.5}, {"seed": -1}, {"styles": ()}])
+def test_impossible_numbers_are_named_and_nothing_is_written(tmp_path, bad):
+    (name,) = bad
+    with pytest.raises(CourseError, match=f"{name}=.*whole number"):
+        write(tmp_path, **{"per_class": 1, "seed": 0, **bad})
+    assert not list(tmp_path.iterdir())

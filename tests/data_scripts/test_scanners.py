@@ -1,0 +1,81 @@
+"""Scanner styles: each does what it says, a site has one of its own, and no original is touched."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_scripts import mednist as data
+from data_scripts import scanners
+from data_scripts.phantoms.mednist import write
+from data_scripts.scanners import STYLES, ScannerStyle, rescan, scan
+from src.common.datalists import read_sites
+from src.common.errors import CourseError
+from tests.tests_support import files_of
+
+RAMP = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))
+
+
+def scanned(**style) -> np.ndarray:
+    return scan(RAMP, ScannerStyle("", **style), np.random.default_rng(0)).astype(int)
+
+
+def test_a_style_does_what_it_says():
+    plain = RAMP.astype(int)
+    assert np.array_equal(scanned(), plain)
+    assert (scanned(gamma=2.2)[:, 1:] < plain[:, 1:]).all() and (scanned(gamma=0.45)[:, 1:] > plain[:, 1:]).all()
+    assert np.array_equal(scanned(inverted=True), 255 - plain)
+    assert np.ptp(scanned(contrast=0.5)) == pytest.approx(np.ptp(plain) / 2, abs=1)
+    noise = scanned(noise=0.05)[:, 20:40] - plain[:, 20:40]
+    assert noise.std() == pytest.approx(0.05 * 255, rel=0.1) and abs(noise.mean()) < 1
+    step = np.where(np.arange(64) < 32, 50, 200).astype(np.uint8) * np.ones((64, 1), np.uint8)
+    soft = scan(step, ScannerStyle("", blur=2.0), np.random.default_rng(0))
+    assert 50 < soft[32, 31] < 125 < soft[32, 32] < 200
+
+
+def test_sites_get_equal_shares_each_through_its_own_scanner(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_DATA", str(tmp_path / "data"))
+    folder = tmp_path / "MedNIST"
+    folder.mkdir()
+    write(folder, per_class=8, seed=1)
+    before, said = files_of(folder), []
+    for again in (False, True):
+        assert data.share_out(4, "scanners", data="styles", folder=folder, say=said.append) == "styles"
+        assert ("nothing to do" in said[-1]) == again
+    assert files_of(folder) == before
+    sites = read_sites("styles")
+    assert [sum(map(len, parts.values())) for parts in sites.values()] == [12, 12, 12, 12]
+    changes = {}
+    for site, parts in sites.items():
+        for item in parts["training"]:
+            name = "/".join(item["image"].split("/")[-2:])
+            original, seen = (np.asarray(Image.open(path), float) for path in (folder / name, item["image"]))
+            changes.setdefault(site, []).append(
+                (seen.mean() - original.mean(), np.corrcoef(seen.ravel(), original.ravel())[0, 1])
+            )
+    brighter = {site: np.mean([change for change, _ in pairs]) for site, pairs in changes.items()}
+    alike = {site: np.mean([correlation for _, correlation in pairs]) for site, pairs in changes.items()}
+    assert abs(brighter["site-1"]) < 1 and alike["site-1"] > 0.99
+    assert brighter["site-2"] > 10 and brighter["site-3"] < -10
+    assert alike["site-4"] < -0.95
+
+
+def test_more_sites_than_scanners_are_refused(tmp_path):
+    shares = {f"site-{number}": [] for number in range(len(STYLES) + 1)}
+    with pytest.raises(CourseError, match="There are 4 scanners, too few for 5 sites"):
+        rescan(shares, tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_version_is_made_anew(tmp_path, monkeypatch):
+    (tmp_path / "Hand").mkdir()
+    Image.fromarray(RAMP).save(tmp_path / "Hand" / "a.jpeg")
+    shares = {"site-1": [{"image": str(tmp_path / "Hand" / "a.jpeg"), "label": 4}]}
+    out = tmp_path / "out"
+    (item,) = rescan(shares, tmp_path, out)["site-1"]
+    assert item == {"image": str(out / "Hand" / "a.jpeg"), "label": 4}
+    (out / "Hand" / "a.jpeg").unlink()
+    rescan(shares, tmp_path, out)
+    assert not (out / "Hand" / "a.jpeg").exists(), "the same was there: nothing is done"
+    monkeypatch.setattr(scanners, "VERSION", scanners.VERSION + 1)
+    rescan(shares, tmp_path, out)
+    assert (out / "Hand" / "a.jpeg").exists()

@@ -1,0 +1,364 @@
+"""Who gets which items, and the folder in which a site finds its own."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_scripts import sharing
+from data_scripts.sharing import mixed, partition, split, who_has_what, write_sites
+from src.common import files
+from src.common.datalists import PARTS, pooled, read_datalist, read_site, read_sites, sites_of
+from src.common.errors import CourseError
+from tests.tests_support import FULL, failing, files_of, names_in
+
+
+def fake_items(counts) -> list[dict]:
+    """Items without files: ``counts[label]`` images of each class."""
+    return [{"image": f"/{label}/{i}", "label": label} for label, count in enumerate(counts) for i in range(count)]
+
+
+def fake_cases(number: int) -> list[dict]:
+    """Items whose label is a file, as for a segmentation."""
+    return [{"image": f"/images/{i}", "label": f"/labels/{i}"} for i in range(number)]
+
+
+def names_of(items) -> list[str]:
+    return [item["image"] for item in items]
+
+
+def counts_of(items, classes: int = 6) -> np.ndarray:
+    return np.bincount([item["label"] for item in items], minlength=classes)
+
+
+# Names
+
+
+# Splitting one site
+
+
+def test_split_is_disjoint_complete_stratified_and_reproducible():
+    counts = np.array([50, 50, 40, 50, 50, 50])
+    items = fake_items(counts)
+    parts = split(items, 0.1, 0.2, seed=3)
+    assert {name: len(part) for name, part in parts.items()} == {"training": 203, "validation": 29, "testing": 58}
+    assert sorted(image for part in parts.values() for image in names_of(part)) == sorted(names_of(items))
+    for part, share in (("validation", 0.1), ("testing", 0.2)):
+        assert np.abs(counts_of(parts[part]) - share * counts).max() <= 1
+    assert parts == split(items, 0.1, 0.2, seed=3)
+    assert parts != split(items, 0.1, 0.2, seed=4)
+    assert parts != split(items, 0.1, 0.2, seed=3, site="north")
+
+
+@pytest.mark.parametrize(
+    ("cases", "sizes"),
+    [(1, (1, 0, 0)), (2, (1, 1, 0)), (3, (1, 1, 1)), (4, (2, 1, 1)), (5, (3, 1, 1)), (8, (4, 2, 2)), (32, (16, 8, 8))],
+)
+def test_few_items_go_to_training_first(cases, sizes):
+    assert tuple(map(len, split(fake_cases(cases), 0.25, 0.25).values())) == sizes
+
+
+@pytest.mark.parametrize("cases", range(3, 60))
+def test_parts_are_as_near_to_their_shares_as_whole_items_can_be(cases):
+    sizes = {part: len(items) for part, items in split(fake_cases(cases), 0.25, 0.25).items()}
+    assert sum(sizes.values()) == cases and min(sizes.values()) >= 1
+    wanted = {"training": 0.5, "validation": 0.25, "testing": 0.25}
+    assert all(abs(size - cases * wanted[part]) <= 1 for part, size in sizes.items())
+
+
+@pytest.mark.parametrize(
+    ("items", "shares", "said"),
+    [
+        (fake_cases(9), (0.5, 0.5), "must leave some for training"),
+        (fake_cases(9), (-0.1, 0.5), "must leave some for training"),
+        ([], (0.1, 0.2), "north has no items to split"),
+    ],
+)
+def test_a_split_that_cannot_be_made_is_refused(items, shares, said):
+    with pytest.raises(CourseError, match=said):
+        split(items, *shares, site="north")
+
+
+def test_every_stretch_of_a_mixed_list_has_all_classes():
+    order = mixed(fake_items([60, 30, 10]), np.random.default_rng(0))
+    for start in range(0, 100, 10):
+        assert np.abs(counts_of(order[start : start + 10], 3) - [6, 3, 1]).max() <= 1
+
+
+# Sharing out
+
+
+@pytest.mark.parametrize("number", [2, 3, 16])
+@pytest.mark.parametrize("how", ["even", "counts", "dirichlet"])
+def test_no_image_is_at_two_sites(how, number):
+    items = fake_items([40, 30, 40, 40, 40, 1])
+    counts = [11] * (number - 1) + [20] if how == "counts" else None
+    shares = partition(items, number, how, counts, alpha=0.2, seed=1)
+    assert list(shares) == [f"site-{i + 1}" for i in range(number)]
+    used = [image for share in shares.values() for image in names_of(share)]
+    assert len(used) == len(set(used)) and set(used) <= set(names_of(items))
+    sizes = [len(share) for share in shares.values()]
+    if how == "counts":
+        assert sizes == counts
+    else:
+        assert len(used) == len(items) and max(sizes) - min(sizes) <= 1
+    assert shares == partition(items, number, how, counts, alpha=0.2, seed=1)
+    assert shares != partition(items, number, how, counts, alpha=0.2, seed=2)
+
+
+def test_even_shares_have_the_same_mix_of_classes():
+    shares = partition(fake_items([41, 30, 40, 40, 40, 7]), ["a", "b", "c", "d"])
+    table = np.array([counts_of(share) for share in shares.values()])
+    assert np.ptp(table, axis=0).max() <= 1
+    assert table.sum(axis=0).tolist() == [41, 30, 40, 40, 40, 7]
+
+
+def test_each_class_is_at_home_at_one_site_and_a_few_are_elsewhere():
+    shares = partition(fake_items([40, 30, 20]), ["a", "b"], "specialised", homes=(2, 0, 1), few=5, seed=4)
+    assert {site: counts_of(own, 3).tolist() for site, own in shares.items()} == {"a": [35, 5, 15], "b": [5, 25, 5]}
+    used = [image for share in shares.values() for image in names_of(share)]
+    assert len(used) == len(set(used)) == 90
+    again = {"homes": (2, 0, 1), "few": 5}
+    assert shares == partition(fake_items([40, 30, 20]), ["a", "b"], "specialised", seed=4, **again)
+    assert shares != partition(fake_items([40, 30, 20]), ["a", "b"], "specialised", seed=5, **again)
+
+
+def test_cases_with_masks_are_shared_out_like_one_class():
+    shares = partition(fake_cases(10), 3, seed=5)
+    assert sorted(len(share) for share in shares.values()) == [3, 3, 4]
+
+
+def test_labels_are_the_more_skewed_the_smaller_alpha_is():
+    items = fake_items([100] * 6)
+
+    def largest_class_share(alpha: float) -> float:
+        """Mean over sites and seeds of the share of the site's most frequent class; 1/6 without skew."""
+        tables = [
+            np.array([counts_of(share) for share in partition(items, 4, "dirichlet", alpha=alpha, seed=seed).values()])
+            for seed in range(5)
+        ]
+        return float(np.mean([table.max(axis=1) / table.sum(axis=1) for table in tables]))
+
+    shares = [largest_class_share(alpha) for alpha in (1e-9, 0.1, 1.0, 10.0, 1000.0)]
+    assert shares == sorted(shares, reverse=True)
+    # With 4 sites and 6 classes every site has to take a second one.
+    assert shares[0] > 0.5 and shares[-1] < 0.25
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"how": "fair"}, "Unknown partition 'fair'; choose one of even, counts, dirichlet"),
+        ({"how": "counts"}, r"counts is \[\]; give one number .* 2 sites"),
+        ({"how": "counts", "counts": [3]}, r"counts is \[3\]"),
+        ({"how": "counts", "counts": [0, 3]}, r"counts is \[0, 3\]"),
+        ({"how": "counts", "counts": [6, 7]}, "at most 12 in all"),
+        ({"how": "dirichlet", "alpha": 0}, "alpha is 0; it must be above 0"),
+        ({"how": "dirichlet", "alpha": float("nan")}, "alpha is nan"),
+        ({"sites": 13}, "12 items cannot be shared out over 13 sites"),
+        ({"sites": ["a", "a"]}, "names that differ"),
+        ({"seed": -1}, "seed is -1; it must be 0 or more"),
+    ],
+)
+def test_a_partition_that_cannot_be_made_is_refused(arguments, message):
+    with pytest.raises(CourseError, match=message):
+        partition(fake_items([2] * 6), **{"sites": 2, **arguments})
+
+
+# The folders of the sites
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch) -> Path:
+    """Nine cases with masks in a folder, and a data folder for the sites."""
+    monkeypatch.setenv("COURSE_DATA", str(tmp_path / "my data"))
+    base = tmp_path / "converted"
+    for kind in ("images", "labels"):
+        (base / kind).mkdir(parents=True)
+        for i in range(9):
+            (base / kind / f"case {i}.nii.gz").write_text(f"{kind} {i}")
+    return base
+
+
+def case(base: Path, number: int) -> dict:
+    return {key: str(base / f"{key}s" / f"case {number}.nii.gz") for key in ("image", "label")}
+
+
+def shared(base: Path) -> dict:
+    """North has cases 0 to 4, south 5 to 8."""
+    parts = {"north": ([0, 1, 2], [3], [4]), "south": ([5, 6], [7], [8])}
+    return {
+        site: {part: [case(base, i) for i in own] for part, own in zip(PARTS, numbers, strict=True)}
+        for site, numbers in parts.items()
+    }
+
+
+def write(base: Path, datalists: dict | None = None, **about) -> list[str]:
+    said: list[str] = []
+    assert write_sites("toy", datalists or shared(base), base, about, said.append) == "toy"
+    return said
+
+
+def test_each_site_gets_a_folder_of_its_own_that_can_be_moved(base, tmp_path):
+    said = write(base)
+    folder = tmp_path / "my data" / "sites" / "toy"
+    assert said == [
+        f"{folder}/north: 3 training, 1 validation, 1 testing",
+        f"{folder}/south: 2 training, 1 validation, 1 testing",
+    ]
+    assert names_in(folder) == ["about.json", "north", "south"]
+    assert names_in(folder / "south") == ["datalist.json", "images", "labels"]
+    assert names_in(folder / "south" / "images") == [f"case {i}.nii.gz" for i in (5, 6, 7, 8)]
+    datalist = json.loads((folder / "south" / "datalist.json").read_text())
+    assert datalist["validation"] == [{"image": "images/case 7.nii.gz", "label": "labels/case 7.nii.gz"}]
+    assert str(tmp_path) not in (folder / "south" / "datalist.json").read_text()
+
+    shutil.move(folder / "south", tmp_path / "the hospital")
+    shutil.rmtree(base)
+    (item,) = read_datalist(tmp_path / "the hospital" / "datalist.json", "south")["testing"]
+    assert Path(item["image"]).read_text() == "images 8" and Path(item["label"]).read_text() == "labels 8"
+    assert item["site"] == "south"
+
+
+def test_images_with_classes_keep_their_class(tmp_path, monkeypatch):
+    monkeypatch.setenv("COURSE_DATA", str(tmp_path / "data"))
+    for i in range(3):
+        (tmp_path / f"{i}.jpeg").write_text("all alike")
+    items = [{"image": str(tmp_path / f"{i}.jpeg"), "label": i} for i in range(3)]
+    write(tmp_path, {"a": {part: [item] for part, item in zip(PARTS, items, strict=True)}})
+    read = read_site("toy", "a")
+    assert [(Path(item["image"]).name, item["label"]) for part in PARTS for item in read[part]] == [
+        ("0.jpeg", 0),
+        ("1.jpeg", 1),
+        ("2.jpeg", 2),
+    ]
+
+
+def test_the_same_again_does_nothing_and_a_change_writes_all(base, tmp_path):
+    write(base, seed=0)
+    folder = tmp_path / "my data" / "sites" / "toy"
+    assert write(base, seed=0) == [f"{folder}: shared out already over north, south, nothing to do."]
+    (base / "images" / "case 5.nii.gz").unlink()
+    (base / "images" / "case 5.nii.gz").write_text("another scan")
+    assert len(write(base, seed=0)) == 2
+    assert (folder / "south/images/case 5.nii.gz").read_text() == "another scan"
+    (folder / "south/labels/case 6.nii.gz").unlink()  # what was lost is made again
+    assert len(write(base, seed=0)) == 2
+    (folder / "north/datalist.json").unlink()
+    assert len(write(base, seed=0)) == 2
+    fewer = {"north": shared(base)["north"]}
+    assert len(write(base, fewer, seed=0)) == 1
+    assert sites_of("toy") == ["north"]
+    assert names_in(folder.parent) == ["toy"]
+
+
+def test_a_folder_that_was_not_shared_out_here_is_left_alone(base, tmp_path):
+    folder = tmp_path / "my data" / "sites" / "toy"
+    (folder / "north").mkdir(parents=True)
+    (folder / "north" / "datalist.json").write_text("a hospital's own")
+    with pytest.raises(CourseError, match=r"sites/toy holds sites that were not made by sharing out here"):
+        write(base)
+    assert files_of(folder) == {"north/datalist.json": b"a hospital's own"}
+    shutil.rmtree(folder)
+    folder.write_text("a file")
+    with pytest.raises(CourseError, match="were not made by sharing out here"):
+        write(base)
+
+
+def test_a_full_disk_keeps_what_was_shared_out_before(base, tmp_path, monkeypatch):
+    write(base, seed=0)
+    before = files_of(tmp_path / "my data")
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("another disk")))
+    with (
+        failing(monkeypatch, files.shutil, "copyfile", FULL, after=3),
+        pytest.raises(CourseError, match="No space left"),
+    ):
+        write(base, seed=1)
+    assert files_of(tmp_path / "my data") == before
+    assert names_in(tmp_path / "my data" / "sites") == ["toy"]
+
+
+def test_a_site_with_a_name_that_is_none(base):
+    with pytest.raises(CourseError, match="'Hospital A' cannot be the name of a site"):
+        write(base, {"Hospital A": shared(base)["north"]})
+
+
+# Datalists that somebody else wrote
+
+
+def test_all_that_is_wrong_with_a_datalist_is_named_at_once(base):
+    file = base / "datalist.json"
+    good = {"image": "images/case 0.nii.gz", "label": "labels/case 0.nii.gz"}
+    gone = {"image": "images/case 77.nii.gz", "label": "labels/case 0.nii.gz"}
+    file.write_text(json.dumps({"training": [good, gone, {"image": "x"}, 7], "testing": [good]}))
+    with pytest.raises(CourseError) as caught:
+        read_datalist(file)
+    for message in (
+        str(file),
+        "5 problems",
+        "'validation' is missing",
+        "case 77",
+        "training[2]",
+        "training[3]",
+        "in training and in testing",
+    ):
+        assert message in str(caught.value)
+    assert caught.value.kind == "its datalist cannot be used", "no case name leaves a site"
+
+
+def test_paths_become_absolute(base, monkeypatch):
+    entry = {"image": "images/case 0.nii.gz", "label": "labels/case 0.nii.gz"}
+    (base / "datalist.json").write_text(json.dumps({"training": [entry], "validation": [], "testing": []}))
+    monkeypatch.chdir(base.parent)
+    assert read_datalist(Path("converted/datalist.json"))["training"] == [{**case(base, 0), "site": ""}]
+
+
+def test_a_hospital_may_have_nothing_to_validate_or_test_on_and_its_own_keys(base):
+    entry = {"image": "images/case 0.nii.gz", "label": "labels/case 0.nii.gz", "age": 61}
+    (base / "datalist.json").write_text("\ufeff" + json.dumps({"training": [entry], "validation": [], "testing": []}))
+    parts = read_datalist(base / "datalist.json", "north")
+    assert parts == {"training": [{**case(base, 0), "age": 61, "site": "north"}], "validation": [], "testing": []}
+
+
+# Tables
+
+
+def test_who_has_what(base):
+    write(base)
+    table = who_has_what(read_sites("toy"))
+    assert table.loc["north"].to_dict() == {"training": 3, "validation": 1, "testing": 1, "all parts": 5}
+    assert table.loc["all sites"].to_dict() == {"training": 5, "validation": 2, "testing": 2, "all parts": 9}
+    assert [len(pooled(read_sites("toy"))[part]) for part in PARTS] == [5, 2, 2]
+
+
+def test_who_has_which_classes():
+    shares = partition(fake_items([4, 6]), ["a", "b"])
+    table = who_has_what({site: split(own, 0.2, 0.2, site=site) for site, own in shares.items()}, ["hand", "chest"])
+    assert list(table.columns) == [*PARTS, "all parts", "hand", "chest"]
+    assert table.loc["a"].to_dict() == {
+        "training": 3,
+        "validation": 1,
+        "testing": 1,
+        "all parts": 5,
+        "hand": 2,
+        "chest": 3,
+    }
+    assert table.loc["all sites", ["hand", "chest"]].tolist() == [4, 6]
+
+
+def test_distances_are_0_for_the_same_mix_and_1_for_no_class_in_common():
+    def items(*counts):
+        return [{"label": number} for number, count in enumerate(counts) for _ in range(count)]
+
+    alike = sharing.distances(sharing.classes({"a": items(2, 2), "b": items(5, 5)}, ["x", "y"]))
+    assert alike.to_dict() == {"a": 0, "b": 0}
+    apart = sharing.classes({"a": items(4, 0), "b": items(0, 3)}, ["x", "y"])
+    assert apart.loc["all sites"].to_dict() == {"x": 4, "y": 3} and sharing.distances(apart).to_dict() == {
+        "a": 1,
+        "b": 1,
+    }
+    three = sharing.distances(sharing.classes({"a": items(3, 1), "b": items(1, 1), "c": items(0, 2)}, ["x", "y"]))
+    assert three.to_dict() == pytest.approx({"a": 0.75 - 0.25, "b": 0.0, "c": 4 / 6})

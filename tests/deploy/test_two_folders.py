@@ -1,0 +1,104 @@
+"""Two hospitals, each with a disk of its own, as far as one machine can show it: real processes, each with its own environment."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import pytest
+import torch
+
+from data_scripts.mednist import share_out
+from deploy.federation import LEAD, SERVER, Federation
+from src.common.datalists import DATALIST
+from src.common.errors import CourseError
+from src.common.paths import sites_folder
+from src.federation.run import Run
+from src.mednist.card import Settings
+from src.mednist.recipe import recipe
+from tests.runs_support import drawings, holders
+
+pytestmark = pytest.mark.slow
+
+SITES = {"north": 30, "south": 18}
+"""Number of images of each; not equal, so that it shows who is who."""
+
+SETTINGS = Settings(rounds=2, batch_size=8)
+
+
+class Place(NamedTuple):
+    """A federation and, for each of its sites, the data folder that this site alone knows."""
+
+    hospitals: Federation
+    folders: dict[str, Path]
+    results: Path
+
+    def datalist(self, site: str) -> Path:
+        return self.folders[site] / "sites" / SETTINGS.data / site / DATALIST
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Iterator[Place]:
+    """Shares few images out, moves each site's own to a place of its own, and starts a federation that is told nothing else."""
+    root = tmp_path_factory.mktemp("two-folders")
+    folders = {site: root / f"disk-of-{site}" for site in SITES}
+    images = drawings(root, per_class=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COURSE_DATA", str(root / "shared-out"))
+        data = share_out(list(SITES), "counts", counts=list(SITES.values()), data=SETTINGS.data, folder=images)
+        for site, folder in folders.items():
+            (folder / "sites" / data).mkdir(parents=True)
+            shutil.move(sites_folder(data) / site, folder / "sites" / data / site)
+        # What this process knows must not help either.
+        patch.setenv("COURSE_DATA", str(root / "nothing"))
+        told = {site: {"COURSE_DATA": str(folder)} for site, folder in folders.items()}
+        with Federation(root / "federation", told) as hospitals:
+            hospitals.start()
+            # The lead's kit, where FLARE would put what a lead fetches.
+            yield Place(hospitals, folders, hospitals.kits[LEAD] / "transfer")
+
+
+def test_each_site_trains_on_what_it_alone_can_find(place):
+    result = place.hospitals.execute(recipe(len(SITES), SETTINGS), place.results)
+
+    run = Run(result)
+    assert (run.about["status"], run.sites, run.about["refused"]) == ("finished", sorted(SITES), {})
+    assert 0 < run.seconds < 600
+    expected = [{"round": n, "site": site, "accepted": True, "reason": None} for n in range(2) for site in SITES]
+    pd.testing.assert_frame_equal(run.contributions, pd.DataFrame(expected))
+    reported = {(entry["round"], entry["site"]): entry["samples"] for entry in run.record if entry["event"] == "answer"}
+    own = {site: len(json.loads(place.datalist(site).read_text())["training"]) for site in SITES}
+    assert own["north"] != own["south"]
+    assert reported == {(number, site): own[site] for number in range(2) for site in SITES}
+    assert {site for sites in run.final_validation.values() for site in sites} == set(SITES)
+    assert sorted(run.curve("val_accuracy").columns) == sorted(SITES)
+    weights = run.weights(run.final_model)
+    assert len(weights) > 100
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+    assert (result / "job" / "mednist" / "app" / "custom" / "src" / "mednist" / "training.py").is_file()
+    for site, folder in place.folders.items():
+        for name, kit in place.hospitals.kits.items():
+            if name != site:  # the lead's kit holds the job and its result too
+                assert holders(str(folder), kit) == []
+
+
+def test_a_name_that_is_not_to_be_known_stays_at_its_site(place):
+    name = "SURNAME_FIRSTNAME_1950"  # spoils north's data, so this test is the last here
+    datalist = place.datalist("north")
+    (datalist.parent / f"{name}.jpeg").write_text("not an image")
+    content = json.loads(datalist.read_text())
+    content["training"][0]["image"] = f"{name}.jpeg"
+    datalist.write_text(json.dumps(content))
+
+    with pytest.raises(CourseError, match="EXECUTION_EXCEPTION"):
+        place.hospitals.execute(recipe(len(SITES), SETTINGS), place.results)
+
+    kits = place.hospitals.kits
+    assert holders(name, kits["north"]), "the site itself must be able to find out what was wrong"
+    for other in (SERVER, LEAD, "south"):
+        assert holders(name, kits[other]) == []
+    said = [line for record in kits[LEAD].rglob("course_record.jsonl") for line in record.read_text().splitlines()]
+    assert any("north" in line and "an image cannot be read" in line for line in said)
