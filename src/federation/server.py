@@ -18,8 +18,8 @@ from nvflare.recipe.spec import Recipe
 from nvflare.recipe.utils import add_experiment_tracking, add_final_global_evaluation
 from nvflare.widgets.widget import Widget
 
-from deploy.returning import LOSS_IS_NOTED, SITE_IS_BACK
 from src.common.errors import CourseError
+from src.federation.flare_2_9 import LOSS_IS_NOTED, SITE_IS_BACK
 from src.federation.site import SCRIPT_SECONDS, said_reason
 
 RECORD = "course_record.jsonl"

@@ -14,16 +14,16 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import make_reply
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
+from src.mednist.recipe import recipe
+from src.prostate.recipe import learner_recipe
 
-from deploy.returning import LOSS_IS_NOTED, SITE_IS_BACK
 from src.common.errors import CourseError
 from src.common.task import tasks
 from src.federation import server
+from src.federation.flare_2_9 import LOSS_IS_NOTED, SITE_IS_BACK
 from src.federation.server import RECORD, RunRecorder
 from src.federation.site import REASON
 from src.mednist.card import Settings
-from src.mednist.recipe import recipe
-from src.prostate.recipe import learner_recipe
 
 # -- in the job --------------------------------------------------------------------------------------------------------
 
