@@ -32,7 +32,7 @@ test: $(STAMP)  ## check everything: lint, unit and fault tests, all notebooks
 
 test-faults: export PATH := $(CURDIR)/.venv/bin:$(PATH)
 test-faults: $(STAMP)  ## kill, forge, forbid and restart in a real federation: all fault tests, some ten minutes
-	@$(RUN) pytest -m faults tests/federation
+	@$(RUN) pytest -m faults tests/deploy
 
 # The whole folder is served, so that the notebooks' pictures in figs/ are seen. JupyterLab refuses to serve root, which is
 # who one is in a container, unless told so.

@@ -1,4 +1,4 @@
-"""Ends a federation on this machine when its owner is gone, however it went: ``python guard.py FOLDER [LINKS]``.
+"""Ends a federation on this machine when its owner is gone, however it went: ``python -m deploy.guard FOLDER [LINKS]``.
 
 The owner holds the other end of this process's standard input. When it closes it, or is killed, which closes it too, all FLARE
 processes that work below the folder end, and the folder is removed. A process of its own can promise that also for an owner who

@@ -51,7 +51,6 @@ def toy_recipe(
     sites: int,
     rounds: int,
     body: str = "pass",
-    at_least: int | None = None,
     initial: Path | None = None,
     **options,
 ) -> FedAvgRecipe:
@@ -63,7 +62,6 @@ def toy_recipe(
         rounds: how many.
         body: Python statements of the client between training and sending, with ``site``, ``number`` (of the round, from 1)
             and ``params``.
-        at_least: see :func:`src.federation.server.add_record`.
         initial: checkpoint to start from.
         **options: of :func:`src.federation.server.add_everything`.
     """
@@ -79,7 +77,7 @@ def toy_recipe(
         key_metric="val_accuracy",
         aggregator=SampleWeightedMean(),
     )
-    return add_everything(made, at_least, **options)
+    return add_everything(made, **options)
 
 
 def complaints(folder: Path) -> list[str]:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import psutil
 
+MODULES = ("nvflare.", "src.federation.")
+"""What the command line of such a process names: FLARE's own module, or that of the course's simulator."""
 PATIENCE_SECONDS = 3.0
 
 
@@ -18,7 +20,7 @@ def processes_below(*folders: Path | str) -> list[psutil.Process]:
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or ()
         at_work = any(word == place or word.startswith(f"{place}/") for word in words for place in places)
-        if at_work and any("nvflare." in word or word.endswith(("federation.simulator", "start.sh")) for word in words):
+        if at_work and any(word.startswith(MODULES) or word.endswith("start.sh") for word in words):
             found[process.pid] = process
             with contextlib.suppress(psutil.NoSuchProcess):
                 found |= {child.pid: child for child in process.children(recursive=True)}

@@ -9,15 +9,18 @@ from typing import NamedTuple
 import pandas as pd
 import pytest
 import torch
+from nvflare.fuel.flare_api.api_spec import AuthorizationError
 
-from data_scripts.mednist import share_out
-from deploy.federation import LEAD, SERVER, Federation
+from data_scripts.mednist_sites import share_out
+from deploy.federation import Federation
+from deploy.kits import ADMIN, LEAD, SERVER
 from src.common.datalists import DATALIST
 from src.common.errors import CourseError
 from src.common.paths import sites_folder
+from src.federation.recipes import client_recipe
 from src.federation.run import Run
 from src.mednist.card import Settings
-from src.mednist.recipe import recipe
+from src.mednist.training import TASK
 from tests.runs_support import drawings, holders
 
 pytestmark = pytest.mark.slow
@@ -61,7 +64,7 @@ def place(tmp_path_factory) -> Iterator[Place]:
 
 
 def test_each_site_trains_on_what_it_alone_can_find(place):
-    result = place.hospitals.execute(recipe(len(SITES), SETTINGS), place.results)
+    result = place.hospitals.execute(client_recipe(TASK, len(SITES), SETTINGS), place.results)
 
     run = Run(result)
     assert (run.about["status"], run.sites, run.about["refused"]) == ("finished", sorted(SITES), {})
@@ -75,14 +78,22 @@ def test_each_site_trains_on_what_it_alone_can_find(place):
     assert {site for sites in run.final_validation.values() for site in sites} == set(SITES)
     assert sorted(run.curve("val_accuracy").columns) == sorted(SITES)
     weights = run.weights(run.final_model)
-    assert len(weights) > 100
-    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
-
+    assert len(weights) > 100 and all(torch.isfinite(tensor).all() for tensor in weights.values())
     assert (result / "job" / "mednist" / "app" / "custom" / "src" / "mednist" / "training.py").is_file()
     for site, folder in place.folders.items():
-        for name, kit in place.hospitals.kits.items():
-            if name != site:  # the lead's kit holds the job and its result too
-                assert holders(str(folder), kit) == []
+        others = [kit for name, kit in place.hospitals.kits.items() if name != site]
+        assert not any(holders(str(folder), kit) for kit in others)  # the lead's kit holds the job and its result too
+
+
+@pytest.mark.faults
+def test_nobody_reads_a_site_s_files_from_afar(place):
+    (place.hospitals.kits["north"] / "error_log.txt").touch()
+    with place.hospitals.session(ADMIN) as session:
+        log = {"file": "error_log.txt"}
+        reads = [(read, log) for read in (session.cat_target, session.head_target, session.tail_target)]
+        for read, what in [*reads, (session.ls_target, {}), (session.grep_target, {"pattern": "a", **log})]:
+            with pytest.raises(AuthorizationError, match="not authorized"):
+                read("north", **what)
 
 
 def test_a_name_that_is_not_to_be_known_stays_at_its_site(place):
@@ -94,7 +105,7 @@ def test_a_name_that_is_not_to_be_known_stays_at_its_site(place):
     datalist.write_text(json.dumps(content))
 
     with pytest.raises(CourseError, match="EXECUTION_EXCEPTION"):
-        place.hospitals.execute(recipe(len(SITES), SETTINGS), place.results)
+        place.hospitals.execute(client_recipe(TASK, len(SITES), SETTINGS), place.results)
 
     kits = place.hospitals.kits
     assert holders(name, kits["north"]), "the site itself must be able to find out what was wrong"

@@ -1,0 +1,186 @@
+"""What an engineer does with start-up kits: plan a project, make the kits, set them up, renew a certificate, knock at the server.
+
+A kit is the folder that a participant gets: a key, a certificate, and scripts to start with. Nothing here starts a process.
+https://nvflare.readthedocs.io/en/main/programming_guide/provisioning_system.html
+"""
+
+import datetime
+import json
+import logging
+import socket
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from nvflare.lighter.prov_utils import prepare_builders
+from nvflare.lighter.provision import prepare_project
+from nvflare.lighter.provisioner import Provisioner
+from nvflare.lighter.utils import load_crt, load_crt_bytes, load_private_key, serialize_cert, update_storage_locations
+
+from src.common.datalists import site_names
+from src.common.errors import CourseError
+from src.common.files import write_file, write_json
+
+SERVER, ADMIN, LEAD, MEMBER = "server", "admin@example.org", "lead@example.org", "member@example.org"
+USERS = {ADMIN: "project_admin", LEAD: "lead", MEMBER: "member"}
+"""Who may log in, and the role that their certificate gives them: a lead, a researcher, submits jobs; a member only looks."""
+
+REVIEWED = (
+    "src.",
+    "nvflare.app_common.executors.learner_executor.LearnerExecutor",
+    "nvflare.app_opt.pt.file_model_persistor.PTFileModelPersistor",
+)
+"""What the prostate learner's job names beside FLARE's default list, where the course is installed: see :func:`set_up_site`."""
+
+RIGHTS = ("view", "operate", "manage_job", "submit_job", "clone_job", "download_job", "byoc", "shell_commands")
+"""What FLARE's rules grant or refuse; a role with a list of rights has no other."""
+
+ORDER_SECONDS = 60.0
+"""How long a site has to answer an order of the server, such as to take a job. FLARE's 10 s are short on a busy machine."""
+ROOT_DAYS = 1825
+"""How long a project's root holds. FLARE's value is 360, and no certificate holds longer than its root."""
+SILENCE_SECONDS = 25.0
+"""After so long without a heartbeat the server takes a site for lost. FLARE's value is 600, right for long lines."""
+
+
+def project(sites: Sequence[str], port: int, host: str = "localhost", name: str = "course") -> dict:
+    """What ``nvflare provision`` reads as ``project.yml``: who takes part, and how the kits are made.
+
+    Args:
+        sites: their names.
+        port: of the server, for the sites and the users alike.
+        host: name or address by which the server is called; its certificate holds for it.
+        name: of the project. Kits of two projects do not know each other, whatever their names.
+    """
+    server = {"name": SERVER, "type": "server", "org": "school", "fed_learn_port": port, "default_host": host}
+    orgs = {site: f"hospital_{site}".replace("-", "_") for site in site_names(sites)}
+    hospitals = [{"name": site, "type": "client", "org": org} for site, org in orgs.items()]
+    people = [{"name": user, "type": "admin", "org": "school", "role": role} for user, role in USERS.items()]
+    steps = {
+        "workspace.WorkspaceBuilder": {},
+        "static_file.StaticFileBuilder": {"config_folder": "config"},
+        "cert.CertBuilder": {"root_valid_days": ROOT_DAYS},
+        "signature.SignatureBuilder": {},
+    }
+    return {
+        "api_version": 3,
+        "name": name,
+        "description": "server and sites of the course",
+        # By default every site streams its error log to the server, with all file names that are in it. FLARE 2.9 heeds this
+        # switch here and in a site's own local/resources.json; as a property of a participant it does not.
+        "allow_log_streaming": False,
+        "participants": [server, *hospitals, *people],
+        "builders": [{"path": f"nvflare.lighter.impl.{step}", "args": args} for step, args in steps.items()],
+    }
+
+
+def provision(folder: Path, about: dict) -> dict[str, Path]:
+    """Make a start-up kit for each participant, as ``nvflare provision -p project.yml`` does; returns the kits' folders by name.
+
+    Args:
+        folder: gets ``project.yml`` and the kits.
+        about: of :func:`project`.
+    """
+    file = write_file(folder / "project.yml", yaml.safe_dump(about, sort_keys=False))
+    read = yaml.safe_load(file.read_text())  # FLARE empties what it is given
+    provisioner = Provisioner(str(folder), prepare_builders(read))
+    made = provisioner.provision(prepare_project(read), logger=logging.getLogger(__name__))
+    if made.get("build_error") or "current_prod_dir" not in made:
+        raise CourseError(f"FLARE could not provision {file}; what it printed says why.")
+    return {one["name"]: Path(made["current_prod_dir"]) / one["name"] for one in about["participants"]}
+
+
+def set_up_server(kit: Path, silence: float = SILENCE_SECONDS, storage: str | None = ".") -> None:
+    """Write a server's ``local/resources.json`` anew, on top of FLARE's defaults; so :func:`set_up_site` comes after it.
+
+    Jobs and their results then lie in the kit, and not in one fixed folder of the machine, where another server would find them.
+    A site that comes back takes part again in the jobs that run; see :mod:`deploy.returning`.
+
+    Args:
+        kit: of the server.
+        silence: seconds without a heartbeat after which a site is lost.
+        storage: folder for jobs and results, from the kit's folder on. None leaves them where the kit has them, for a kit that
+            ``nvflare deploy prepare`` has made: there that is a path inside the container, or on the cluster.
+    """
+    file = kit / "local" / "resources.json"
+    if storage is not None:  # FLARE's function reads the default and writes the file
+        update_storage_locations(str(kit / "local"), str(kit.absolute() / storage))
+    resources = json.loads((file if storage is not None else Path(f"{file}.default")).read_text())
+    resources["servers"][0] |= {"heart_beat_timeout": silence, "admin_timeout": ORDER_SECONDS}
+    resources["components"].append({"id": "returning_sites", "path": "deploy.returning.ReturningSites", "args": {}})
+    write_json(file, resources)
+
+
+def set_up_site(kit: Path, classes: Sequence[str] = (), brings_code: bool = True) -> None:
+    """Write down what a site, or the server, allows jobs and users to do, on top of FLARE's defaults, from its next start on.
+
+    FLARE lets a lead's job bring its own code along (*bring your own code*, BYOC), and otherwise builds only classes of a list of
+    FLARE's own. A site that reviews and installs code forbids the first and adds the package that it has installed to the second.
+
+    FLARE also lets the project's administrator, and users of the site's own organisation, read files of the site from afar, with
+    ``ls``, ``cat``, ``head``, ``tail`` and ``grep``: logs with the names of cases, and what else the site's account may read. This
+    is switched off here, always and for everybody.
+
+    Args:
+        kit: of a site or the server, in ``local/`` of which the two files come.
+        classes: names or, with a dot at the end, packages whose classes a job without code of its own may name.
+        brings_code: whether a job may bring code along; False forbids it to every role.
+    """
+    resources, rules = kit / "local" / "resources.json", kit / "local" / "authorization.json"
+    default = json.loads((resources if resources.exists() else Path(f"{resources}.default")).read_text())
+    default["class_allow_list"] += [name for name in classes if name not in default["class_allow_list"]]
+    write_json(resources, default)
+    rights = json.loads(Path(f"{rules}.default").read_text())
+    for role, allowed in rights["permissions"].items():
+        if isinstance(allowed, str):  # one word for all rights: "any", the administrator's, would cover the two below
+            allowed = dict.fromkeys(RIGHTS, allowed)
+        rights["permissions"][role] = allowed | {"shell_commands": "none"} | ({} if brings_code else {"byoc": "none"})
+    write_json(rules, rights)
+
+
+def sign_anew(project_folder: Path, kit: Path, until: datetime.datetime) -> None:
+    """Give a site's kit a certificate that ends at another time, for the same key, signed by the project's own root.
+
+    Args:
+        project_folder: of the provisioned project, whose ``state/cert.json`` holds the root's key: the one file to guard most.
+        kit: of a site; its ``startup/client.crt`` is replaced.
+        until: with time zone; in the past for a certificate that has expired.
+    """
+    state = json.loads((project_folder / "state" / "cert.json").read_text())
+    root, file = load_crt_bytes(state["root_cert"].encode()), kit / "startup" / "client.crt"
+    old = load_crt(str(file))
+    builder = x509.CertificateBuilder(old.issuer, old.subject, old.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(root.not_valid_before_utc - datetime.timedelta(days=2)).not_valid_after(until)
+    for extension in old.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    file.write_bytes(serialize_cert(builder.sign(load_private_key(state["root_pri_key"]), hashes.SHA256())))
+
+
+def knock(kit: Path) -> str | None:
+    """Shake hands with the server as a site would, by the certificate of its kit; returns None if the two trust each other.
+
+    Else it says who refused and why, in TLS's words. FLARE's site stays silent where its own certificate is wrong, and
+    ``nvflare preflight-check`` looks at none. Whether the names are right, FLARE looks afterwards, when the site registers.
+
+    Args:
+        kit: of a site; its ``fed_client.json`` says where the server is.
+    """
+    startup = kit / "startup"
+    host, port = json.loads((startup / "fed_client.json").read_text())["servers"][0]["service"]["target"].rsplit(":", 1)
+    context = ssl.create_default_context(cafile=startup / "rootCA.pem")
+    context.load_cert_chain(startup / "client.crt", startup / "client.key")
+    context.check_hostname = False  # as FLARE: it compares the name of the participant, and not that of the machine
+    # By TLS 1.3 a site would learn whether it was let in only from the answer to its first words.
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        with socket.create_connection((host, int(port)), 10.0) as line, context.wrap_socket(line, server_hostname=host):
+            return None
+    except ssl.SSLCertVerificationError as error:
+        return f"the site refuses the server: {error.verify_message}"
+    except ssl.SSLError as error:
+        return f"the server refuses the site: {(error.reason or str(error)).lower().replace('_', ' ')}"
+    except OSError as error:
+        return f"no connection: {error.strerror or error}"

@@ -1,0 +1,172 @@
+"""What a project and its kits hold, and what their owners set: nothing here is started."""
+
+import json
+import re
+import tempfile
+from pathlib import Path
+
+import pytest
+import yaml
+from nvflare.app_common.default_component_policy import DEFAULT_CLASS_ALLOW_LIST
+from nvflare.fuel.sec.authz import AuthzContext, Person
+from nvflare.lighter.utils import load_crt
+from nvflare.security.security import FLAuthorizer
+
+from deploy import federation
+from deploy.kits import LEAD, REVIEWED, ROOT_DAYS, SERVER, USERS, knock, project, provision, set_up_server, set_up_site
+from src.common.datalists import PARTS
+from src.common.errors import CourseError
+from src.federation.server import use_installed_code
+from src.learners.recipe import learner_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+SITES = ("north", "south")
+ROLES = ("project_admin", "org_admin", "lead", "member")
+
+
+@pytest.fixture(scope="module")
+def kits(tmp_path_factory):
+    return provision(tmp_path_factory.mktemp("provisioned"), project(SITES, federation.free_port()))
+
+
+def local(kit: Path, name: str) -> dict:
+    return json.loads((kit / "local" / name).read_text())
+
+
+def test_everybody_gets_a_kit_with_one_key_for_the_server_s_one_port(kits):
+    assert set(kits) == {SERVER, *SITES, *USERS}
+    for name, kit in kits.items():
+        assert len(list(kit.rglob("*.key"))) == 1, name
+        assert (kit / "startup" / "rootCA.pem").is_file()
+    admin = json.loads((kits[LEAD] / "startup" / "fed_admin.json").read_text())["admin"]
+    for site in SITES:
+        assert local(kits[site], "resources.json.default")["allow_log_streaming"] is False
+        service = json.loads((kits[site] / "startup" / "fed_client.json").read_text())["servers"][0]["service"]
+        assert service["target"] == f"localhost:{admin['port']}"
+    assert knock(kits["north"]).startswith("no connection"), "nobody listens"
+    example = yaml.safe_load((ROOT / "deploy" / "project.yml").read_text())
+    assert example == project(["site-1", "site-2", "site-3"], 8002, host="flare.example.org")
+
+
+def test_a_root_holds_for_years_and_a_certificate_is_renewed_by_taking_it_out_of_the_state(kits, tmp_path):
+    def certificate(kits: dict[str, Path], name: str, file: str = "client.crt"):
+        return load_crt(str(kits[name] / "startup" / file))
+
+    def days(found) -> int:
+        return (found.not_valid_after_utc - found.not_valid_before_utc).days
+
+    about = project(SITES, 8002)
+    first = provision(tmp_path, about)
+    root = certificate(first, "north", "rootCA.pem")
+    assert root != certificate(kits, "north", "rootCA.pem"), "two projects share no root"
+    assert (days(root), days(certificate(first, "north"))) == (ROOT_DAYS, 360)
+    assert certificate(provision(tmp_path, about), "north") == certificate(first, "north"), "it is in the state"
+
+    state = tmp_path / "course" / "state" / "cert.json"
+    content = json.loads(state.read_text())
+    del content["north"]
+    state.write_text(json.dumps(content))
+    new = provision(tmp_path, about)
+    assert certificate(new, "north").serial_number != certificate(first, "north").serial_number
+    assert certificate(new, "north").public_key() != certificate(first, "north").public_key()
+    assert certificate(new, "south") == certificate(first, "south")
+    assert certificate(new, "north", "rootCA.pem") == root
+
+
+def test_a_server_keeps_its_jobs_to_itself_and_takes_sites_back(kits):
+    for storage in ("elsewhere", "."):
+        set_up_server(kits[SERVER], silence=42.0, storage=storage)
+        found = local(kits[SERVER], "resources.json")
+        (jobs,) = [one["args"]["uri_root"] for one in found["components"] if one["id"] == "job_manager"]
+        snapshots = found["snapshot_persistor"]["args"]["storage"]["args"]["root_dir"]
+        assert {Path(jobs).parent, Path(snapshots).parent} == {kits[SERVER] / storage}
+        assert [one["path"] for one in found["components"]].count("deploy.returning.ReturningSites") == 1
+        assert found["servers"][0]["heart_beat_timeout"] == 42.0
+
+
+def test_a_site_writes_down_which_classes_jobs_may_name_and_each_once(kits):
+    default = local(kits["north"], "resources.json.default")["class_allow_list"]
+    for _ in range(2):
+        set_up_site(kits["north"], ["src."])
+        assert local(kits["north"], "resources.json")["class_allow_list"] == [*default, "src."]
+
+
+@pytest.mark.parametrize("brings_code", [True, False], ids=["code is allowed", "code is forbidden"])
+def test_no_role_reads_a_site_s_files_and_none_brings_code_where_that_is_forbidden(kits, brings_code):
+    def allows(rules: dict, role: str, right: str) -> bool:
+        """What FLARE makes of a site's rules, for a user of the site's own organisation."""
+        context = AuthzContext(right, Person("somebody", "hospital_north", role))
+        return FLAuthorizer("hospital_north", rules).authorize(context)[0]
+
+    set_up_site(kits["south"], brings_code=not brings_code)  # a site may change its mind
+    set_up_site(kits["south"], brings_code=brings_code)
+    ours, default = (local(kits["south"], f"authorization.json{end}") for end in ("", ".default"))
+    assert set(ours["permissions"]) == set(ROLES)
+    assert [role for role in ROLES if allows(default, role, "cat")] == ["project_admin", "org_admin", "lead"]
+    reads = ("ls", "cat", "head", "tail", "grep", "pwd")
+    assert [(role, read) for role in ROLES for read in reads if allows(ours, role, read)] == []
+    assert [role for role in ROLES if allows(ours, role, "byoc")] == (["project_admin", "lead"] if brings_code else [])
+    # The rest is as it was.
+    for role in ROLES:
+        for right in ("check_status", "list_jobs", "shutdown", "disable_client", "submit_job", "download_job"):
+            assert allows(ours, role, right) == allows(default, role, right), (role, right)
+    # FLARE 2.9 believes the server who a user is, and asks no rules for a role that only a server can claim. So no rules protect a
+    # site whose server is taken over; its account must.
+    assert allows(ours, "super", "byoc") and allows(ours, "super", "cat")
+
+
+def test_the_commands_of_the_deployment_page_set_kits_up(tmp_path):
+    """As they stand there, but for the folder."""
+    made = provision(tmp_path, project(["site-1"], 8002))
+    page = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    commands = [code for code in re.findall(r'python -c "\n(.+?)"\n', page, re.DOTALL) if "set_up" in code]
+    assert len(commands) == 2
+    for code in commands:
+        assert code.count("/srv/flare/") == 1
+        exec(code.replace("/srv/flare", str(made[SERVER].parent)), {})
+    resources = local(made[SERVER], "resources.json")
+    assert resources["servers"][0]["heart_beat_timeout"] == 60
+    assert str(made[SERVER] / "jobs-storage") in json.dumps(resources)
+    for name in (SERVER, "site-1"):
+        permissions = local(made[name], "authorization.json")["permissions"]
+        assert {role["shell_commands"] for role in permissions.values()} == {"none"}
+    example = re.search(r"```json\n(.+?)```", page, re.DOTALL)[1]
+    assert set(json.loads(example)) == set(PARTS)
+
+
+def test_a_path_that_flare_cannot_use_gets_a_plain_one_instead(tmp_path, monkeypatch):
+    assert federation._plain_folder(tmp_path / "plain") == (tmp_path / "plain").resolve()
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    instead = federation._plain_folder(tmp_path / "with a blank")
+    assert instead.parent == tmp_path / "temporary" and not (tmp_path / "with a blank").exists()
+    with pytest.raises(CourseError, match="is there already"):
+        federation._plain_folder(tmp_path / "plain")
+    (tmp_path / "odd place").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "odd place"))
+    with pytest.raises(CourseError, match="Set TMPDIR"):
+        federation._plain_folder(tmp_path / "with a blank")
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(CourseError):
+        federation.Federation(tmp_path / "new", {"a b": {}})
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_what_the_learner_s_job_names_is_on_the_reviewed_list(tmp_path):
+    """Without code in the job, server and sites build only what their lists name."""
+
+    def classes(part: object) -> set[str]:
+        found = {part["path"]} if isinstance(part, dict) and isinstance(part.get("path"), str) else set()
+        inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        return found.union(*map(classes, inner))
+
+    recipe = learner_recipe(tmp_path, len(SITES))
+    use_installed_code(recipe)
+    recipe.export(str(tmp_path / "job"))
+    configs = [json.loads(file.read_text()) for file in (tmp_path / "job").rglob("config_fed_*.json")]
+    named, whole = set().union(*map(classes, configs)), {*DEFAULT_CLASS_ALLOW_LIST, *REVIEWED}
+    packages = tuple(one for one in whole if one.endswith("."))
+    assert {"src.unet.UNet", "src.federation.server.RunRecorder"} <= named
+    assert {name for name in named - whole if not name.startswith(packages)} == set()
+    assert not list((tmp_path / "job").rglob("custom")), "that would be code, which a site may forbid"
+    assert list((tmp_path / "job").rglob("config_train.json"))
