@@ -16,9 +16,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from src.mednist.recipe import recipe
+
 from benchmarks.__main__ import machine
 from benchmarks.half_precision import send_half_precision
-from data_scripts import mednist as data
+from data_scripts import mednist_sites as data
 from data_scripts.phantoms.mednist import write
 from deploy.federation import SERVER, Federation, free_port
 from src.common.datalists import pooled, read_sites
@@ -26,7 +28,6 @@ from src.common.files import write_json
 from src.federation.run import Run
 from src.mednist import training
 from src.mednist.card import Settings
-from src.mednist.recipe import recipe
 
 REPORT = Path(__file__).with_name("results") / "federation" / "lines.json"
 SITES = ("site-1", "site-2")

@@ -23,18 +23,18 @@ import numpy as np
 import psutil
 from nvflare.apis.fl_constant import FLMetaKey
 from nvflare.app_common.abstract.fl_model import FLModel
+from src.mednist.recipe import recipe
 
 from benchmarks.__main__ import machine, versions
 from benchmarks.measure import TOGETHER, Watch
 from benchmarks.table import with_table
-from data_scripts import mednist as data
+from data_scripts import mednist_sites as data
 from src.common.errors import CourseError
 from src.common.files import read_json, write_file, write_json
 from src.federation.aggregation import SampleWeightedMean
 from src.federation.run import Run
 from src.federation.simulator import CourseSimEnv
 from src.mednist.card import Settings
-from src.mednist.recipe import recipe
 
 REPORT = Path(__file__).with_name("results") / "federation" / "scale.json"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scale.md"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Find the course's Python and hand over to one of the Python files beside this one: _run.sh NAME [ARGUMENT...]
+# Find the course's Python and run one of the Python modules beside this one: _run.sh NAME [ARGUMENT...]
 set -euo pipefail
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
@@ -16,4 +16,4 @@ fi
 
 # The course need not be installed: what it imports must be.
 export PYTHONPATH="$repository${PYTHONPATH:+:$PYTHONPATH}"
-exec "$PYTHON" "$here/$1.py" "${@:2}"
+exec "$PYTHON" "$here/command.py" "$@"

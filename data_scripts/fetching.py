@@ -1,38 +1,32 @@
 """Fetches the archive of a public data set once: verified by its checksum, unpacked beside, moved into place whole."""
 
 import os
+import socket
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 
 from data_scripts.folders import one_at_a_time, staged
 from src.common.errors import CourseError, all_of, first_line
+from src.common.files import writing
 
-Source = Callable[[Path], object]
-"""Something that brings a file to a path: pooch's downloader by default."""
+SECONDS = 60  # of silence; MONAI's downloader would wait for ever
+Step = Callable[[Path], object]
 
 
-def fetch(
-    folder: Path,
-    url: str,
-    md5: str,
-    check: Callable[[Path], object],
-    *others: Source,
-    say: Callable[[str], None] = print,
-) -> Path:
-    """Download an archive and unpack its top folder, which has the name of ``folder``.
+def fetch(folder: Path, url: str, md5: str, check: Step, *others: Step, say: Callable[[str], None] = print) -> Path:
+    """Download an archive and unpack its top folder, which has the name of ``folder``, to where that is missing or empty.
 
     An archive that lies beside ``folder`` already, brought by hand, is taken instead, and stays.
 
     Args:
-        folder: where the data belong; missing or empty.
-        url: address of the archive, ``.tar``, ``.tar.gz`` or ``.zip``.
         md5: checksum that the publisher gives. It finds broken downloads; it is no protection against an attacker.
         check: called with the unpacked folder before it is moved; raises a ``CourseError`` if something is missing.
-        *others: further sources, tried in this order when the first one fails.
-        say: called with each line of progress.
+        *others: what else may bring the archive to a path, in this order, when ``url`` fails.
 
     Raises:
         CourseError: if every source fails, the checksum differs, the archive is damaged or incomplete, or the disk is full;
@@ -45,10 +39,10 @@ def fetch(
             return folder
         brought = archive.exists()
         if brought:
-            _verify(archive, md5, f"Delete {archive} and run this again: it")
+            _get(archive, url, md5, f"Delete {archive} and run this again: it")
         else:
             say(f"Downloading {folder.name} from {url}")
-            _download(archive, md5, [lambda path: _from_web(url, path), *others], say)
+            _download(archive, url, md5, others, say)
         _unpack(archive, folder, check)
         if not brought:
             archive.unlink()
@@ -56,60 +50,53 @@ def fetch(
     return folder
 
 
-def _from_web(url: str, path: Path) -> None:
-    import pooch
+def _get(path: Path, url: str, md5: str, what: str) -> None:
+    """Download a file, or verify the one that is there; MONAI shows how far it is, and which sum it found."""
+    from monai.apps.utils import HashCheckError, download_url
 
-    pooch.HTTPDownloader(progressbar=True, timeout=60)(url, str(path), None)
-
-
-def _download(archive: Path, md5: str, sources: list[Source], say: Callable[[str], None]) -> None:
-    import requests
-
-    problems = []
-    part = archive.with_name(f".{archive.name}.part")
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SECONDS)
     try:
-        for source in sources:
+        download_url(url, path, md5, "md5")
+    except HashCheckError as error:
+        raise CourseError(f"{what} has another MD5 checksum than {md5}") from error
+    except (HTTPException, OSError, RuntimeError, ValueError) as error:
+        raise CourseError(f"{first_line(error)}: {url}") from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _download(archive: Path, url: str, md5: str, others: tuple, say: Callable[[str], None]) -> None:
+    problems = []
+    with writing(archive), tempfile.TemporaryDirectory(prefix=f".{archive.name}-", dir=archive.parent) as beside:
+        part = Path(beside) / archive.name
+        for bring in (lambda path: None, *others):
             try:
-                source(part)
-                _verify(part, md5, "what arrived")
+                bring(part)
+                _get(part, url, md5, "what arrived")
                 part.replace(archive)
                 return
-            except (requests.RequestException, CourseError, OSError) as error:
+            except (CourseError, OSError) as error:
                 problems.append(first_line(error))
                 say(f"That failed: {problems[-1]}")
-    finally:
-        part.unlink(missing_ok=True)
-    raise all_of(
-        f"{archive.name} could not be downloaded. Check the network and run this again, or copy the archive to {archive}, or "
-        "use the drawings: COURSE_DATA_SOURCE=generated",
-        problems,
-    )
+    ways = f"copy the archive to {archive}, or use the drawings: COURSE_DATA_SOURCE=generated"
+    raise all_of(f"{archive.name} could not be downloaded. Check the network and run this again, or {ways}", problems)
 
 
-def _verify(archive: Path, md5: str, what: str) -> None:
-    import pooch
-
-    found = pooch.file_hash(str(archive), alg="md5")
-    if found != md5:
-        raise CourseError(f"{what} has the MD5 checksum {found}, expected {md5}")
-
-
-def _unpack(archive: Path, folder: Path, check: Callable[[Path], object]) -> None:
+def _unpack(archive: Path, folder: Path, check: Step) -> None:
     from monai.apps.utils import extractall
 
     with staged(folder) as new:
+        made = new / folder.name
         try:
             extractall(archive, new, has_base=False)
-            made = new / folder.name
             check(made)
         # ValueError: MONAI refuses members that would land outside of the folder. BadGzipFile is an OSError without a number.
         except (CourseError, tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            said = first_line(error).replace(str(new / folder.name), folder.name)
-            raise CourseError(
-                f"{archive} cannot be used: {said} Nothing was left behind; delete the archive and run this again."
-            ) from error
+            said = f"{first_line(error).replace(str(made), folder.name)} Nothing was left behind;"
+            raise CourseError(f"{archive} cannot be used: {said} delete the archive and run this again.") from error
         for entry in os.listdir(made):  # noqa: PTH208 - the names alone
             (made / entry).rename(new / entry)
         made.rmdir()

@@ -1,12 +1,13 @@
 """Folders that appear whole or not at all, one process at a time, and what says that a folder holds drawings."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from filelock import lock_descriptor
 
 from src.common.errors import CourseError
 from src.common.files import read_json, write_json, writing
@@ -19,10 +20,7 @@ GENERATED = "generated.json"
 def staged(folder: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``folder``, which takes its place, whole, when the block ends without an error.
 
-    What was in that place before is removed only then. After an error nothing is left.
-
-    Raises:
-        CourseError: if it cannot be written.
+    What was in that place before is removed only then. After an error nothing is left; a ``CourseError`` if it cannot be written.
     """
     folder = Path(folder)
     with writing(folder):
@@ -41,14 +39,14 @@ def staged(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Let one process at a time work below ``folder``, which is made; another one waits."""
+    """Let one process at a time work below ``folder``, which is made; another one waits. The folder is the lock: no file stays."""
     with writing(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
     try:
         # Some network file systems cannot lock a folder; then two at once are the caller's affair.
         with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            lock_descriptor(handle)
         yield
     finally:
         os.close(handle)
@@ -63,27 +61,18 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def generated(folder: Path, parameters: dict, draw: Callable[[Path], None]) -> Path:
-    """A folder of drawings, drawn when it is not there, and drawn again when it was made with other parameters.
+    """A folder that ``draw`` fills when it is not there, or was made with other ``parameters``: generator, version, seed, numbers.
 
-    Two processes that ask at once do not meet: the second waits and finds the work done.
-
-    Args:
-        folder: where it belongs.
-        parameters: what the drawings depend on: generator, its version, seed, numbers.
-        draw: called with an empty folder to fill.
-
-    Raises:
-        CourseError: if something else is in that place, or it cannot be written.
+    Two processes that ask at once do not meet: the second waits and finds the work done. A ``CourseError`` if something else is in
+    that place, or it cannot be written.
     """
     folder = Path(folder)
     with one_at_a_time(folder.parent):
         if read_json(folder / GENERATED) == parameters:
             return folder
         if folder.exists() and not is_generated(folder) and (not folder.is_dir() or any(folder.iterdir())):
-            raise CourseError(
-                f"{folder} is in the place of the drawings and was not drawn by this course. Move it away, or choose "
-                "another folder (COURSE_DATA)."
-            )
+            said = "was not drawn by this course. Move it away, or choose another folder (COURSE_DATA)."
+            raise CourseError(f"{folder} is in the place of the drawings and {said}")
         with staged(folder) as new:
             draw(new)
             write_json(new / GENERATED, parameters)

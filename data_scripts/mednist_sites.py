@@ -1,8 +1,27 @@
-"""Behind mednist_sites.sh: the arguments of data_scripts.mednist.share_out."""
+"""MedNIST: found, fetched or drawn; its images listed, and shared out over sites. Behind ``mednist_sites.sh``."""
 
-import _cli
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from data_scripts.mednist import FEW, describe, find_or_make, share_out
+from data_scripts import command
+from data_scripts.fetching import fetch
+from data_scripts.folders import generated, is_generated
+from data_scripts.phantoms.mednist import parameters, write
+from data_scripts.scanners import rescan
+from data_scripts.sharing import HOW, partition, random_numbers, split, write_sites
+from src.common.errors import CourseError, some_of
+from src.common.paths import data_source, raw_folder
+from src.common.pictures import SUFFIXES
+from src.mednist.card import CARD, Settings
+
+DRAWN_PER_CLASS = 150
+# All 59,000 real images take a CPU 15 minutes an epoch; 500 a class reach the same accuracy in the course's time.
+REAL_PER_CLASS = 500
+BY_DEVICE = ("AbdomenCT", "ChestCT", "HeadCT", "CXR", "Hand", "BreastMRI")
+"""The classes by the device that makes them: of two hospitals, one has the CT scanner, the other X-ray and MRI."""
+FEW = 3
+"""Images of each class that a hospital sees without having the device for it: patients bring them along."""
 
 TEXT = """\
 Share MedNIST out over pretend hospitals. Every site gets a folder of its own, COURSE_DATA/sites/NAME/SITE: its images, and
@@ -11,35 +30,178 @@ datalist.json, in which they are split 70 : 10 : 20 into training, validation an
 MedNIST is found in the data folder, or else drawn or downloaded there."""
 
 
-def main():
-    parser = _cli.parser("mednist_sites", TEXT)
-    parser.add_argument(
-        "mednist", nargs="?", type=_cli.folder, help="folder of the six classes; default: found or made"
-    )
-    parser.add_argument("--name", help="what jobs call these data (default: mednist)")
+def find_or_make(source: str | None = None, root: Path | None = None, say: Callable[[str], None] = print) -> Path:
+    """The MedNIST folder, with one folder of images for each of the classes.
+
+    Args:
+        source: ``generated``: drawings in ``<root>/generated/MedNIST``, made if missing. ``real``: ``<root>/MedNIST``,
+            used as it is when it is there, whatever its size, else downloaded from where MONAI keeps it (59 MB),
+            verified and unpacked. Default :func:`src.common.paths.data_source`.
+        root: folder of all data sets, default :func:`src.common.paths.data_root`.
+        say: called with each line of progress.
+
+    Raises:
+        CourseError: if a class is missing, or the data cannot be fetched, verified, unpacked or written.
+    """
+    folder = raw_folder("MedNIST", source, root)
+    if data_source(source) == "generated":
+        folder = generated(folder, parameters(DRAWN_PER_CLASS, 0), lambda new: write(new, DRAWN_PER_CLASS, 0))
+    elif folder.exists() and not folder.is_dir():
+        raise CourseError(f"{folder} is a file where the folder of the images should be. Delete it and run this again.")
+    elif not folder.is_dir() or not any(folder.iterdir()):
+        fetch(folder, *_official(), _check, say=say)
+    _check(folder)
+    return folder
+
+
+def _official() -> tuple[str, str]:
+    """Address and MD5 sum of MONAI's copy of the archive."""
+    from monai.apps import MedNISTDataset
+
+    return MedNISTDataset.resource, MedNISTDataset.md5
+
+
+def describe(folder: Path) -> str:
+    """One line for the screen: which of the two data sets this is, with the number of images in each class."""
+    counts = {name: len(_images(Path(folder) / name)) for name in CARD.labels}
+    kind = "generated drawings, not patients" if is_generated(folder) else "real MedNIST"
+    each = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    return f"{kind}: {sum(counts.values()):,} images ({each}) in {folder}"
+
+
+def _images(folder: Path) -> list[Path]:
+    # Archives made on a Mac carry a hidden ._ file beside every image.
+    return sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() in SUFFIXES)
+
+
+def _left_out(folder: Path) -> list[str]:
+    """Files that are in no class's folder, or are no pictures, but for texts."""
+    places = [folder / name for name in CARD.labels]  # a class may be a link, which rglob does not follow
+    read = {image for place in places for image in _images(place)}
+    others = {path for place in (folder, *places) for path in place.rglob("[!.]*") if path.is_file()} - read
+    return sorted(str(path.relative_to(folder)) for path in others if path.suffix not in (".json", ".md", ".txt"))
+
+
+def _check(folder: Path) -> None:
+    missing = [str(folder / name) for name in CARD.labels if not _images(folder / name)]
+    if missing:
+        raise CourseError(
+            f"No images ({', '.join(SUFFIXES)}) in {', '.join(missing)}. Put them there, or delete {folder} and run this "
+            "again to get all classes."
+        )
+
+
+def read_items(folder: Path, per_class: int | None = None, seed: int = 0) -> list[dict]:
+    """Items of a MedNIST folder, ``{"image": path, "label": number of the class}``, sorted by class and file name.
+
+    Args:
+        folder: of :func:`find_or_make`.
+        per_class: at most so many images of each class, drawn at random. Default: what ``COURSE_MEDNIST_PER_CLASS``
+            says (a number, or ``all``), else all of the drawings and 500 a class of the real images.
+        seed: fixes which.
+
+    Raises:
+        CourseError: if a class is missing or ``per_class`` is not positive.
+    """
+    folder = Path(folder).absolute()
+    _check(folder)
+    most = _per_class(folder) if per_class is None else per_class
+    if most is not None and most < 1:
+        raise CourseError(f"per_class is {most}; it must be at least 1.")
+    rng = random_numbers(seed)
+    items = []
+    for label, name in enumerate(CARD.labels):
+        images = _images(folder / name)
+        if most is not None and len(images) > most:
+            images = [images[i] for i in sorted(rng.choice(len(images), most, replace=False))]
+        items += [{"image": str(image), "label": label} for image in images]
+    return items
+
+
+def _per_class(folder: Path) -> int | None:
+    told = os.environ.get("COURSE_MEDNIST_PER_CLASS")
+    if not told:
+        return None if is_generated(folder) else REAL_PER_CLASS
+    try:
+        return None if told == "all" else int(told)
+    except ValueError:
+        raise CourseError(f"COURSE_MEDNIST_PER_CLASS is {told!r}; set it to a number of images, or to 'all'.") from None
+
+
+def share_out(
+    sites: int | Sequence[str] = 2,
+    how: str = "specialised",
+    counts: Sequence[int] | None = None,
+    alpha: float | None = None,
+    few: int | None = None,
+    seed: int = 0,
+    data: str | None = None,
+    folder: Path | None = None,
+    per_class: int | None = None,
+    say: Callable[[str], None] = print,
+) -> str:
+    """Share the images out over pretend hospitals, each with a folder, a training, a validation and a testing part of its own.
+
+    Args:
+        sites: how many, or their names.
+        how: as in :func:`data_scripts.sharing.partition`, and so are ``counts``, ``alpha`` and ``few`` (default :data:`FEW`);
+            homes go by :data:`BY_DEVICE`. ``scanners``: even shares, seen by another scanner at each site.
+        seed: fixes who gets what.
+        data: name of the result, by default that of the task's settings.
+        folder: the MedNIST folder, by default :func:`find_or_make`.
+        per_class: as in :func:`read_items`.
+        say: called with each line of progress.
+
+    Returns:
+        The name, for the job's settings.
+
+    Raises:
+        CourseError: for what cannot be shared out like that, or written.
+    """
+    folder = Path(folder or find_or_make(say=say)).absolute()
+    data = Settings.checked({"data": data or CARD.name}).data
+    homes, base, is_drawn = None, folder, is_generated(folder)
+    if how == "specialised":
+        homes, few = [CARD.labels.index(name) for name in BY_DEVICE], FEW if few is None else few
+    shares = partition(read_items(folder, per_class, seed), sites, how, counts, alpha, seed, homes, few)
+    if left_out := _left_out(folder):
+        say(f"Left out, {len(left_out)} files that are no pictures or lie in no class's folder: {some_of(left_out)}")
+    if how == "scanners":
+        base = folder.with_name(f"{folder.name}-{data}")
+        shares = rescan(shares, folder, base, seed)
+    datalists = {site: split(items, CARD.validation, CARD.testing, seed, site) for site, items in shares.items()}
+    about = {"task": CARD.name, "generated": is_drawn, "how": how, "counts": counts, "alpha": alpha, "few": few}
+    return write_sites(data, datalists, base, {**about, "seed": seed}, say)
+
+
+def prepare(say: Callable[[str], None] = print) -> str:
+    """All steps from nothing to the folders of the sites, with the notebook's settings; returns the name of the data."""
+    return share_out(say=say)
+
+
+def main() -> None:
+    parser = command.parser("mednist_sites", TEXT)
+    add = parser.add_argument
+    add("mednist", nargs="?", type=command.folder, help="folder of the six classes; default: found or made")
+    add("--name", help="what jobs call these data (default: mednist)")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--num-sites", type=int, default=2, help="number of sites (default: %(default)s)")
     which.add_argument("--sites", nargs="+", metavar="SITE", help="names of the sites")
-    parser.add_argument(
-        "--how",
-        default="specialised",
-        choices=("specialised", "even", "counts", "dirichlet", "scanners"),
-        help="each class at home at one site and --few images of it elsewhere, equal shares, the numbers of --counts, a random "
-        "mix of classes at each site, or equal shares seen by another scanner at each site (default: %(default)s)",
+    what = (
+        "each class at home at one site and --few images of it elsewhere, equal shares, the numbers of --counts, a random "
+        "mix of classes at each site, or equal shares seen by another scanner at each site (default: %(default)s)"
     )
-    parser.add_argument(
-        "--few", type=int, default=FEW, metavar="N", help="for --how specialised (default: %(default)s)"
-    )
-    parser.add_argument("--counts", type=int, nargs="+", metavar="N", help="images of each site, for --how counts")
-    parser.add_argument(
-        "--alpha", type=float, default=0.5, help="for --how dirichlet: 100 nearly equal, 0.1 very different"
-    )
-    parser.add_argument("--per-class", type=int, metavar="N", help="at most so many images of each class")
-    parser.add_argument("--seed", type=int, default=0, help="of the random generator (default: %(default)s)")
+    add("--how", default="specialised", choices=tuple(HOW), help=what)
+    add("--few", type=int, metavar="N", help=f"for --how specialised (default: {FEW})")
+    add("--counts", type=int, nargs="+", metavar="N", help="images of each site, for --how counts")
+    add("--alpha", type=float, help="for --how dirichlet: 100 nearly equal, 0.1 very different")
+    add("--per-class", type=int, metavar="N", help="at most so many images of each class")
+    add("--seed", type=int, default=0, help="of the random generator (default: %(default)s)")
     a = parser.parse_args()
     folder = a.mednist or find_or_make()
     share_out(a.sites or a.num_sites, a.how, a.counts, a.alpha, a.few, a.seed, a.name, folder, a.per_class)
     print(describe(folder))
 
 
-_cli.run(main)
+if __name__ == "__main__":
+    command.run(main)

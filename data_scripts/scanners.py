@@ -21,23 +21,14 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class ScannerStyle:
-    """How a scanner, and whoever set it up, changes a grey image with values from 0 to 1.
-
-    Attributes:
-        description: one line for tables.
-        gamma: exponent: above 1, dark tissue gets darker.
-        contrast: factor on the distance from middle grey.
-        blur: standard deviation of the point spread function in pixels.
-        noise: standard deviation.
-        inverted: black for white, as DICOM's MONOCHROME1 stores it.
-    """
+    """How a scanner, and whoever set it up, changes a grey image with values from 0 to 1."""
 
     description: str
-    gamma: float = 1.0
-    contrast: float = 1.0
-    blur: float = 0.0
-    noise: float = 0.0
-    inverted: bool = False
+    gamma: float = 1.0  # exponent: above 1, dark tissue gets darker
+    contrast: float = 1.0  # factor on the distance from middle grey
+    blur: float = 0.0  # standard deviation of the point spread function in pixels
+    noise: float = 0.0  # standard deviation
+    inverted: bool = False  # black for white, as DICOM's MONOCHROME1 stores it
 
 
 STYLES = (
@@ -60,14 +51,8 @@ def scan(image: np.ndarray, style: ScannerStyle, rng: np.random.Generator) -> np
 def rescan(shares: Mapping[str, Sequence[dict]], folder: Path, out: Path, seed: int = 0) -> dict[str, list[dict]]:
     """Write every site's images as its scanner shows them, the first site's by the first of :data:`STYLES`, and so on.
 
-    Args:
-        shares: site → items, with paths below ``folder``.
-        folder: of all images.
-        out: folder that gets the new images; what was made there from the same images is used again.
-        seed: of the noise.
-
-    Returns:
-        ``shares`` with the new paths.
+    The new images go to ``out`` as they lay below ``folder``; what was made there from the same is used again. ``seed`` fixes
+    the noise. Returns ``shares`` with the new paths.
 
     Raises:
         CourseError: for more sites than styles, or an ``out`` that holds something else.
@@ -94,7 +79,5 @@ def rescan(shares: Mapping[str, Sequence[dict]], folder: Path, out: Path, seed: 
                     Image.fromarray(scan(np.asarray(image.convert("L")), style, rng)).save(target, quality=95)
 
     generated(out, parameters, draw)
-    return {
-        site: [{**item, "image": str(out / place)} for item, place in zip(shares[site], places[site], strict=True)]
-        for site in shares
-    }
+    moved = {site: zip(items, places[site], strict=True) for site, items in shares.items()}
+    return {site: [{**item, "image": str(out / place)} for item, place in pairs] for site, pairs in moved.items()}

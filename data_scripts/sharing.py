@@ -11,13 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from data_scripts.folders import link_or_copy, one_at_a_time, staged
-from src.common.datalists import DATALIST, PARTS, Datalists, _each, _files, _is_file, _shared, site_names
+from src.common.datalists import CHECKED, DATALIST, PARTS, Datalists, each, in_two_places, site_names, volumes
 from src.common.errors import CourseError, all_of
 from src.common.files import read_json, stamp, write_json
 from src.common.paths import sites_folder
 
+Items = Sequence[dict]
 ABOUT = "about.json"
 """Beside the sites' folders, where this course made them: what they were made of."""
+HOW = {"specialised": ("homes", "few"), "even": (), "counts": ("counts",), "dirichlet": ("alpha",), "scanners": ()}
+"""The ways of :func:`partition`, each with the options that it heeds."""
 
 
 def random_numbers(seed: int, site: str = "") -> np.random.Generator:
@@ -27,254 +30,233 @@ def random_numbers(seed: int, site: str = "") -> np.random.Generator:
     return np.random.default_rng([seed, *site.encode()])
 
 
-def mixed(items: Sequence[dict], rng: np.random.Generator) -> list[dict]:
+def _class(item: Mapping) -> int:
+    return 0 if volumes(item) else item["label"]
+
+
+def mixed(items: Items, rng: np.random.Generator) -> list[dict]:
     """Shuffle so that every stretch of the list has the classes in their overall proportions, to within one item.
 
-    Cutting such a list gives stratified parts of any size. scikit-learn's stratified splitters refuse a class with one
-    item and a part smaller than the number of classes, and a hospital may well have both. Items whose label is a file (a mask)
-    count as one class.
+    Cutting it gives stratified parts of any size; scikit-learn's stratified splitters refuse a class with one item and a part
+    smaller than the number of classes, and a hospital may well have both. Items with a mask count as one class.
     """
     keyed = []
-    classes = [item["label"] if isinstance(item["label"], int) else 0 for item in items]
-    for label in sorted(set(classes)):
-        own = [item for item, one in zip(items, classes, strict=True) if one == label]
+    for label in sorted({_class(item) for item in items}):
+        own = [item for item in items if _class(item) == label]
         order = rng.permutation(len(own))
         places = (np.arange(len(own)) + rng.random()) / len(own)
         keyed += [(place, own[i]) for place, i in zip(places, order, strict=True)]
     return [item for _, item in sorted(keyed, key=lambda pair: pair[0])]
 
 
-def split(
-    items: Sequence[dict], validation: float, testing: float, seed: int = 0, site: str = ""
-) -> dict[str, list[dict]]:
-    """Split the items of one site into the three parts, each with the same share of every class.
+def split(items: Items, validation: float, testing: float, seed: int = 0, site: str = "") -> dict[str, list[dict]]:
+    """Split the items of one site into the three parts, by the shares of two of them; each has the site's mix of classes.
 
-    Training gets at least one item; validation and testing get one each as soon as there are enough.
-
-    Args:
-        items: what the site has.
-        validation: share of the items on which the site validates received models.
-        testing: share that is kept for the end.
-        seed: fixes the split, together with the site's name.
-        site: name of the site: one site's split does not depend on the others.
-
-    Raises:
-        CourseError: for no items, or shares that leave nothing for training.
+    Training gets at least one item; validation and testing get one each as soon as there are enough. Seed and site's name fix it.
+    A ``CourseError`` for no items, or shares that leave nothing for training.
     """
     if validation < 0 or testing < 0 or validation + testing >= 1:
         raise CourseError(f"The shares validation={validation} and testing={testing} must leave some for training.")
     if not items:
         raise CourseError(f"{site or 'This place'} has no items to split.")
-    order = mixed(items, random_numbers(seed, site))
-    count = len(order)
+    order, count = mixed(items, random_numbers(seed, site)), len(items)
     tests = round(count * testing)
     held = round(count * (testing + validation)) - tests
     if count >= 3:
         tests, held = max(tests, 1 if testing else 0), max(held, 1 if validation else 0)
     else:
         tests, held = 0, count - 1 if validation else 0
-    ends = count - tests - held, count - tests
-    return {"training": order[: ends[0]], "validation": order[ends[0] : ends[1]], "testing": order[ends[1] :]}
+    end = count - tests
+    return {"training": order[: end - held], "validation": order[end - held : end], "testing": order[end:]}
 
 
 def partition(
-    items: Sequence[dict],
+    items: Items,
     sites: int | Sequence[str],
     how: str = "even",
     counts: Sequence[int] | None = None,
-    alpha: float = 0.5,
+    alpha: float | None = None,
     seed: int = 0,
-    homes: Sequence[int] = (),
-    few: int = 0,
+    homes: Sequence[int] | None = None,
+    few: int | None = None,
 ) -> dict[str, list[dict]]:
-    """Share items out over sites; no item is at two sites.
+    """Share items out over sites, so many or of these names; no item is at two sites.
 
     Args:
         items: of all sites, each with its class as ``label``.
-        sites: how many, or their names.
-        how: ``even``: equal numbers and the same mix of classes everywhere. ``counts``: ``counts[i]`` items for site
-            ``i``, the same mix; what is left over is not used. ``dirichlet``: equal numbers, but each site draws its
-            mix of classes from a Dirichlet distribution whose mean is the overall mix (Hsu et al., 2019,
-            https://arxiv.org/abs/1909.06335). ``specialised``: every class is at home at one site, and each other site
-            sees a ``few`` items of it.
-        counts: items a site.
-        alpha: concentration of the Dirichlet distribution, summed over the classes: 100 gives nearly equal sites, 0.1
-            one or two classes each, as long as there are images of these.
-        seed: fixes everything.
-        homes: all classes, for ``specialised``: the first ones are at home at the first site, and so on, in equal numbers.
-        few: items of each class at each site where it is not at home.
+        how: ``even``: equal numbers and the same mix of classes everywhere; ``scanners``: the same, for
+            :mod:`data_scripts.scanners`. ``counts``: so many items a site, the same mix; what is left over is not used.
+            ``dirichlet``: equal numbers, the mix of each site drawn from a Dirichlet distribution whose mean is the overall mix
+            (Hsu et al., 2019, https://arxiv.org/abs/1909.06335). ``specialised``: every class is at home at one site.
+        alpha: concentration of the distribution, summed over the classes, default 0.5: 100 gives nearly equal sites, 0.1 one or
+            two classes each, as long as there are images of these.
+        homes: all classes: the first ones are at home at the first site, and so on, in equal numbers.
+        few: items of each class at each site where it is not at home, default 0.
 
     Raises:
-        CourseError: for an unknown ``how``, more sites than items or than ``homes``, wrong ``counts``, ``alpha`` ≤ 0, or a
-            ``few`` that leaves a home with less than that.
+        CourseError: for an unknown ``how``, an option that it does not heed, and numbers with which it is not possible.
     """
     names, rng = site_names(sites), random_numbers(seed)
+    if how not in HOW:
+        raise CourseError(f"Unknown partition {how!r}; choose one of {', '.join(HOW)}.")
+    for name, value in {"counts": counts, "alpha": alpha, "homes": homes, "few": few}.items():
+        if value is not None and name not in HOW[how]:
+            right = next(one for one in HOW if name in HOW[one])
+            raise CourseError(f"{name} is {value}, which {how!r} does not heed; leave it out, or choose {right!r}.")
     if len(names) > len(items):
         raise CourseError(f"{len(items)} items cannot be shared out over {len(names)} sites; every site needs one.")
-    if how == "even":
-        order = sorted(mixed(items, rng), key=lambda item: item["label"] if isinstance(item["label"], int) else 0)
-        shares = [order[i :: len(names)] for i in range(len(names))]
-    elif how == "counts":
+    if how == "counts":
         counts = list(counts or ())
-        if len(counts) != len(names) or min(counts, default=0) < 1 or sum(counts) > len(items):
-            raise CourseError(
-                f"counts is {counts}; give one number of at least 1 for each of the {len(names)} sites, at most "
-                f"{len(items)} in all."
-            )
-        order, ends = mixed(items, rng), np.cumsum(counts)
-        shares = [order[end - count : end] for end, count in zip(ends, counts, strict=True)]
+        if len(counts) != len(names) or min(counts) < 1 or sum(counts) > len(items):
+            said = f"give one number of at least 1 for each of the {len(names)} sites, at most {len(items)} in all."
+            raise CourseError(f"counts is {counts}; {said}")
+        order = iter(mixed(items, rng))
+        shares = [[next(order) for _ in range(count)] for count in counts]
     elif how == "dirichlet":
-        shares = _by_dirichlet(items, alpha, len(names), rng)
+        shares = _by_dirichlet(items, 0.5 if alpha is None else alpha, len(names), rng)
     elif how == "specialised":
-        shares = _specialised(items, homes, few, len(names), rng)
+        shares = _specialised(items, homes or (), few or 0, len(names), rng)
     else:
-        raise CourseError(f"Unknown partition {how!r}; choose one of even, counts, dirichlet, specialised.")
+        order = sorted(mixed(items, rng), key=_class)
+        shares = [order[i :: len(names)] for i in range(len(names))]
     return dict(zip(names, shares, strict=True))
 
 
-def _by_dirichlet(items: Sequence[dict], alpha: float, sites: int, rng: np.random.Generator) -> list[list[dict]]:
+def _by_dirichlet(items: Items, alpha: float, sites: int, rng: np.random.Generator) -> list[list[dict]]:
     if not alpha > 0:
         raise CourseError(f"alpha is {alpha}; it must be above 0.")
-    labels = sorted({item["label"] for item in items})
-    pools = [[item for item in items if item["label"] == label] for label in labels]
+    pools = [[item for item in items if item["label"] == label] for label in sorted({one["label"] for one in items})]
     for pool in pools:
         rng.shuffle(pool)
-    overall = np.array([len(pool) for pool in pools]) / len(items)
     # A concentration below NumPy's smallest number means the limit: each site sees one class.
+    overall = np.array([len(pool) for pool in pools]) / len(items)
     mixes = rng.dirichlet(np.maximum(alpha * overall, 1e-6), size=sites)
     shares = [[] for _ in range(sites)]
     # One item a site in turn, so that no site is left with what all others did not want.
     for turn in range(len(items)):
         left = np.array([len(pool) for pool in pools])
         wanted = np.where(left > 0, mixes[turn % sites], 0)
-        if not wanted.sum() > 0:
-            wanted = left
+        wanted = wanted if wanted.sum() > 0 else left
         shares[turn % sites].append(pools[rng.choice(len(pools), p=wanted / wanted.sum())].pop())
     return shares
 
 
 def _specialised(
-    items: Sequence[dict], homes: Sequence[int], few: int, sites: int, rng: np.random.Generator
+    items: Items, homes: Sequence[int], few: int, sites: int, rng: np.random.Generator
 ) -> list[list[dict]]:
     if len(homes) < sites:
         raise CourseError(f"{len(homes)} classes cannot be at home at {sites} sites; every site needs one of its own.")
     shares = [[] for _ in range(sites)]
-    for home, classes in enumerate(np.array_split(homes, sites)):
-        for label in classes:
-            own = [item for item in items if item["label"] == label]
-            given = few * (sites - 1)
-            if few < 0 or len(own) - given < max(few, 1):
-                raise CourseError(
-                    f"few is {few}: of the {len(own)} items of class {label} {given} would go to the sites where it is not "
-                    "at home, which leaves too few at its own."
-                )
-            order = iter(rng.permutation(len(own)))
-            for site, share in enumerate(shares):
-                share += [own[next(order)] for _ in range(few)] if site != home else []
-            shares[home] += [own[i] for i in order]
+    for home, label in ((home, one) for home, own in enumerate(np.array_split(homes, sites)) for one in own):
+        own, given = [item for item in items if item["label"] == label], few * (sites - 1)
+        if few < 0 or len(own) - given < max(few, 1):
+            where = "the sites where it is not at home, which leaves too few at its own."
+            raise CourseError(f"few is {few}: of the {len(own)} items of class {label} {given} would go to {where}")
+        order = [own[i] for i in rng.permutation(len(own))]
+        for turn, share in enumerate(shares[:home] + shares[home + 1 :]):
+            share += order[few * turn : few * (turn + 1)]
+        shares[home] += order[given:]
     return shares
 
 
-def write_sites(
-    data: str, datalists: Datalists, base: Path, about: Mapping[str, object], say: Callable[[str], None] = print
-) -> str:
+def write_sites(data: str, datalists: Datalists, base: Path, about: Mapping, say: Callable[[str], None] = print) -> str:
     """Write a folder for every site, with its datalist and files of its own, below ``$COURSE_DATA/sites/<data>``.
 
-    All folders appear together, whole, or not at all. When the same was written before, from files that are unchanged, nothing
-    is done; what this function wrote for other settings is replaced.
+    All appear together, whole, or not at all. When the same was written before, from files that are unchanged, nothing is done;
+    what this function wrote for other settings is replaced. Volumes are hashed here and nowhere else, into ``checked.json``.
 
     Args:
-        data: name of the shared-out data, which the job will give.
-        datalists: site → part → items with absolute paths.
-        base: folder that holds all files; their places below it are kept in the site's folder.
+        data: name of the shared-out data, which the job will give; it is returned.
+        datalists: site → part → items with absolute paths, all below ``base``: their places there are kept in the site's folder.
         about: settings that were used, kept in ``about.json``.
         say: called with each line of progress.
-
-    Returns:
-        ``data``.
 
     Raises:
         CourseError: for an image at two sites or in two parts, or a folder that is not this function's or cannot be written.
     """
     folder, base = sites_folder(data), Path(base)
     site_names(list(datalists))
-    if problems := _shared(datalists):
-        raise all_of("Nothing was shared out", problems)
     relative = {
-        site: {part: [_below(item, base) for item in items] for part, items in parts.items()}
+        site: {part: [item | _below(base, item) for item in items] for part, items in parts.items()}
         for site, parts in datalists.items()
     }
-    files = {(site, name) for site, _, item in _each(relative) for name in _files(item)}
+    files = {(site, name) for site, _, item in each(datalists) for name in _below(base, item).values()}
     stamps = [stamp(base / name) for name in sorted({name for _, name in files})]
     about = {"data": data, **about, "sites": list(datalists)}
     about["contents"] = hashlib.sha256(json.dumps([relative, stamps]).encode()).hexdigest()
+    lists = {(site, DATALIST) for site in relative}
+    lists |= {(site, CHECKED) for site, _, item in each(relative) if volumes(item)}
     with one_at_a_time(folder.parent):
         found = read_json(folder / ABOUT)
-        there = all((folder / site / name).is_file() for site, name in files | {(site, DATALIST) for site in relative})
+        there = all((folder / site / name).is_file() for site, name in files | lists)
         if there and found == json.loads(json.dumps(about)):
             say(f"{folder}: shared out already over {', '.join(datalists)}, nothing to do.")
             return data
         if found is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise CourseError(
-                f"{folder} holds sites that were not made by sharing out here. Choose another name for the data, or move "
-                "the folder away."
-            )
+            said = "Choose another name for the data, or move the folder away."
+            raise CourseError(f"{folder} holds sites that were not made by sharing out here. {said}")
+        # Known by their content, for a scan may be there under two names; small pictures with a class may well be equal.
+        checked = {site: {} for site, name in lists if name == CHECKED}
+        sums = {}
+        for site, _, item in each(datalists):
+            for key, file in volumes(item).items():
+                checked[site][_below(base, item)[key]] = known = _sum(file)
+                sums[file] = known["sha256"]
+        if problems := in_two_places(datalists, sums):
+            raise all_of("Nothing was shared out", problems)
         with staged(folder) as new:
             for site, name in files:
-                target = new / site / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                link_or_copy(base / name, target)
-            for site, parts in relative.items():
-                write_json(new / site / DATALIST, parts)
+                (new / site / name).parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy(base / name, new / site / name)
+            for name, contents in ((DATALIST, relative), (CHECKED, checked)):
+                for site, content in contents.items():
+                    write_json(new / site / name, content)
             write_json(new / ABOUT, about)
     for site, parts in datalists.items():
         say(f"{folder / site}: " + ", ".join(f"{len(items)} {part}" for part, items in parts.items()))
     return data
 
 
-def _below(item: dict, base: Path) -> dict:
-    return {
-        **item,
-        **{key: Path(item[key]).relative_to(base).as_posix() for key in ("image", "label") if _is_file(item, key)},
-    }
+def _below(base: Path, item: Mapping) -> dict[str, str]:
+    """The files of an item, as they are found from a folder."""
+    files = {"image": item["image"], **volumes(item)}
+    return {key: Path(file).relative_to(base).as_posix() for key, file in files.items()}
+
+
+def _sum(file: str) -> dict:
+    try:
+        content = Path(file).read_bytes()
+    except OSError as error:
+        raise CourseError(f"Cannot read {file}: {error.strerror}.", "an image cannot be read") from error
+    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
 def who_has_what(datalists: Datalists, labels: Sequence[str] = ()):
-    """Number of items by site.
-
-    Args:
-        datalists: site → part → items.
-        labels: names of the classes, where labels are numbers.
+    """Number of items by site and part, and by class where the ``labels`` have names.
 
     Returns:
         pandas.DataFrame: a row a site and one for all; a column for each part, one for all parts, and one for each class.
     """
     import pandas as pd
 
-    rows = {}
-    for site, parts in datalists.items():
-        rows[site] = {part: len(parts[part]) for part in PARTS} | {"all parts": sum(map(len, parts.values()))}
-        for number, label in enumerate(labels):
-            rows[site][label] = sum(item["label"] == number for items in parts.values() for item in items)
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("site")
+    items = pd.DataFrame([(site, part, item["label"]) for site, part, item in each(datalists)], columns=list("spl"))
+    tables = [pd.crosstab(items["s"], items["p"]).reindex(columns=[*PARTS])]
+    tables += [tables[0].sum(axis=1).rename("all parts")]
+    tables += [pd.crosstab(items["s"], items["l"].map(dict(enumerate(labels)))).reindex(columns=[*labels])]
+    table = pd.concat(tables, axis=1).reindex(list(datalists)).fillna(0).astype(int).rename_axis(index="site")
     table.loc["all sites"] = table.sum()
     return table
 
 
 def classes(shares: Mapping[str, Sequence[Mapping]], labels: Sequence[str]):
     """Number of items of each class by site: a row a site, a column a class."""
-    parts = {site: {**dict.fromkeys(PARTS, ()), "training": items} for site, items in shares.items()}
-    return who_has_what(parts, labels)[list(labels)]
+    return who_has_what({site: {"training": items} for site, items in shares.items()}, labels)[list(labels)]
 
 
 def distances(counts):
     """How far each site's mix of classes is from that of all the others together: total variation, half the sum of differences.
 
-    Args:
-        counts: table of :func:`classes`; the row ``all sites`` is the sum of the others.
-
-    Returns:
-        pandas.Series: by site, from 0 for the same mix to 1 for no class in common.
+    ``counts`` is a table of :func:`classes`. Returns a pandas.Series by site, from 0 for the same mix to 1 for no class in common.
     """
     whole, own = counts.loc["all sites"], counts.drop(index="all sites")
     mixes, others = own.div(own.sum(axis=1), axis=0), whole - own

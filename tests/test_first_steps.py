@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from nvflare.app_opt.pt.recipes import FedAvgRecipe
 
-from data_scripts.mednist import share_out
+from data_scripts.mednist_sites import share_out
 from src.common.datalists import sites_folder
 from src.federation.run import Run
 from src.federation.server import add_record

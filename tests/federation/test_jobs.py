@@ -18,7 +18,7 @@ import psutil
 import pytest
 import torch
 
-from data_scripts.mednist import share_out
+from data_scripts.mednist_sites import share_out
 from src.common.datalists import read_site, sites_folder
 from src.common.errors import CourseError
 from src.common.files import write_json

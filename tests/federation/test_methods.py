@@ -14,7 +14,7 @@ from nvflare.app_opt.pt.recipes import FedAvgRecipe
 from nvflare.recipe.utils import add_cross_site_evaluation
 
 from benchmarks.warm import warm_python
-from data_scripts.mednist import share_out
+from data_scripts.mednist_sites import share_out
 from src.common.engine import make_trainer
 from src.common.errors import CourseError
 from src.federation import at_site as client_methods

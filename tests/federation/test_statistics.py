@@ -8,7 +8,7 @@ from nvflare.recipe.fedstats import FedStatsRecipe
 from PIL import Image
 
 from benchmarks.warm import warm_python
-from data_scripts.mednist import share_out
+from data_scripts.mednist_sites import share_out
 from src.common.datalists import pooled, read_sites
 from src.federation.simulator import CourseSimEnv
 from src.federation.statistics import ImageStatistics

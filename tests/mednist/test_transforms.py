@@ -9,7 +9,7 @@ import torch
 from monai.transforms import RandAffined, RandFlipd
 from PIL import Image
 
-from data_scripts.mednist import read_items
+from data_scripts.mednist_sites import read_items
 from data_scripts.phantoms.mednist import write
 from src.common.errors import CourseError
 from src.common.seeds import site_seed
