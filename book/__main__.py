@@ -4,7 +4,7 @@ The build folder gets the executed notebooks, a page for each, ``index.html`` an
 """
 
 import argparse
-import ast
+import math
 import shutil
 import signal
 import sys
@@ -13,8 +13,9 @@ from pathlib import Path
 
 from nbformat import NotebookNode
 
+from book.headline import headlines, in_words
 from book.kernel import count_cells, execute
-from book.pages import duration, figures, write_pages
+from book.pages import duration, write_pages
 from book.tidy import notebook_text, read_notebook
 from src.common.errors import CourseError
 from src.common.files import read_json, write_file, write_json, writing
@@ -22,78 +23,41 @@ from src.common.files import read_json, write_file, write_json, writing
 _PLAIN_TICK_SECONDS = 60  # how often a log without a terminal says that a long cell is still running
 
 
-class _Progress:
-    """One line for a notebook: rewritten in place on a terminal; in a log at its start, at its end and every minute."""
+def _execute_one(notebook: NotebookNode, folder: Path, label: str) -> dict:
+    """Execute one notebook in its own folder, in place, and return its entry for the summary.
 
-    def __init__(self, label: str, total: int):
-        self.label, self.total, self.started, self.said = label, total, time.monotonic(), 0.0
+    Shows one line: on a terminal rewritten in place; in a log at the start, at the end and every minute.
+    """
+    total, started, terminal, said = count_cells(notebook), time.monotonic(), sys.stdout.isatty(), -math.inf
 
-    def show(self, cell: int) -> None:
+    def tick(cell: int) -> None:
+        nonlocal said
         now = time.monotonic()
-        line = f"{self.label}  cell {cell}/{self.total}  {duration(now - self.started)}"
-        if sys.stdout.isatty():
-            # A line that wraps cannot be rewritten in place.
+        line = f"{label}  cell {cell}/{total}  {duration(now - started)}"
+        if terminal:  # a line that wraps cannot be rewritten
             print(f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
-        elif not self.said or now - self.said >= _PLAIN_TICK_SECONDS:
-            self.said = now
+        elif now - said >= _PLAIN_TICK_SECONDS:
+            said = now
             print(line, flush=True)
 
-    def finish(self, outcome: str) -> None:
-        start = "\r\033[K" if sys.stdout.isatty() else ""
-        print(f"{start}{self.label}  {outcome}", flush=True)
-
-
-def headlines(notebook: NotebookNode) -> dict[str, float | int | str]:
-    """All numbers and texts that an executed notebook gave by ``headline`` or MyST-NB's ``glue``."""
-    found = {}
-    for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
-        if scrap := output.get("metadata", {}).get("scrapbook"):
-            try:
-                value = ast.literal_eval(output["data"].get(f"{scrap['mime_prefix']}text/plain", ""))
-            except (ValueError, SyntaxError):  # a table or a figure
-                continue
-            found[scrap["name"]] = value
-    return {name: value for name, value in found.items() if isinstance(value, (int, float, str))}
-
-
-def _run(notebook: NotebookNode, folder: Path, label: str) -> dict:
-    """Run one notebook in its own folder, in place, and return its entry for the summary."""
-    total = count_cells(notebook)
-    progress = _Progress(label, total)
-    progress.show(0)
-    error = execute(notebook, folder, progress.show)
-    entry = {"seconds": round(time.monotonic() - progress.started, 1), **headlines(notebook)}
+    tick(0)
+    error = execute(notebook, folder, tick)
+    entry = {"seconds": round(time.monotonic() - started, 1), **headlines(notebook)}
     if error:
         entry["error"] = error.splitlines()[0]
-    progress.finish(f"FAILED in {error}\n" if error else f"{total} cells  {duration(entry['seconds'])}")
+    outcome = f"FAILED in {error}\n" if error else f"{total} cells  {duration(entry['seconds'])}"
+    print("\r\033[K" * terminal + f"{label}  {outcome}", flush=True)
     return entry
-
-
-def _earlier(build: Path, names: dict[str, Path]) -> dict[str, dict]:
-    """The entries that an earlier run left, as far as their notebooks are still there."""
-    path = build / "summary.json"
-    entries = read_json(path) if path.exists() else {}
-    if entries is None:
-        raise CourseError(f"{path} is damaged. Delete it and run all notebooks.")
-    return {name: entry for name, entry in entries.items() if name in names and (build / f"{name}.ipynb").is_file()}
 
 
 def run_course(notebooks: Path, build: Path, names: list[str] | None = None) -> dict[str, dict]:
     """Execute notebooks in order and write their pages, ``index.html`` and ``summary.json`` to the build folder.
 
-    A notebook that fails does not keep the others from running; its page shows the cells that ran and the error.
+    A notebook that fails does not keep the others from running; its page shows the cells that ran and the error. With ``names``
+    (of files, with or without ``.ipynb``) only these are run, and pages and entries of the others are kept.
 
-    Args:
-        notebooks: folder of the ``.ipynb`` files.
-        build: folder to write to, made if needed.
-        names: run only these (file name with or without ``.ipynb``); pages and entries of the others are kept.
-
-    Returns:
-        What ``summary.json`` holds: ``{"<name>": {"seconds": ..., "<headline>": ..., "error": <only if it failed>}}``.
-
-    Raises:
-        CourseError: if there is no notebook, none of a given name, or one that is no notebook; or if the build folder
-            cannot be written to.
+    Returns what ``summary.json`` holds: ``{"<name>": {"seconds": ..., "<headline>": ..., "error": <only if it failed>}}``.
+    Raises a CourseError for a notebook that is missing or none, or a build folder that cannot be written to or is damaged.
     """
     notebooks, build = Path(notebooks).resolve(), Path(build).resolve()
     found = {path.stem: path for path in sorted(notebooks.glob("*.ipynb"))}
@@ -105,12 +69,16 @@ def run_course(notebooks: Path, build: Path, names: list[str] | None = None) -> 
     read = {name: read_notebook(found[name]) for name in wanted}  # all are readable before one is run
     with writing(build):
         build.mkdir(parents=True, exist_ok=True)
-    summary = _earlier(build, found) if names else {}
+    kept = build / "summary.json"
+    earlier = read_json(kept) if names and kept.exists() else {}
+    if earlier is None:
+        raise CourseError(f"{kept} is damaged. Delete it and run all notebooks.")
+    summary = {name: entry for name, entry in earlier.items() if name in found and (build / f"{name}.ipynb").is_file()}
     for position, (name, notebook) in enumerate(read.items(), start=1):
         label = f"[{position}/{len(wanted)}] {name:<{max(map(len, wanted))}}"
-        summary[name] = _run(notebook, notebooks, label)
+        summary[name] = _execute_one(notebook, notebooks, label)
         write_file(build / f"{name}.ipynb", notebook_text(notebook))
-        write_json(build / "summary.json", dict(sorted(summary.items())))
+        write_json(kept, dict(sorted(summary.items())))
     write_pages(build, notebooks, summary)
     return summary
 
@@ -140,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     print()
     for name, entry in sorted(summary.items()):
         state = "FAILED" if "error" in entry else duration(entry["seconds"])
-        print(f"{name:<24}{state:>12}  {' · '.join(' '.join(one) for one in figures(entry).items())}".rstrip())
+        print(f"{name:<24}{state:>12}  {' · '.join(map(' '.join, in_words(entry).items()))}".rstrip())
     print(f"\nRead the course: {options.build.resolve() / 'index.html'}")
     return 1 if any("error" in entry for entry in summary.values()) else 0
 

@@ -1,27 +1,31 @@
-"""The pictures of the notebooks. Every function draws what it is given and returns a matplotlib figure.
+"""The pictures of the notebooks: every function draws what it is given and returns a figure, a heat map or a slider.
 
 A *case* is a dictionary with ``image``, an array ``(x, y, z)`` or ``(x, y, z, channels)``; ``label`` and, where there is one,
-``prediction``, ``(x, y, z)`` on the same grid, outlined where above 0; ``affine``, ``(4, 4)``, from voxel numbers to
-millimetres towards the patient's right, front and head, as nibabel and MONAI read it; ``caption``; and optionally ``z``, the
-axial slice to show, counted from the feet, by default the one in which prediction and mask disagree most, or without a
-prediction the one with the largest mask. The arrays' axes may have any order
-and direction. Cases are shown as radiologists look at them: the patient's right is on the left of the screen, the front of
-axial slices on top, the head on top of coronal and sagittal ones, and the front of the sagittal ones on the left.
+``prediction``, ``(x, y, z)`` on the same grid, outlined where above 0; ``affine``, ``(4, 4)``, from voxel numbers to millimetres
+towards the patient's right, front and head, as nibabel and MONAI read it; ``caption``; and optionally ``z``, the axial slice to
+show, counted from the feet, by default where prediction and mask disagree most, or without a prediction where the mask is largest.
+The arrays' axes may have any order and direction. Cases are shown as radiologists look at them: the patient's right is on the left
+of the screen, the front of axial slices on top, the head on top of the others, and the front of sagittal ones on the left.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
+import pandas as pd
+from IPython.display import HTML
+from matplotlib.animation import FuncAnimation
 from matplotlib.patheffects import withStroke
+from pandas.io.formats.style import Styler
 from PIL import Image
 
 from src.common.errors import CourseError
 from src.common.pictures import grey_square
 
 SITE_COLORS = ("#2a6f97", "#e07a5f", "#3d8b5f", "#8e6bbf", "#c9a227", "#5c677d", "#d1495b", "#00798c")
-LABEL_COLOR, PREDICTION_COLOR = "#00b4a0", "#ff8c42"
+OUTLINES = {"label": "#00b4a0", "prediction": "#ff8c42"}
 INK = "#1f2933"
 CURVES = {
     "train_loss": "training loss, each site's own",
@@ -73,41 +77,42 @@ def prediction_gallery(
     images, captions: Sequence[str], right: Sequence[bool], title: str, columns: int = 6
 ) -> plt.Figure:
     """Images ``(height, width)``, each with its caption: green where it is right, red and bold where it is wrong."""
-    figure, axes = _grid(len(images), columns, 1.5, 1.8)
+    figure, axes = _grid(len(images), columns, 1.5, 1.8, title)
     for axis, image, caption, ok in zip(axes, images, captions, right, strict=False):
         axis.imshow(image, cmap="gray")
         color, weight = ("#2d6a4f", "normal") if ok else ("#b23a48", "bold")
         axis.set_title(caption, fontsize=8, fontweight=weight, color=color, loc="center")
-    figure.suptitle(title)
     return figure
 
 
-def confusion_matrix(labels, predictions, class_names: Sequence[str], title: str) -> plt.Figure:
-    """scikit-learn's confusion matrix of true and predicted class numbers, each ``(images,)``; zeros are left blank."""
-    from sklearn.metrics import ConfusionMatrixDisplay  # takes more than a second, and not every notebook needs it
+def confusion_matrix(labels, predictions, class_names: Sequence[str], title: str) -> Styler:
+    """Counts of true and predicted class numbers, each ``(images,)``, as a heat map; zeros are left blank."""
+    counts = np.zeros((len(class_names), len(class_names)), int)
+    np.add.at(counts, (np.asarray(labels), np.asarray(predictions)), 1)
+    table = pd.DataFrame(counts, pd.Index(class_names, name="true"), pd.Index(class_names, name="predicted"))
+    return _heat_map(table, title, counts.max()).format(lambda count: count or "")
 
-    figure, axis = plt.subplots(figsize=(4.8, 4.2), layout="constrained")
-    classes = {"labels": range(len(class_names)), "display_labels": class_names}
-    look = {"cmap": "Blues", "colorbar": False, "xticks_rotation": 35, "ax": axis}
-    shown = ConfusionMatrixDisplay.from_predictions(labels, predictions, **classes, **look)
-    for text in shown.text_.flat:
-        text.set_visible(text.get_text() != "0")
-    plt.setp(axis.get_xticklabels(), ha="right", rotation_mode="anchor")
-    axis.set(title=title, xlabel="predicted", ylabel="true")
-    axis.spines[:].set_visible(False)
-    return figure
+
+def cross_site_matrix(table: pd.DataFrame, title: str) -> Styler:
+    """A table as a heat map: a row a model, a column a site on whose data it was judged; scores from 0 to 1."""
+    table = table.rename_axis(index="model of", columns="data of")
+    return _heat_map(table, title, 1).format(precision=2)
+
+
+def _heat_map(table: pd.DataFrame, title: str, most: float) -> Styler:
+    """pandas' own heat map, from 0 to ``most``."""
+    return table.style.background_gradient("Blues", vmin=0, vmax=most).set_caption(title)
 
 
 def partition_bars(table, columns: Sequence[str], title: str = "Who holds which images") -> plt.Figure:
     """A bar for each site of a table of :func:`data_scripts.sharing.who_has_what`, stacked from ``columns``: classes or parts."""
     table = table[list(columns)].drop("all sites")
     figure, axis = plt.subplots(figsize=(7.5, 1.3 + 0.5 * len(table)), layout="constrained")
-    table.plot.barh(stacked=True, ax=axis, colormap="Set2", edgecolor="white", width=0.75)
+    table.plot.barh(stacked=True, ax=axis, colormap="Set2", edgecolor="white", width=0.75, ylabel="", xlabel="images")
     room = 0.035 * table.sum(axis=1).max()
     for bars in axis.containers:
         axis.bar_label(bars, fmt=lambda n: f"{n:.0f}" if n > room else "", label_type="center", fontsize=8, color=INK)
     axis.invert_yaxis()
-    axis.set(xlabel="images", ylabel="")
     axis.legend(ncols=6, loc="lower left", bbox_to_anchor=(0, 1), fontsize=8, handlelength=1, columnspacing=1.2)
     axis.set_title(title, pad=28)
     return figure
@@ -145,29 +150,24 @@ def upright(case: Mapping) -> dict:
         raise CourseError(f"The arrays of a case have different grids: {found}. Bring them to one, then show them.")
     turned = {key: nib.apply_orientation(array, turn) for key, array in arrays.items()}
     affine = case["affine"] @ nib.orientations.inv_ornt_aff(turn, shape)
-    return {"z": int(_of_interest(turned).sum(axis=(0, 1)).argmax()), **case, **turned, "affine": affine}
+    return {"z": _of_interest(turned)[2], **case, **turned, "affine": affine}
 
 
-def _of_interest(case: Mapping) -> np.ndarray:
-    """The voxels where prediction and mask disagree; the mask where there is no prediction, or no disagreement."""
+def _of_interest(case: Mapping) -> list[int]:
+    """The plane across each axis that shows most of what is wrong; without a prediction or a fault, most of the mask."""
     mask = case["label"] > 0
     wrong = (case["prediction"] > 0) != mask if "prediction" in case else mask
-    return wrong if wrong.any() else mask
+    shown = next((voxels for voxels in (wrong, mask) if voxels.any()), None)
+    if shown is None:
+        return [count // 2 for count in mask.shape]
+    return [int(shown.sum(axis=tuple({0, 1, 2} - {axis})).argmax()) for axis in range(3)]
 
 
 def planes(case: Mapping, title: str = "", channel_names: Sequence[str] = ("T2",)) -> plt.Figure:
-    """A case in three planes, in the body's proportions; a row for each channel named.
-
-    The planes go through the middle of the mask; with a prediction, each one lies where the two disagree most.
-    """
+    """A case in three planes where there is most to see, in the body's proportions; a row for each channel named."""
     case = upright(case)
-    shape, shown = np.array(case["label"].shape), _of_interest(case)
-    if "prediction" in case:
-        center = [int(shown.sum(axis=tuple({0, 1, 2} - {axis})).argmax()) for axis in range(3)]
-    else:
-        inside = np.argwhere(shown)
-        center = inside.mean(axis=0).round().astype(int) if len(inside) else shape // 2
-    x, y, z = shape * nib.affines.voxel_sizes(case["affine"])
+    center = _of_interest(case)
+    x, y, z = case["label"].shape * nib.affines.voxel_sizes(case["affine"])
     size = (10, len(channel_names) * (10 * max(y, z) / (x + x + y) + 0.3) + 0.3)
     layout = {"layout": "constrained", "width_ratios": (x, x, y), "squeeze": False}
     figure, axes = plt.subplots(len(channel_names), len(_VIEWS), figsize=size, **layout)
@@ -182,23 +182,42 @@ def planes(case: Mapping, title: str = "", channel_names: Sequence[str] = ("T2",
 
 def case_grid(cases: Sequence[Mapping], title: str = "", columns: int = 4) -> plt.Figure:
     """An axial slice of each case with the outlines of mask and prediction."""
-    figure, axes = _grid(len(cases), columns, 2.6, 3.0)
+    figure, axes = _grid(len(cases), columns, 2.6, 3.0, title)
     for axis, case in zip(axes, map(upright, cases), strict=False):
         _slice(axis, case, "axial", case["z"])
         axis.set_title(case["caption"], fontsize=8.5, fontweight="normal", loc="center")
     if any("prediction" in case for case in cases):
-        lines = [plt.Line2D([], [], color=color, lw=2) for color in (LABEL_COLOR, PREDICTION_COLOR)]
+        lines = [plt.Line2D([], [], color=color, lw=2) for color in OUTLINES.values()]
         figure.legend(lines, ["mask", "prediction"], loc="outside lower center", ncols=2, fontsize=9)
-    figure.suptitle(title)
     return figure
 
 
-def _grid(count: int, columns: int, width: float, height: float):
+def slice_slider(case: Mapping) -> HTML:
+    """All axial slices of a case, one at a time, above a slider which starts at the case's ``z``."""
+    case = upright(case)
+    figure = case_grid([case], columns=1)
+    (axis,) = figure.axes
+
+    def draw(z: int) -> None:
+        axis.clear()
+        _slice(axis, case, "axial", z)
+        axis.set_title(f"{case['caption']}\nslice {z}", fontsize=8.5, fontweight="normal", loc="center")
+
+    with plt.rc_context({"animation.frame_format": "jpeg"}):
+        page = FuncAnimation(figure, draw, frames=case["label"].shape[2]).to_jshtml()
+    plt.close(figure)
+    # The icons of its buttons would come from a server; a slider needs no buttons. And matplotlib always starts at 0.
+    page = re.sub(r"<link\b[^>]*>", "<style>.anim-buttons, .anim-state { display: none; }</style>", page)
+    return HTML(page.replace("this.current_frame = 0;", f"this.current_frame = {case['z']};"))
+
+
+def _grid(count: int, columns: int, width: float, height: float, title: str):
     rows = max(1, -(-count // columns))
     size = (width * columns, height * rows + 0.3)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="compressed")
     for axis in axes.flat:
         axis.set_axis_off()
+    figure.suptitle(title)
     return figure, axes.flat
 
 
@@ -208,7 +227,7 @@ def _slice(axis, case: dict, view: str, index: int, channel: int = 0) -> None:
     volume = case["image"].reshape(*case["label"].shape, -1)[..., channel]
     look = {"cmap": "gray", "clim": np.percentile(volume, (1, 99)), "interpolation": "bilinear", "origin": "lower"}
     axis.imshow(volume.take(index, axis=through).T, aspect=voxel[up] / voxel[across], **look)
-    for key, color in (("label", LABEL_COLOR), ("prediction", PREDICTION_COLOR)):
+    for key, color in OUTLINES.items():
         mask = case[key].take(index, axis=through).T > 0 if key in case else np.zeros(1)
         if mask.any() and not mask.all():
             axis.contour(mask, levels=[0.5], colors=[color], linewidths=1.4)
@@ -216,8 +235,8 @@ def _slice(axis, case: dict, view: str, index: int, channel: int = 0) -> None:
     axis.invert_xaxis()
     axis.set_axis_off()
     look = {"color": "white", "fontsize": 9, "path_effects": [withStroke(linewidth=2, foreground=INK)]}
-    axis.text(0.02, 0.5, edges[0], transform=axis.transAxes, ha="left", va="center", **look)
-    axis.text(0.98, 0.5, edges[1], transform=axis.transAxes, ha="right", va="center", **look)
+    for letter, x, side in zip(edges, (0.02, 0.98), ("left", "right"), strict=True):
+        axis.text(x, 0.5, letter, transform=axis.transAxes, ha=side, va="center", **look)
 
 
 def intensity_curves(volumes: Mapping[str, Sequence], title: str, axis_label: str, log: bool = False) -> plt.Figure:
@@ -239,70 +258,41 @@ def intensity_curves(volumes: Mapping[str, Sequence], title: str, axis_label: st
 
 
 def pooled_histograms(statistics: Mapping, feature: str, labels: Sequence[str] = (), title: str = "") -> plt.Figure:
-    """Histograms of one feature from FLARE's federated statistics: a line, or for classes a group of bars, for each site and all.
+    """Histograms of one feature at each site and at all together: lines, or where ``labels`` name its classes groups of bars.
 
-    Args:
-        statistics: of the file that ``FedStatsRecipe`` writes: feature → statistic → site or ``Global`` → part → value.
-        feature: name of the feature.
-        labels: names of the classes, where the feature is one.
-        title: of the figure.
+    ``statistics`` are those of the file that ``FedStatsRecipe`` writes: feature → statistic → site or ``Global`` → part → value.
     """
     sites = statistics[feature]["histogram"]
+    bins = {site: next(iter(sites[site].values())) for site in [*sorted(sites.keys() - {"Global"}), "Global"]}
+    table = pd.DataFrame({site: [count for _, _, count in own] for site, own in bins.items()}, dtype=float)
+    table.index = list(labels) or [(low + high) / 2 for low, high, _ in bins["Global"]]
+    table = table.rename(columns={"Global": "all sites"})
     figure, axis = plt.subplots(figsize=(7.5, 3), layout="constrained")
-    for number, (site, parts) in enumerate(sorted(sites.items(), key=lambda pair: (pair[0] == "Global", pair[0]))):
-        (bins,) = parts.values()
-        counts = np.array([count for _, _, count in bins], float)
-        color = INK if site == "Global" else site_color(number)
-        name = "all sites" if site == "Global" else site
-        if labels:
-            width = 0.8 / len(sites)
-            axis.bar(np.arange(len(counts)) + width * number, counts, width, color=color, label=name)
-        else:
-            middle = [(low + high) / 2 for low, high, _ in bins]
-            axis.plot(middle, counts / counts.sum(), color=color, lw=2.5 if site == "Global" else 1.5, label=name)
+    look = {"color": [*map(site_color, range(len(sites) - 1)), INK], "ax": axis, "title": title}
     if labels:
-        axis.set_xticks(np.arange(len(labels)) + 0.4, labels)
-    axis.set(title=title, xlabel="" if labels else feature, ylabel="images" if labels else "share of the pixels")
+        table.plot.bar(**look, width=0.8, rot=0, ylabel="images")
+    else:
+        (table / table.sum()).plot(**look, xlabel=feature, ylabel="share of the pixels")
+        axis.lines[-1].set_linewidth(2.5)
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
-    return figure
-
-
-def cross_site_matrix(table, title: str) -> plt.Figure:
-    """A heat map of a table with a row a model and a column a site on whose data it was judged; scores from 0 to 1."""
-    figure, axis = plt.subplots(figsize=(1.6 + 0.95 * table.shape[1], 1.1 + 0.5 * table.shape[0]), layout="constrained")
-    axis.imshow(table.to_numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for (row, column), value in np.ndenumerate(table.to_numpy()):
-        axis.text(column, row, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.6 else INK)
-    axis.set_xticks(range(table.shape[1]), [f"data of\n{site}" for site in table.columns], fontsize=9)
-    axis.set_yticks(range(table.shape[0]), [f"model of {model}" for model in table.index], fontsize=9)
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
-    axis.set_title(title)
     return figure
 
 
 def method_scores(results, titles: Mapping[str, str], value: str, label: str, title: str = "") -> plt.Figure:
     """Scores of methods by how hospitals differ, a panel each: a dot a seed, a line at their mean.
 
-    Args:
-        results: table with the columns ``skew``, ``method``, ``seed`` and ``value``.
-        titles: method → its name, which gives the order of the rows; may have names of skews, too.
-        value: column to show.
-        label: of the axis.
-        title: of the figure.
+    ``results`` has the columns ``skew``, ``method``, ``seed`` and ``value``, whose axis is named ``label``. ``titles`` are names of
+    methods, in the order of their rows; it may have names of skews, too.
     """
     skews = list(dict.fromkeys(results["skew"]))
     methods = [name for name in titles if name in set(results["method"])]
-    size = (2.8 + 2.1 * len(skews), 1.2 + 0.3 * len(methods))
-    figure, axes = plt.subplots(
-        1, len(skews), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
-    )
+    size = {"figsize": (2.8 + 2.1 * len(skews), 1.2 + 0.3 * len(methods)), "layout": "constrained"}
+    figure, axes = plt.subplots(1, len(skews), sharex=True, sharey=True, squeeze=False, **size)
     for axis, skew in zip(axes.flat, skews, strict=True):
         for row, method in enumerate(methods):
             chosen = results[(results["skew"] == skew) & (results["method"] == method)][value]
-            color = site_color(row)
-            axis.plot(chosen, np.full(len(chosen), row), "o", color=color, ms=4, alpha=0.6)
-            axis.plot([chosen.mean()] * 2, [row - 0.35, row + 0.35], color=color, lw=2.5)
+            axis.plot(chosen, np.full(len(chosen), row), "o", color=site_color(row), ms=4, alpha=0.6)
+            axis.plot([chosen.mean()] * 2, [row - 0.35, row + 0.35], color=site_color(row), lw=2.5)
         axis.set(title=titles.get(skew, skew), xlabel=label)
         axis.grid(axis="x")
     axes[0, 0].set_yticks(range(len(methods)), [titles[name] for name in methods])

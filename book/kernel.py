@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 from jupyter_client import AsyncKernelManager
-from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
@@ -20,32 +20,20 @@ from nbformat import NotebookNode
 _MARK = "COURSE_NOTEBOOK_PROCESS"  # environment variable by which all that a notebook started can be found again
 
 
-class _ThisPython(KernelSpecManager):
-    """Whatever kernel a notebook names and whichever are installed: the environment of the course runs it."""
-
-    def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-        # What a cell raises comes back with its reply; the kernel's own log says only that it is being stopped.
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=CRITICAL"]
-        return KernelSpec(argv=argv, display_name="Course", language="python")
-
-
 def execute(notebook: NotebookNode, folder: Path, tick: Callable[[int], None]) -> str:
-    """Run a notebook in a fresh kernel of this very Python; its outputs are put in place, up to a cell that fails.
+    """Run a notebook in ``folder`` and this very Python; its outputs are put in place, up to a cell that fails.
 
-    The notebook client has a thread of its own, so that an interruption reaches this one at once.
-
-    Args:
-        notebook: nbformat 4 node.
-        folder: working folder of the kernel.
-        tick: called every second with the number of the code cell that is running.
-
-    Returns:
-        What went wrong: the first line says where and what, the others are the traceback. Empty if nothing did.
+    ``tick`` is called every second with the number of the code cell that is running. The notebook client has a thread of its own,
+    so that an interruption reaches this one at once. Returns what went wrong, if anything: where and what in the first line,
+    then the traceback.
     """
     started = []
     client = NotebookClient(
         notebook,
-        km=AsyncKernelManager(kernel_spec_manager=_ThisPython()),
+        # Whatever kernel the notebook names and whichever are installed: none is looked for, so this Python's is taken.
+        km=AsyncKernelManager(kernel_spec_manager=KernelSpecManager(kernel_dirs=[])),
+        # What a cell raises comes back with its reply; the kernel's own log says only that it is being stopped.
+        extra_arguments=["--log-level=CRITICAL"],
         startup_timeout=180,
         resources={"metadata": {"path": str(folder)}},
         on_cell_execute=lambda cell, cell_index: started.append(cell_index),

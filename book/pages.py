@@ -22,7 +22,7 @@ from nbformat.v4 import new_markdown_cell
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
-from book.headline import OWN_KEYS, figure_text, words
+from book.headline import in_words
 from book.tidy import ROOT, notebook_text, read_notebook, repository
 from src.common.files import write_file, writing
 from src.common.paths import data_source
@@ -32,12 +32,9 @@ _DATA = {"generated": "generated drawings, not patients", "real": "the real data
 
 
 def write_pages(build: Path, notebooks: Path, summary: dict[str, dict]) -> None:
-    """Write a page for each notebook of the summary, and the front page, into the folder of the executed notebooks.
+    """Write a page for each notebook of the summary, and the front page, into the folder ``build`` of the executed notebooks.
 
-    Args:
-        build: where ``<name>.ipynb`` lie; pages, pictures and the search index come beside them.
-        notebooks: where they come from; relative links in them start from there.
-        summary: what ``summary.json`` holds.
+    Relative links in them start from ``notebooks``, where they come from.
     """
     with writing(build), tempfile.TemporaryDirectory(prefix=".pages-", dir=build) as temporary:
         source, output = Path(temporary, "source"), Path(temporary, "output")
@@ -53,10 +50,8 @@ def write_pages(build: Path, notebooks: Path, summary: dict[str, dict]) -> None:
             write_file(source / page.name, _linked(page.read_text("utf-8"), page.parent, notebooks, source, summary))
         template = (_BOOK / "index.md").read_text("utf-8")
         index = Environment(undefined=StrictUndefined, trim_blocks=True).from_string(template)
-        write_file(
-            source / "index.md",
-            index.render(cards=cards, docs=[page.stem for page in docs], measured=_measured(summary)),
-        )
+        shown = {"cards": cards, "docs": [page.stem for page in docs], "measured": _measured(summary)}
+        write_file(source / "index.md", index.render(shown))
         warnings = io.StringIO()
         with patch_docutils(_BOOK), docutils_namespace():
             Sphinx(source, _BOOK, output, Path(temporary, "doctrees"), "html", status=None, warning=warnings).build()
@@ -74,11 +69,6 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def figures(entry: dict) -> dict[str, str]:
-    """The headline figures of one entry of the summary, as words and text."""
-    return {words(key): figure_text(value) for key, value in entry.items() if key not in OWN_KEYS}
-
-
 def _linked(text: str, base: Path, notebooks: Path, source: Path, names: dict) -> str:
     """Point the relative links of a text in the folder ``base`` to pages, pictures and the repository."""
     root = notebooks.parent
@@ -90,9 +80,8 @@ def _linked(text: str, base: Path, notebooks: Path, source: Path, names: dict) -
             return found[0]
         page = target.parent == notebooks and target.suffix == ".ipynb" and target.stem in names
         if page or (target.parent == root / "docs" and target.suffix == ".md"):
-            anchor = f"#{address.fragment}" if address.fragment else ""
             file = target.name if start == "](" else f"{target.stem}.html"
-            return start + quote(file) + anchor
+            return start + quote(file) + (f"#{address.fragment}" if address.fragment else "")
         kind = mimetypes.guess_type(target.name)[0] or ""
         if start.startswith("src"):  # in HTML, which Sphinx leaves alone
             return f"{start}data:{kind};base64,{base64.b64encode(target.read_bytes()).decode()}"
@@ -125,17 +114,13 @@ def _card(notebook: NotebookNode, name: str, entry: dict, source: Path) -> dict:
     if not title:  # a page has to have one
         title = name
         notebook.cells.insert(0, new_markdown_cell(f"# {name}"))
-    pictures = [
-        ("thumbnail" in cell.metadata.get("tags", ()), output["data"]["image/png"])
-        for cell in notebook.cells
-        for output in cell.get("outputs", ())
-        if "image/png" in output.get("data", {})
-    ]
-    picture = ""
-    if pictures:  # the last one of a cell tagged `thumbnail`, else the last one of all
-        pictures.sort(key=lambda one: one[0])
-        picture = f"thumbnails/{name}.png"
-        write_file(source / picture, base64.b64decode(pictures[-1][1]))
+    # The last one of a cell tagged `thumbnail`, else the last one of all.
+    cells = sorted(notebook.cells, key=lambda cell: "thumbnail" in cell.metadata.get("tags", ()))
+    shown = [output.get("data", {}) for cell in cells for output in cell.get("outputs", ())]
+    pictures = [data["image/png"] for data in shown if "image/png" in data]
+    picture = f"thumbnails/{name}.png" if pictures else ""
+    if pictures:
+        write_file(source / picture, base64.b64decode(pictures[-1]))
     number = re.match(r"0*(\d+)", name)
     return {
         "name": name,
@@ -144,7 +129,7 @@ def _card(notebook: NotebookNode, name: str, entry: dict, source: Path) -> dict:
         "stop": re.sub(r"^\d+[\s.:·_-]*", "", title) or title,  # on the map, which shows the number already
         "opening": opening,
         "picture": picture,
-        "figures": figures(entry),
+        "headlines": in_words(entry),
         "time": duration(entry["seconds"]),
         "error": entry.get("error"),
     }

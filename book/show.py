@@ -1,30 +1,21 @@
-"""What a notebook shows beside figures: the source of a function, two of them side by side, pictures with a slider."""
+"""What a notebook shows as code: the source of functions, or two of them side by side; and TensorBoard's page."""
 
 import ast
-import base64
 import difflib
 import inspect
-import io
-import json
 import os
 import textwrap
-import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-from IPython.display import HTML
-from pygments import highlight
-from pygments.formatters import HtmlFormatter
-from pygments.lexers import PythonLexer
+from IPython.display import HTML, Code
 
 _COLUMNS = 60  # two of this many characters fit on a page
-_FONT = "font: 12px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
-_PRE_STYLE = f"{_FONT}; margin: 0; padding: .7rem .9rem; background: #f7f9fb; color: #1f2933; overflow-x: auto"
+_FONT = "font: 11px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
 # Notebook and book have styles of their own for tables, which these rules must win over.
 _DIFF_STYLE = f"""<style>
 .code-diff {{ overflow-x: auto; background: #f7f9fb; padding: .4rem; }}
-.code-diff table {{ table-layout: auto !important; border-collapse: collapse; {_FONT}; font-size: 11px; }}
+.code-diff table {{ table-layout: auto !important; border-collapse: collapse; {_FONT}; }}
 .code-diff :is(table, colgroup, thead, tbody, tr, th, td) {{ border: 0 !important; background: none; color: #1f2933; }}
 .code-diff th {{ font: 600 13px system-ui, sans-serif; text-align: left !important; padding: .3rem .5rem; }}
 .code-diff td {{ text-align: left !important; padding: 0 .5rem 0 .2rem !important; white-space: nowrap; }}
@@ -36,8 +27,9 @@ _DIFF_STYLE = f"""<style>
 
 def source(*functions: Callable | Path) -> HTML:
     """The source of functions, classes or scripts, as the installed course runs it, without docstrings."""
-    text = "\n\n\n".join("\n".join(_without_docstring(function)) for function in functions)
-    return HTML(highlight(text, PythonLexer(), HtmlFormatter(noclasses=True, nobackground=True, prestyles=_PRE_STYLE)))
+    code = Code("\n\n\n".join("\n".join(_without_docstring(function)) for function in functions), language="python")
+    # The class that IPython's colours are for: classic Jupyter gives it to an output, JupyterLab and the pages do not.
+    return HTML(f'<div class="output_html">{code._repr_html_()}</div>')
 
 
 def side_by_side(left: Callable | Path, right: Callable | Path, left_title: str, right_title: str) -> HTML:
@@ -45,30 +37,6 @@ def side_by_side(left: Callable | Path, right: Callable | Path, left_title: str,
     lines = _without_docstring(left), _without_docstring(right)
     table = difflib.HtmlDiff(tabsize=4, wrapcolumn=_COLUMNS).make_table(*lines, left_title, right_title)
     return HTML(f'{_DIFF_STYLE}<div class="code-diff">{table}</div>')
-
-
-def slice_slider(figures: Iterable[plt.Figure], start: int, label: str = "slice") -> HTML:
-    """Figures of one size, one at a time, above a slider that counts ``label``; without JavaScript ``start`` alone.
-
-    Each figure is closed before the next one is asked for, so that a generator holds one in memory.
-    """
-    pictures = []
-    for figure in figures:
-        stream = io.BytesIO()
-        figure.savefig(stream, format="jpg", dpi=140)
-        plt.close(figure)
-        pictures.append("data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode())
-    name = f"slider-{uuid.uuid4().hex}"
-    return HTML(f"""<div id="{name}"><img src="{pictures[start]}" alt="{label} {start}"><br>
-<input type="range" min="0" max="{len(pictures) - 1}" value="{start}" style="width: 22rem; max-width: 90%">
-<span>{label} {start}</span>
-<script>(() => {{
-  const box = document.getElementById("{name}"), pictures = {json.dumps(pictures)};
-  box.querySelector("input").oninput = event => {{
-    box.querySelector("img").src = pictures[event.target.value];
-    box.querySelector("span").textContent = "{label} " + event.target.value;
-  }};
-}})();</script></div>""")
 
 
 def tensorboard_through_hub() -> None:

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import nbformat
-from nbstripout import strip_output
 
 from src.common.errors import CourseError, first_line
 from src.common.files import write_file
@@ -38,9 +37,6 @@ if "google.colab" in sys.modules:
     subprocess.run(pip, cwd=course, check=True)
     importlib.invalidate_caches()
     os.chdir(course / "notebooks")"""
-# What nbstripout removes beside outputs and counts: the state of one editor or one run. Tags and a folded source stay.
-STATE = ["ExecuteTime", "collapsed", "colab", "editable", "execution", "id", "jupyter.outputs_hidden", "outputId"]
-STATE += ["scrolled", "slideshow", "trusted", "vscode"]
 KERNEL = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -57,11 +53,7 @@ def repository(root: Path) -> str:
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:
-    """A notebook file as an nbformat 4.5 node.
-
-    Raises:
-        CourseError: if the file is not a notebook.
-    """
+    """A notebook file as an nbformat 4.5 node; a CourseError if it is none."""
     try:
         notebook = nbformat.read(path, as_version=4)
     except (nbformat.reader.NotJSONError, nbformat.ValidationError, UnicodeDecodeError, AttributeError) as error:
@@ -80,9 +72,13 @@ def notebook_text(notebook: nbformat.NotebookNode) -> str:
 
 def tidy(notebook: nbformat.NotebookNode, url: str) -> None:
     """Bring a notebook, in place, into its committed form; the cell tagged ``colab`` becomes the first code cell."""
-    keys = [f"cell.metadata.{key}" for key in STATE]
-    strip_output(notebook, keep_output=False, keep_count=False, keep_id=True, extra_keys=keys)
     notebook.metadata = nbformat.from_dict(KERNEL)
+    for cell in notebook.cells:
+        tags, folded = cell.metadata.get("tags"), cell.metadata.get("jupyter", {}).get("source_hidden")
+        kept = {"tags": tags, "jupyter": {"source_hidden": True} if folded else None}
+        cell.metadata = nbformat.from_dict({key: value for key, value in kept.items() if value})
+        if cell.cell_type == "code":
+            cell.update(outputs=[], execution_count=None)
     colab = next((cell for cell in notebook.cells if "colab" in cell.metadata.get("tags", ())), None)
     colab = colab or nbformat.v4.new_code_cell(metadata={"tags": ["colab"]}, id="colab")
     colab.source = COLAB_CELL.format(repository=url)
@@ -92,14 +88,10 @@ def tidy(notebook: nbformat.NotebookNode, url: str) -> None:
 
 
 def tidy_all(root: Path, url: str | None = None) -> list[Path]:
-    """Tidy all notebooks of the checkout ``root`` and, if ``url`` is given, make it the repository that all files name.
+    """Tidy all notebooks of the checkout ``root``; with ``url``, also make it the repository that all files name.
 
-    Returns:
-        The files that were changed.
-
-    Raises:
-        CourseError: for a URL that is not of the form ``https://github.com/<owner>/<name>``, or a notebook that
-            cannot be read; nothing is changed then.
+    Returns the files that were changed. Raises a CourseError, and changes nothing, for a URL that is not of the form
+    ``https://github.com/<owner>/<name>``, or a notebook that cannot be read.
     """
     old = repository(root)
     url = (url or old).removesuffix("/").removesuffix(".git")

@@ -1,5 +1,6 @@
 """The runner of ``make course`` on tiny notebooks, with real kernels and real pages."""
 
+import io
 import json
 import re
 import signal
@@ -15,7 +16,6 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from book import __main__ as runner
 from book.__main__ import main, run_course
 from book.tidy import notebook_text, read_notebook
-from src.common.errors import CourseError
 
 # The theme's affair, and no affair of the course's readers.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Check CHANGES for Sphinx API:PendingDeprecationWarning")
@@ -24,8 +24,13 @@ ROOT = Path(__file__).resolve().parents[2]
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 PICTURE = f"import base64\nfrom IPython.display import Image\nImage(base64.b64decode({PIXEL!r}), format='png')"
 SLIDER = """\
-from IPython.display import HTML
-HTML('<input type="range" id="slider"><script>document.getElementById("slider").oninput = event => 1;</script>')"""
+import numpy as np
+from book import figures
+volume = np.random.rand(16, 16, 5)
+figures.slice_slider({"image": volume, "label": volume > 0.9, "affine": np.diag([1, 1, 3, 1]), "caption": "noise", "z": 3})"""
+HEAT_MAP = """\
+from book import figures
+figures.confusion_matrix([0, 1], [0, 0], ["Hand", "CXR"], "who is taken for whom")"""
 TENSORBOARD = """\
 from IPython.display import HTML
 HTML('<iframe id="tensorboard-frame-1" src="http://localhost:6006"></iframe>')"""
@@ -43,12 +48,16 @@ $$w = \\sum_k \\frac{n_k}{n} w_k$$
 Go on with [the second](02_second.ipynb#start), [the source](../src/a%20b.py), [home](https://example.org)."""
 
 
+EMPTY = notebook_text(new_notebook())
+
+
 def write(folder: Path, name: str, *cells) -> Path:
     """A notebook of these cells: code where a string is given."""
     folder.mkdir(parents=True, exist_ok=True)
     cells = [new_code_cell(cell) if isinstance(cell, str) else cell for cell in cells]
     path = folder / f"{name}.ipynb"
-    path.write_text(notebook_text(new_notebook(cells=cells)), encoding="utf-8")
+    kernel = {"name": "another", "display_name": "Another", "language": "python"}  # which no machine has
+    path.write_text(notebook_text(new_notebook(cells=cells, metadata={"kernelspec": kernel})), encoding="utf-8")
     return path
 
 
@@ -75,8 +84,9 @@ def course(tmp_path_factory):
         "from tqdm.notebook import tqdm\nfor _ in tqdm(range(3), desc='epoch'):\n    pass",
         TENSORBOARD,
         SLIDER,
+        HEAT_MAP,
         "from book.headline import headline\nheadline(test_accuracy=0.98765, images=1200)",
-        "from myst_nb import glue\nglue('best_round', '3 of 5', display=False)\nglue('shown', 7)",
+        "headline(best_round='3 of 5')",
         tagged("# your turn", "exercise"),
         tagged("print('the-solution')", "solution"),
     )
@@ -103,37 +113,22 @@ def addresses(page: str) -> list[str]:
 
 
 def test_build_folder_has_pages_notebooks_and_summary(course):
-    _, build, _ = course
+    notebooks, build, code = course
+    assert code == 1  # one of them failed
     names = [f"{name}.{kind}" for name in ("01_first", "02_second", "03_third") for kind in ("html", "ipynb")]
     there = {path.name for path in build.iterdir()}
     assert {*names, "index.html", "search.html", "summary.json"} <= there
     assert [name for name in there if name.startswith(".pages")] == []
-
-
-def test_summary_holds_seconds_and_headlines(course):
-    _, build, _ = course
-    first = json.loads((build / "summary.json").read_text())["01_first"]
-    assert 0 < first.pop("seconds") < 60
-    assert first == {"test_accuracy": 0.98765, "images": 1200, "best_round": "3 of 5", "shown": 7}
-
-
-def test_failure_is_told_and_does_not_keep_the_others_from_running(course):
-    _, build, code = course
-    assert code == 1
     summary = json.loads((build / "summary.json").read_text())
-    assert summary["02_second"]["error"] == "code cell 2 of 3: ZeroDivisionError: division by zero"
     assert list(summary) == ["01_first", "02_second", "03_third"]
+    assert 0 < summary["01_first"].pop("seconds") < 60
+    assert summary["01_first"] == {"test_accuracy": 0.98765, "images": 1200, "best_round": "3 of 5"}
+    assert summary["02_second"]["error"] == "code cell 2 of 3: ZeroDivisionError: division by zero"
     assert "error" not in summary["03_third"]
     page = (build / "02_second.html").read_text()
-    assert "before the fall" in page
-    assert "ZeroDivisionError" in page
-    assert ">never" not in page
-
-
-def test_notebook_runs_in_its_own_folder(course):
-    notebooks, build, _ = course
+    assert "before the fall" in page and "ZeroDivisionError" in page and ">never" not in page
     (cell,) = read_notebook(build / "03_third.ipynb").cells
-    assert cell.outputs[0].text.strip() == str(notebooks)
+    assert cell.outputs[0].text.strip() == str(notebooks), "a notebook runs in its own folder"
 
 
 @pytest.mark.parametrize("name", ["index", "01_first", "02_second", "search"])
@@ -148,35 +143,33 @@ def test_page_loads_nothing_from_a_network(course, name):
     assert re.findall(r"""(?:url\(|@import)\s*["']?(?:https?:)?//[^)]*""", styles) == []
 
 
-def test_formulas_and_pictures_are_on_the_page(course):
+def test_page_shows_formulas_pictures_and_what_was_alive_as_it_last_stood(course):
     _, build, _ = course
     page = (build / "01_first.html").read_text()
     assert re.search(r'<math [^>]*display="block"', page)
-    assert "<mfrac>" in page
-    assert "$$" not in page
+    assert "<mfrac>" in page and "$$" not in page
     pictures = [build / address for address in addresses(page) if address.startswith("_images/")]
     assert sorted(path.suffix for path in pictures) == [".png", ".svg"]
     assert "the-flow" in next(path for path in pictures if path.suffix == ".svg").read_text()
     assert page.count('src="data:image/svg+xml;base64,') == 1
-
-
-def test_page_shows_what_was_alive_as_it_last_stood(course):
-    _, build, _ = course
-    page = (build / "01_first.html").read_text()
-    assert "<iframe" not in page
-    assert "TensorBoard is shown here while the notebook runs." in page
+    assert "<iframe" not in page and "TensorBoard is shown here while the notebook runs." in page
     assert re.search(r'<progress max="3(?:\.0)?" value="3(?:\.0)?"></progress>', page)
     assert "vnd.jupyter.widget" not in page
-    assert 'document.getElementById("slider").oninput = event => 1' in page  # what runs in the reader's browser stays
+    # What runs in the reader's browser stays: a slider over five slices that starts at the third one, and a heat map.
+    assert page.count("data:image/jpeg;base64,") == 5 and "this.current_frame = 3;" in page
+    assert "<caption>who is taken for whom</caption>" in page and "background-color: #08306b" in page
 
 
-def test_what_cells_are_tagged_with_is_seen(course):
+def test_page_hides_what_its_tags_say_and_leads_on(course):
+    """The installation in Colab, and solutions until they are asked for. A title, sections, the neighbours, the way home."""
     _, build, _ = course
     page = (build / "01_first.html").read_text()
-    assert "# COLAB" not in page
-    assert "# your turn" in page
+    assert "# COLAB" not in page and "# your turn" in page
     assert re.search(r'<details class="[^"]*hide[^>]*>\s*<summary[^>]*>\s*<p[^>]*>Show the solution', page)
     assert "colab.research.google.com/github/" in page
+    assert re.search(r"<title>\s*1 · First steps", page)
+    assert re.search(r'class="right-next"\s+href="02_second.html"', page)
+    assert 'href="#and-on"' in page and 'href="index.html"' in page
 
 
 def test_links_of_a_page_lead_to_pages_and_to_the_repository(course):
@@ -210,16 +203,6 @@ def test_front_page_has_a_card_for_each_notebook(course):
     ]
 
 
-def test_page_is_readable(course):
-    """A title, the notebook's sections, the neighbours, the way home."""
-    _, build, _ = course
-    page = (build / "01_first.html").read_text()
-    assert re.search(r"<title>\s*1 · First steps", page)
-    assert re.search(r'href="#and-on"', page)
-    assert re.search(r'class="right-next"\s+href="02_second.html"', page)
-    assert 'href="index.html"' in page
-
-
 def test_one_notebook_again_keeps_the_others(course, capsys):
     notebooks, build, _ = course
     before = json.loads((build / "summary.json").read_text())
@@ -238,94 +221,69 @@ def test_one_notebook_again_keeps_the_others(course, capsys):
     assert re.search(r"^01_first +\d+ s  test accuracy 0\.988 · images 1,200 · best round 3 of 5", out, re.MULTILINE)
 
 
-def test_kernel_that_dies_is_told_from_a_cell_that_fails(tmp_path):
-    cells = (new_markdown_cell(r"# Dies: $\nonsense$"), "print('alive')", "import os; os._exit(3)", "print('never')")
-    write(tmp_path / "notebooks", "01_dies", *cells)
+def test_kernel_that_dies_dead_link_and_formula_that_is_none_are_named(tmp_path, capsys):
+    text = new_markdown_cell("# Dies\n\n[gone](../gone.md) and $\\nonsense$")
+    write(tmp_path / "notebooks", "01_dies", text, "print('alive')", "import os; os._exit(3)", "print('never')")
     summary = run_course(tmp_path / "notebooks", tmp_path / "build")
     assert summary["01_dies"]["error"] == "code cell 2 of 3: The kernel died: often a lack of memory."
     assert "alive" in (tmp_path / "build" / "01_dies.html").read_text()
-
-
-def test_dead_link_and_formula_that_is_none_are_named(tmp_path, capsys):
-    write(tmp_path / "notebooks", "01_bad", new_markdown_cell("# Bad\n\n[gone](../gone.md) and $\\nonsense$"))
-    run_course(tmp_path / "notebooks", tmp_path / "build")
-    warnings = capsys.readouterr().err.splitlines()
-    assert len(warnings) == 2
-    assert all(line.startswith(f"{tmp_path / 'notebooks' / '01_bad.ipynb'}:") for line in warnings)
-    assert "../gone.md" in warnings[0]
-    assert r"nonsense' cannot be drawn" in warnings[1]
+    link, formula = capsys.readouterr().err.splitlines()
+    file = tmp_path / "notebooks" / "01_dies.ipynb"
+    assert link.startswith(f"{file}:") and "../gone.md" in link
+    assert formula.startswith(f"{file}:") and r"nonsense' cannot be drawn" in formula
 
 
 @pytest.mark.parametrize(
-    ("prepare", "names", "message"),
+    ("files", "names", "message"),
     [
-        (lambda root: None, None, r"There is no notebook in .*notebooks"),
-        (lambda root: write(root / "notebooks", "01_a"), ["02_b"], r"no notebook '02_b' in .*; there are: 01_a"),
-        (lambda root: (write(root / "notebooks", "01_a"), (root / "build").touch()), None, r"Cannot write .*build"),
-        (lambda root: write(root / "notebooks", "01_a").write_text("{"), None, r"01_a\.ipynb is not a notebook"),
-        (
-            lambda root: (write(root / "notebooks", "01_a"), (root / "build").mkdir(),
-                          (root / "build" / "summary.json").write_text("{")),
-            ["01_a"],
-            r"summary\.json is damaged",
-        ),
+        pytest.param({}, [], r"There is no notebook in .*notebooks", id="no notebook"),
+        pytest.param({"notebooks/01_a.ipynb": EMPTY}, ["02_b"], r"no notebook '02_b' in .*; there are: 01_a", id="unknown name"),
+        pytest.param({"notebooks/01_a.ipynb": EMPTY, "build": ""}, [], r"Cannot write .*build", id="build is a file"),
+        pytest.param({"notebooks/01_a.ipynb": "{"}, [], r"01_a\.ipynb is not a notebook", id="no JSON"),
+        pytest.param({"notebooks/01_a.ipynb": EMPTY, "build/summary.json": "{"}, ["01_a"], r"summary\.json is damaged",
+                     id="damaged summary"),
     ],
-    ids=["no notebook", "unknown name", "build is a file", "no JSON", "damaged summary"],
 )  # fmt: skip
-def test_bad_call_is_one_clear_error(tmp_path, prepare, names, message):
-    prepare(tmp_path)
-    with pytest.raises(CourseError, match=message):
-        run_course(tmp_path / "notebooks", tmp_path / "build", names)
+def test_bad_call_is_one_clear_error(tmp_path, capsys, files, names, message):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert main([*names, "--notebooks", str(tmp_path / "notebooks"), "--build", str(tmp_path / "build")]) == 2
+    assert re.match(f"error: .*{message}", capsys.readouterr().err)
 
 
-def test_command_line_says_error_and_returns_2(tmp_path, capsys):
-    assert main(["--notebooks", str(tmp_path), "--build", str(tmp_path / "build")]) == 2
-    assert capsys.readouterr().err.startswith("error: There is no notebook in")
-
-
-class Terminal:
-    """A stream that says it is a terminal."""
-
-    def __init__(self):
-        self.text = ""
-
-    def write(self, text):
-        self.text += text
-
-    def flush(self):
-        pass
-
+class Terminal(io.StringIO):
     def isatty(self):
         return True
 
 
-def test_progress_line_on_a_terminal_is_rewritten_and_never_wraps(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "30")
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stdout", terminal)
-    progress = runner._Progress("[1/1] " + "a_long_name" * 5, 3)
-    progress.show(1)
-    progress.show(2)
-    assert "\n" not in terminal.text
-    assert all(len(line) < 30 for line in terminal.text.split("\r\033[K"))
-    progress.finish("3 cells")
-    assert terminal.text.endswith("a_long_name  3 cells\n")
-
-
-def test_progress_in_a_log_is_a_line_a_minute(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("stream", "said"),
+    [
+        pytest.param(io.StringIO, ["01_a  cell 0/1  0 s", "01_a  cell 1/1  1 min 00 s", "01_a  cell 1/1  2 min 00 s",
+                                   "01_a  1 cells  2 min 30 s", ""], id="a line a minute in a log"),
+        pytest.param(Terminal, ["01_a  1 cells  2 min 30 s", ""], id="one line on a terminal"),
+    ],
+)  # fmt: skip
+def test_progress(monkeypatch, stream, said):
     clock = [1000.0]
+
+    def execute(notebook, folder, tick):
+        for _ in range(150):
+            clock[0] += 1
+            tick(1)
+        return ""
+
     monkeypatch.setattr(runner.time, "monotonic", lambda: clock[0])
-    progress = runner._Progress("01_a", 9)
-    for _ in range(150):
-        progress.show(4)
-        clock[0] += 1
-    progress.finish("9 cells")
-    assert capsys.readouterr().out.splitlines() == [
-        "01_a  cell 4/9  0 s",
-        "01_a  cell 4/9  1 min 00 s",
-        "01_a  cell 4/9  2 min 00 s",
-        "01_a  9 cells",
-    ]
+    monkeypatch.setattr(runner, "execute", execute)
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setattr(sys, "stdout", stream())
+    runner._execute_one(new_notebook(cells=[new_code_cell("1")]), Path(), "01_a")
+    lines = sys.stdout.getvalue().split("\n")
+    assert [line.split("\r\033[K")[-1] for line in lines] == said
+    parts = lines[0].split("\r\033[K")[1:-1]
+    assert len(parts) == 151 * (stream is Terminal)
+    assert all(len(part) < 20 for part in parts), "a line that wraps cannot be rewritten"
 
 
 STUBBORN = """\

@@ -1,5 +1,6 @@
 """Figures show what they were given, and a patient's right is where a radiologist looks for it."""
 
+import re
 from types import SimpleNamespace
 
 import matplotlib
@@ -59,10 +60,6 @@ def where_bright(figure, axis) -> tuple[float, float]:
     return columns.mean() / part.shape[1], rows.mean() / part.shape[0]
 
 
-def letters(axis) -> dict[str, float]:
-    return {text.get_text(): text.get_window_extent().x0 for text in axis.texts}
-
-
 @pytest.mark.parametrize("code", ORIENTATIONS)
 def test_a_case_looks_the_same_whatever_the_orientation_of_its_file(code):
     assert "".join(nib.aff2axcodes(phantom(code)["affine"])) == code
@@ -70,14 +67,18 @@ def test_a_case_looks_the_same_whatever_the_orientation_of_its_file(code):
         assert np.array_equal(pixels(draw(phantom(code))), pixels(draw(phantom())))
 
 
-def test_the_patients_right_is_on_the_left_and_the_front_on_top():
+def test_the_patients_right_is_on_the_left_and_the_front_on_top_in_the_proportions_of_the_body():
+    case = phantom("PIR")
+    case["image"] = np.stack([case["image"], -case["image"]], axis=-1)
+    figure = figures.planes(case, channel_names=("T2", "ADC"))
+    assert [axis.get_aspect() for axis in figure.axes] == [1.0, 3.0, 3.0] * 2
+    assert [axis.get_title(loc="left") for axis in figure.axes][::3] == ["T2, axial", "ADC, axial"]
     figure = figures.planes(phantom("LPS"))
-    axial, coronal, sagittal = figure.axes
-    for axis in figure.axes:  # right, front and head; in the sagittal view, the front is on the left
-        x, y = where_bright(figure, axis)
+    for axis, edges in zip(figure.axes, ("RL", "RL", "AP"), strict=True):
+        x, y = where_bright(figure, axis)  # right, front and head; in the sagittal view, the front is on the left
         assert x < 0.3 and y < 0.3, axis.get_title()
-    assert letters(axial)["R"] < letters(axial)["L"] and letters(coronal)["R"] < letters(coronal)["L"]
-    assert letters(sagittal)["A"] < letters(sagittal)["P"]
+        left, right = sorted(axis.texts, key=lambda text: text.get_window_extent().x0)
+        assert left.get_text() + right.get_text() == edges
 
 
 def test_a_slice_is_counted_from_the_feet_and_is_by_default_the_one_with_the_largest_mask():
@@ -85,6 +86,7 @@ def test_a_slice_is_counted_from_the_feet_and_is_by_default_the_one_with_the_lar
     case["label"] = case["label"].copy()
     case["label"][0, 0, 1] = 1  # one voxel more, in the second slice from the top
     assert figures.upright(case)["z"] == 8
+    assert figures.upright({**case, "label": case["label"] * 0})["z"] == 5  # no mask: the middle
     assert figures.upright(phantom("RPI", z=3))["z"] == 3
     shown = figures.case_grid([phantom("RPI", z=3)]).axes[0].images[0].get_array()
     assert np.unique(shown).tolist() == [3]
@@ -105,24 +107,22 @@ def test_with_a_prediction_the_planes_lie_where_it_is_wrong():
         np.testing.assert_array_equal(array, expected)
 
 
-def test_proportions_are_those_of_the_body():
-    case = phantom("PIR")
-    case["image"] = np.stack([case["image"], -case["image"]], axis=-1)
-    figure = figures.planes(case, channel_names=("T2", "ADC"))
-    assert [axis.get_aspect() for axis in figure.axes] == [1.0, 3.0, 3.0] * 2
-    assert [axis.get_title(loc="left") for axis in figure.axes][::3] == ["T2, axial", "ADC, axial"]
-
-
 def test_a_mask_and_a_prediction_have_outlines_of_their_own():
     grid = figures.case_grid([phantom(), phantom(prediction=phantom()["label"])])
     colors = [[to_hex(lines.get_edgecolor()[0]) for lines in axis.collections] for axis in grid.axes[:2]]
-    assert colors == [[figures.LABEL_COLOR], [figures.LABEL_COLOR, figures.PREDICTION_COLOR]]
+    mask, prediction = figures.OUTLINES.values()
+    assert colors == [[mask], [mask, prediction]]
     assert [text.get_text() for text in grid.legends[0].texts] == ["mask", "prediction"]
-
-
-def test_a_case_on_two_grids_is_refused():
     with pytest.raises(CourseError, match=r"different grids.*prediction \(3, 3, 3\)"):
         figures.upright(phantom(prediction=np.zeros((3, 3, 3))))
+
+
+def test_the_slider_holds_every_slice_asks_no_server_and_leaves_no_figure_open():
+    page = figures.slice_slider(phantom("SAL", z=3)).data
+    assert page.count("data:image/jpeg;base64,") == 10 and len(page) < 1e6
+    assert "this.current_frame = 3;" in page
+    assert "http" not in page and "<link" not in page
+    assert plt.get_fignums() == []
 
 
 def test_a_case_is_read_with_its_affine(tmp_path):
@@ -156,10 +156,28 @@ def test_curves_have_a_panel_a_metric_and_a_line_a_site_in_its_colour():
     assert [text.get_text() for text in loss.get_legend().texts] == ["BIDMC", "HK"]
 
 
-def test_the_confusion_matrix_shows_its_counts():
-    figure = figures.confusion_matrix([0] * 5 + [1] * 5, [0] * 7 + [1] * 3, ["a", "b", "never seen"], "title")
-    assert [text.get_text() for text in figure.axes[0].texts if text.get_visible()] == ["5", "2", "3"]
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a", "b", "never seen"]
+@pytest.mark.parametrize(
+    ("heat_map", "rows", "columns", "cells", "darkest"),
+    [
+        pytest.param(
+            lambda: figures.confusion_matrix([0] * 5 + [1] * 5, [0] * 7 + [1] * 3, ["a", "b", "never"], "title"),
+            ["a", "b", "never"], ["a", "b", "never"], ["5", "", "", "2", "3", "", "", "", ""], "row0_col0", id="confusion",
+        ),
+        pytest.param(
+            lambda: figures.cross_site_matrix(
+                pd.DataFrame([[0.9, 0.25], [0.5, 1.0]], ["site-1", "all"], ["site-1", "site-2"]), "title"
+            ),
+            ["site-1", "all"], ["site-1", "site-2"], ["0.90", "0.25", "0.50", "1.00"], "row1_col1", id="cross-site",
+        ),
+    ],
+)  # fmt: skip
+def test_a_heat_map_shows_each_value_where_it_belongs(heat_map, rows, columns, cells, darkest):
+    page = heat_map().to_html(uuid="x")
+    assert "<caption>title</caption>" in page
+    assert re.findall(r'class="row_heading[^>]*>(.*?)<', page) == rows
+    assert re.findall(r'class="col_heading[^>]*>(.*?)<', page) == columns
+    assert re.findall(r"<td[^>]*>(.*?)</td>", page) == cells
+    assert re.search(rf"#T_x_{darkest} {{\s+background-color: #08306b", page)
 
 
 def test_examples_are_of_their_class_and_the_montage_has_a_row_a_class(tmp_path):
@@ -194,9 +212,6 @@ def test_bins_are_equally_wide_on_the_axis_that_is_shown():
     assert axis.get_xscale() == "linear" and np.allclose(steps, steps[0])
 
 
-# -- different hospitals -----------------------------------------------------------------------------------------------
-
-
 def test_pooled_histograms_show_every_site_and_all_of_them():
     def bins(*counts):
         return {"training": [[number, number + 1, count] for number, count in enumerate(counts)]}
@@ -210,14 +225,6 @@ def test_pooled_histograms_show_every_site_and_all_of_them():
     lines = figures.pooled_histograms(statistics, "class").axes[0].lines
     assert [line.get_ydata().tolist() for line in lines] == [[1 / 6, 5 / 6], [0.75, 0.25], [0.4, 0.6]]
     assert lines[0].get_xdata().tolist() == [0.5, 1.5]
-
-
-def test_the_cross_site_matrix_shows_each_score_where_it_belongs():
-    table = pd.DataFrame([[0.9, 0.25], [0.5, 1.0]], index=["site-1", "all"], columns=["site-1", "site-2"])
-    axis = figures.cross_site_matrix(table, "Who serves whom").axes[0]
-    shown = {(text.get_position()[1], text.get_position()[0]): text.get_text() for text in axis.texts}
-    assert shown == {(0, 0): "0.90", (0, 1): "0.25", (1, 0): "0.50", (1, 1): "1.00"}
-    assert [tick.get_text() for tick in axis.get_yticklabels()] == ["model of site-1", "model of all"]
 
 
 def test_method_scores_show_every_seed_and_the_mean():

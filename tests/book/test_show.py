@@ -1,14 +1,9 @@
-"""What notebooks show as code is the code that runs, and a slider holds every picture."""
+"""What notebooks show as code is the code that runs."""
 
 import html
 import re
-import warnings
 
-import matplotlib
-import matplotlib.pyplot as plt
-import numpy as np
-
-from book import figures, show
+from book import show
 from src.common.datalists import pooled
 
 
@@ -29,13 +24,17 @@ class Undocumented:
 
 
 def text_of(page) -> str:
-    return html.unescape(re.sub(r"<[^>]+>", "", page.data))
+    return html.unescape(re.sub(r"<style>.*?</style>|<[^>]+>", "", page.data, flags=re.DOTALL))
 
 
-def test_the_source_is_complete_but_for_the_docstring():
-    shown = text_of(show.source(example, pooled, Undocumented))
+def test_the_source_is_complete_but_for_the_docstring_and_in_colours():
+    page = show.source(example, pooled, Undocumented)
+    shown = text_of(page)
     assert "second = first + 1" in shown and "A docstring" not in shown and "of two lines" not in shown
     assert "def pooled(" in shown and "class Undocumented:\n    value = 3" in shown
+    assert ".output_html .k {" in page.data and re.match(
+        r'<div class="output_html">.*<span class="k">def<', page.data, re.S
+    )
 
 
 def test_both_columns_are_there_and_only_what_differs_is_marked():
@@ -52,18 +51,3 @@ def test_scripts_are_shown_as_functions_are(tmp_path):
     assert text_of(show.source(tmp_path / "a.py")).strip() == "import os\n\nvalue = 1"
     page = show.side_by_side(tmp_path / "a.py", tmp_path / "b.py", "one", "other").data
     assert page.count("import&nbsp;os") == 2 and "What&nbsp;it" not in page
-
-
-def test_the_slider_holds_every_slice_and_leaves_no_figure_open():
-    matplotlib.use("agg")
-    label = np.ones((16, 16, 25))
-    label[:8] = 0
-    image = np.random.default_rng(0).random((16, 16, 25))
-    case = figures.upright({"image": image, "label": label, "affine": np.diag([1, 1, 3, 1]), "caption": "c"})
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # matplotlib warns of more than twenty open figures
-        drawn = (figures.case_grid([{**case, "z": z}], columns=1) for z in range(image.shape[2]))
-        page = show.slice_slider(drawn, start=3).data
-    assert page.count("data:image/jpeg;base64,") == 26  # all, and once more the one that is shown at first
-    assert 'value="3"' in page and 'max="24"' in page
-    assert plt.get_fignums() == []
