@@ -1,8 +1,7 @@
 """Drawn stand-ins for MedNIST, seeded, in its own layout, so that one code path reads both. No patient is in them.
 
-Every picture is made of ellipses, lines and noise whose place, size and brightness come from anatomy and from the values
-that the real images show (https://docs.monai.io/en/stable/apps.html#monai.apps.MedNISTDataset). They let the course run
-without a network, and say nothing about how well a model would do in a clinic.
+Ellipses, lines and noise, whose place, size and brightness come from anatomy and from the values that the real images show
+(https://docs.monai.io/en/stable/apps.html#monai.apps.MedNISTDataset). They say nothing about how well a model would do in a clinic.
 
 An organ is a row of a table (:class:`Shape`), a picture is a few tables that :meth:`Picture.walk` reads. Each number that
 is given as a range is drawn anew, so that no two pictures are alike. x grows to the right and y down.
@@ -155,10 +154,9 @@ class Picture:
         return self.number(tissues[names[self.rng.integers(len(names))]])
 
     def walk(self, rows, tissues: dict, origin=(0.0, 0.0), unit=(1.0, 1.0), size=(1.0, 1.0)) -> Iterator:
-        """Read a table: yields where each shape is, which share of each pixel there is inside it, and its grey value.
+        """Read a table: yields where each shape is, which share of each pixel there is inside it, and its tissue's grey value.
 
-        ``tissues`` holds the grey value of each tissue, a :data:`Number`. The table's (0, 0) lies at ``origin``; its places
-        are multiplied by ``unit`` (across, down), its radii by ``size``.
+        The table's (0, 0) lies at ``origin``; its places are multiplied by ``unit`` (across, down), its radii by ``size``.
         """
         for row in rows:
             if self.rng.random() >= row.chance:
@@ -309,12 +307,8 @@ def _trunk(rng, levels: Sequence[_Level], zoom: float, axes, contrast: Number) -
     contrast, bone = picture.number(contrast), rng.uniform(350, 650)
     liver = rng.uniform(60, 120) + 0.3 * contrast
     tissues = {"air": -1000, "lung": -850, "fat": -100, "water": (0, 30), "muscle": (40, 60), "gut": (30, 80)}
-    tissues |= {
-        "bone": (0.8 * bone, 1.2 * bone),
-        "marrow": (0.4 * bone, 0.75 * bone),
-        "rib": (0.36 * bone, 1.35 * bone),
-        "couch": (-150, -60),
-    }
+    tissues |= {"bone": (0.8 * bone, 1.2 * bone), "marrow": (0.4 * bone, 0.75 * bone)}
+    tissues |= {"rib": (0.36 * bone, 1.35 * bone), "couch": (-150, -60)}
     tissues |= {"blood": 50 + contrast, "mixed": (50 + 0.4 * contrast, 50 + contrast), "heart": 50 + 0.3 * contrast}
     tissues |= {"liver": liver, "spleen": (liver - 10, liver + 40), "vessel": (liver - 35, liver + 45)}
     tissues |= {"kidney": (80 + contrast, 120 + contrast), "sinus": (-100, 60), "meal": (-400, 200)}
@@ -481,8 +475,6 @@ _CARPALS = tuple(
     _oval("carpal", (x - 0.015, x + 0.015), (y - 0.015, y + 0.015), 0.05, 0.048)
     for x, y in ((-0.12, 0.38), (-0.03, 0.34), (0.06, 0.35), (0.14, 0.38), (-0.08, 0.47), (0.02, 0.45), (0.1, 0.46))
 )
-
-
 _LETTERS = (((1, 0, 0), (1, 0, 0), (1, 0, 0), (1, 1, 1)), ((1, 1, 0), (1, 0, 1), (1, 1, 0), (1, 0, 1)))
 
 
@@ -667,18 +659,10 @@ _CLASSES = {
 
 
 def draw(class_name: str, rng: np.random.Generator, style: ScannerStyle | None = None) -> np.ndarray:
-    """Draw one picture.
+    """Draw one picture of a class of ``CARD.labels``: grey values 0…255, ``(64, 64)`` uint8, rows from top to bottom.
 
-    Args:
-        class_name: one of ``CARD.labels``.
-        rng: source of everything that varies; the same state gives the same picture.
-        style: the scanner; default one of :data:`STYLES`, drawn from ``rng``.
-
-    Returns:
-        Grey values 0…255, ``(64, 64)`` uint8, rows from top to bottom.
-
-    Raises:
-        CourseError: for an unknown class.
+    All that varies comes from ``rng``, which draws one of :data:`STYLES`, too, where no scanner is given. A ``CourseError`` for an
+    unknown class.
     """
     if class_name not in _CLASSES:
         raise CourseError(f"There is no class {class_name!r} to draw; choose one of {', '.join(_CLASSES)}.")
@@ -704,11 +688,7 @@ def draw(class_name: str, rng: np.random.Generator, style: ScannerStyle | None =
 
 
 def parameters(per_class: int, seed: int, styles: Sequence[ScannerStyle] = STYLES) -> dict:
-    """What the pictures of :func:`write`, with the same arguments, depend on, as JSON holds it.
-
-    Raises:
-        CourseError: for fewer than one picture or style, or a negative seed.
-    """
+    """What the pictures of :func:`write` depend on, as JSON holds it; a ``CourseError`` for arguments that are not possible."""
     about = described(__name__, VERSION, per_class=per_class, styles=len(styles), seed=seed)
     return about | {"styles": [dataclasses.asdict(style) for style in styles]}
 
@@ -717,10 +697,7 @@ def write(folder: Path, per_class: int, seed: int, styles: Sequence[ScannerStyle
     """Write ``per_class`` drawings of each class into an empty folder, as ``<folder>/<class>/000000.jpeg`` and on.
 
     Picture ``i`` of a class shows ``styles[i % len(styles)]`` and does not depend on ``per_class``. The same arguments
-    give the same bytes, on the same versions of NumPy and Pillow.
-
-    Raises:
-        CourseError: for fewer than one picture or style, or a negative seed.
+    give the same bytes, on the same versions of NumPy and Pillow. A ``CourseError`` for arguments that are not possible.
     """
     parameters(per_class, seed, styles)
     for number, name in enumerate(CARD.labels):
