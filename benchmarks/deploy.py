@@ -77,7 +77,7 @@ FAULTS = (
         "whoever started a federation on one machine is killed",
         "(the course's guard)",
         "no process, port or file is left",
-        "test_however_its_owner_ends_no_process_port_or_file_is_left[9]",
+        "test_however_its_owner_ends_no_process_port_or_file_is_left[killed]",
     ),
 )
 

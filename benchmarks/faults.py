@@ -1,6 +1,6 @@
 """How often a real federation does what its fault tests ask: ``python -m benchmarks.faults [--tries N] [--rejoin N]``.
 
-Each try is a run of ``tests/federation/test_faults.py`` with a federation of its own; the kept report is
+Each try is a run of the tests in ``tests/deploy`` that are marked ``faults``, with federations of its own; the kept report is
 ``benchmarks/results/federation/faults.json``.
 """
 
@@ -15,7 +15,7 @@ from benchmarks.__main__ import machine
 from src.common.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = "tests/federation/test_faults.py"
+TESTS = "tests/deploy"
 REJOIN = "test_a_site_killed_in_mid_round_is_missed_once_and_comes_back"
 REPORT = Path(__file__).with_name("results") / "federation" / "faults.json"
 

@@ -16,18 +16,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from src.mednist.recipe import recipe
-
 from benchmarks.__main__ import machine
 from benchmarks.half_precision import send_half_precision
-from data_scripts import mednist_sites as data
+from data_scripts.mednist_sites import share_out
 from data_scripts.phantoms.mednist import write
-from deploy.federation import SERVER, Federation, free_port
+from deploy.federation import Federation, free_port
+from deploy.kits import SERVER
 from src.common.datalists import pooled, read_sites
 from src.common.files import write_json
+from src.federation.recipes import client_recipe
 from src.federation.run import Run
-from src.mednist import training
 from src.mednist.card import Settings
+from src.mednist.training import TASK
 
 REPORT = Path(__file__).with_name("results") / "federation" / "lines.json"
 SITES = ("site-1", "site-2")
@@ -105,7 +105,7 @@ class SlowLine:
 def way(name: str, rounds: int):
     """MedNIST's recipe, with one way to send models."""
     how = WAYS[name]
-    made = recipe(len(SITES), Settings(data="lines", rounds=rounds), transfer=how["transfer"])
+    made = client_recipe(TASK, len(SITES), Settings(data="lines", rounds=rounds), transfer=how["transfer"])
     if how["half"]:
         send_half_precision(made)
     return made
@@ -139,8 +139,8 @@ def measure(hospitals: Federation, lines: list[SlowLine], name: str, rounds: int
     up, down = (
         sum(after[way] - before[way] for before, after in zip(*sent, strict=True)) / len(lines) for way in (0, 1)
     )
-    settings, model = Settings(data="lines"), training.load_model(run.weights(run.final_model))
-    test = training.evaluate_cases(model, pooled(read_sites("lines"))["testing"], settings)
+    model = TASK.load_model(run.weights(run.final_model))
+    test = TASK.evaluate_cases(model, pooled(read_sites("lines"))["testing"], Settings(data="lines"))
     return {
         "bytes_up": round(up),
         "bytes_down": round(down),
@@ -170,7 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["COURSE_DATA"] = str(root / "data")
         (root / "MedNIST").mkdir()
         write(root / "MedNIST", per_class=options.per_class, seed=0)
-        data.share_out(list(SITES), how="even", data="lines", folder=root / "MedNIST")
+        share_out(list(SITES), how="even", data="lines", folder=root / "MedNIST")
         for line, speed in LINES.items():
             with federation(root / line.replace(" ", "-").replace("/", "-"), speed) as (hospitals, lines):
                 for name in WAYS:

@@ -10,18 +10,19 @@ from nvflare.app_opt.pt.recipes import FedAvgRecipe
 
 from data_scripts.phantoms.mednist import write
 from src.federation.aggregation import SampleWeightedMean
+from src.federation.recipes import add_everything
 from src.federation.run import RUN
-from src.federation.server import add_everything
 
 CLIENT = """
 \"\"\"A client that needs neither MONAI nor images: what is tested with it is what goes on around it.\"\"\"
 import time
 import torch
 import nvflare.client as flare
-from src.federation.site import run_site
+from src.federation.reasons import run_site
 
 
 def main():
+    flare.init()
     site, number = flare.get_site_name(), 0
     while flare.is_running():
         model = flare.receive()
@@ -63,7 +64,7 @@ def toy_recipe(
         body: Python statements of the client between training and sending, with ``site``, ``number`` (of the round, from 1)
             and ``params``.
         initial: checkpoint to start from.
-        **options: of :func:`src.federation.server.add_everything`.
+        **options: of :func:`src.federation.recipes.add_everything`.
     """
     script = folder / "toy_client.py"
     script.write_text(CLIENT.replace("BODY", body.strip().replace("\n", "\n        ")))

@@ -55,7 +55,8 @@ def test_the_tables_of_the_deployment_page_are_those_of_the_kept_reports():
 
 
 def test_every_fault_of_the_table_is_a_test():
-    tests = (table.README.parent / "tests" / "federation" / "test_faults.py").read_text(encoding="utf-8")
+    folder = table.README.parent / "tests" / "deploy"
+    tests = "".join(file.read_text(encoding="utf-8") for file in folder.glob("test_*.py"))
     assert [test for *_, test in deploy.FAULTS if f"def {test.split('[')[0]}(" not in tests] == []
 
 

@@ -23,8 +23,9 @@ from deploy.federation import CONSOLE, Federation
 from deploy.kits import ADMIN, MEMBER, REVIEWED, SERVER, knock, project, provision, set_up_site, sign_anew
 from src.common.errors import CourseError
 from src.federation.processes import processes_below
+from src.federation.recipes import use_installed_code
 from src.federation.run import FINAL, Run
-from src.federation.server import GONE, use_installed_code
+from src.federation.server import GONE
 from src.learners.recipe import learner_recipe
 from tests.runs_support import toy_recipe
 

@@ -16,7 +16,7 @@ from deploy import federation
 from deploy.kits import LEAD, REVIEWED, ROOT_DAYS, SERVER, USERS, knock, project, provision, set_up_server, set_up_site
 from src.common.datalists import PARTS
 from src.common.errors import CourseError
-from src.federation.server import use_installed_code
+from src.federation.recipes import use_installed_code
 from src.learners.recipe import learner_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
