@@ -5,6 +5,7 @@ import errno
 import http.server
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,16 +51,18 @@ class Server:
         content: what the file is now.
         status: answer with this error instead.
         cut: send only so many bytes of what was announced, then hang up.
+        silent: seconds before it says anything.
         asked: number of requests so far.
     """
 
     def __init__(self, name: str, content: bytes):
-        self.content, self.status, self.cut, self.asked = content, None, None, 0
+        self.content, self.status, self.cut, self.silent, self.asked = content, None, None, 0, 0
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
                 outer.asked += 1
+                time.sleep(outer.silent)
                 if outer.status:
                     self.send_error(outer.status)
                     return

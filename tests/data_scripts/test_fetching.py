@@ -7,6 +7,7 @@ import os
 import socket
 import tarfile
 import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -38,13 +39,8 @@ def zipped() -> bytes:
     return stream.getvalue()
 
 
-def md5(content: bytes) -> str:
-    return hashlib.md5(content).hexdigest()
-
-
-def check(folder: Path) -> None:
-    if not (folder / "labelsTr").is_dir():
-        raise CourseError(f"{folder}/labelsTr is missing.")
+ARCHIVE = archive_of()
+MD5 = hashlib.md5(ARCHIVE).hexdigest()
 
 
 @pytest.fixture
@@ -56,150 +52,118 @@ def root(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def server():
-    server = Server("Task.tar.gz", archive_of())
+    server = Server("Task.tar.gz", ARCHIVE)
     yield server
     server.close()
 
 
-def fetch(server, root, *others, right=None) -> Path:
-    said = []
-    return fetching.fetch(root / "Task", server.url, md5(right or archive_of()), check, *others, say=said.append)
+def fetch(server, root, *others, right=ARCHIVE) -> Path:
+    def check(folder: Path) -> None:
+        if not (folder / "labelsTr").is_dir():
+            raise CourseError(f"{folder}/labelsTr is missing.")
+
+    url = server if isinstance(server, str) else server.url
+    md5 = hashlib.md5(right).hexdigest()
+    return fetching.fetch(root / "Task", url, md5, check, *others, say=lambda line: None)
 
 
 def assert_complete(folder: Path, also=()):
-    assert {name: data for name, data in files_of(folder).items() if not Path(name).name.startswith(".")} == CONTENT
+    assert {name: data for name, data in files_of(folder).items() if name != "._a"} == CONTENT
     assert names_in(folder.parent) == sorted(["Task", *also]), "nothing half is left beside"
 
 
-def test_fetches_once_and_shows_progress(server, root, capfd):
-    folder = fetch(server, root)
-    assert folder == root / "Task"
-    assert_complete(folder)
-    assert "100%" in capfd.readouterr().err
-    fetch(server, root)
-    assert server.asked == 1
-
-
 @pytest.mark.parametrize(
-    ("name", "content"), [("Task.tar", archive_of(mode="w")), ("Task.zip", zipped())], ids=["tar", "zip"]
+    ("name", "content"),
+    [("Task.tar.gz", ARCHIVE), ("Task.tar", archive_of(mode="w")), ("Task.zip", zipped())],
+    ids=["tar.gz", "tar", "zip"],
 )
-def test_other_kinds_of_archives(root, name, content):
+def test_fetches_once_and_shows_progress(root, capfd, name, content):
     server = Server(name, content)
-    try:
-        assert_complete(fetch(server, root, right=content))
-    finally:
-        server.close()
+    for _ in range(2):
+        assert fetch(server, root, right=content) == root / "Task"
+        assert_complete(root / "Task")
+    server.close()
+    assert server.asked == 1 and f"{name}: " in capfd.readouterr().err
 
 
 def test_an_archive_that_was_brought_is_taken_and_stays(server, root):
     (root / "Task").mkdir(parents=True)  # an empty folder is as good as none
-    (root / "Task.tar.gz").write_bytes(archive_of())
+    (root / "Task.tar.gz").write_bytes(b"half")
+    with pytest.raises(CourseError, match=rf"Delete \S.*Task\.tar\.gz and run this again: it has another MD5 .* {MD5}"):
+        fetch(server, root)
+    assert files_of(root) == {"Task.tar.gz": b"half"}
+    (root / "Task.tar.gz").write_bytes(ARCHIVE)
     assert_complete(fetch(server, root), ["Task.tar.gz"])
     assert server.asked == 0
 
 
-def test_a_brought_archive_that_is_another_file_is_named_and_left_alone(server, root):
-    root.mkdir()
-    (root / "Task.tar.gz").write_bytes(b"half")
-    with pytest.raises(
-        CourseError, match=r"Delete \S.*Task\.tar\.gz and run this again: it has the MD5 checksum \w+, expected"
-    ):
-        fetch(server, root)
-    assert files_of(root) == {"Task.tar.gz": b"half"} and server.asked == 0
-    (root / "Task.tar.gz").unlink()
-    assert_complete(fetch(server, root))
-
-
-def test_without_a_server_the_error_names_the_ways_out(server, root):
+def nobody(server: Server) -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        nobody = f"http://127.0.0.1:{free.getsockname()[1]}/Task.tar.gz"
-    with pytest.raises(CourseError) as caught:
-        fetching.fetch(root / "Task", nobody, "0", check, say=lambda line: None)
-    for part in (
-        "Task.tar.gz could not be downloaded",
-        "127.0.0.1",
-        "run this again",
-        str(root / "Task.tar.gz"),
-        "=generated",
-    ):
+        return f"http://127.0.0.1:{free.getsockname()[1]}/Task.tar.gz"
+
+
+def fault(**attributes):
+    def spoil(server: Server) -> str:
+        vars(server).update(attributes)
+        return server.url
+
+    return spoil
+
+
+FAULTS = {
+    "no server": (nobody, r"(?s)Connection refused.*127\.0\.0\.1"),
+    "no address": (lambda server: "not-an-address", "unknown url type: 'not-an-address'"),
+    "not found": (fault(status=404), r"404: Not Found: http://127\.0\.0\.1:\d+/Task"),
+    "overloaded": (fault(status=503), r"503: .*: http://127\.0\.0\.1:\d+/Task"),
+    "a connection that breaks": (fault(cut=100), "got only 100 out of"),
+    "a server that falls silent": (fault(silent=0.6), "timed out"),
+    "another checksum": (fault(content=ARCHIVE[:-1] + b"?"), f"what arrived has another MD5 .* {MD5}"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "said"), FAULTS.values(), ids=FAULTS.keys())
+def test_a_download_that_fails_leaves_nothing_and_names_the_ways_out(server, root, monkeypatch, spoil, said):
+    monkeypatch.setattr(fetching, "SECONDS", 0.2)
+    with pytest.raises(CourseError, match=said) as caught:
+        fetch(spoil(server), root)
+    for part in ("could not be downloaded. Check the network and run this again", str(root), "=generated"):
         assert part in str(caught.value)
-    assert names_in(root) == []
+    assert names_in(root) == [] and socket.getdefaulttimeout() is None
+    time.sleep(0.6 if server.silent else 0)
+    vars(server).update(status=None, cut=None, silent=0, content=ARCHIVE)
     assert_complete(fetch(server, root))
-
-
-def test_an_address_that_is_none_is_named(root):
-    with pytest.raises(CourseError, match=r"Invalid URL 'not-an-address'"):
-        fetching.fetch(root / "Task", "not-an-address", "0", check, say=lambda line: None)
-
-
-@pytest.mark.parametrize("status", [404, 503])
-def test_the_answer_of_the_server_is_in_the_error(server, root, status):
-    server.status = status
-    with pytest.raises(CourseError, match=rf"{status} .*{server.url}"):
-        fetch(server, root)
-    assert names_in(root) == []
-    server.status = None
-    assert_complete(fetch(server, root))
-
-
-def test_a_connection_that_breaks_leaves_nothing(server, root):
-    server.cut = 100
-    with pytest.raises(CourseError, match=r"could not be downloaded.*IncompleteRead"):
-        fetch(server, root)
-    assert names_in(root) == []
-    server.cut = None
-    assert_complete(fetch(server, root))
-
-
-def test_a_wrong_checksum_leaves_nothing(server, root):
-    server.content = archive_of()[:-1] + b"?"
-    with pytest.raises(CourseError) as caught:
-        fetch(server, root)
-    for part in ("what arrived", md5(server.content), md5(archive_of()), "run this again"):
-        assert part in str(caught.value)
-    assert names_in(root) == []
 
 
 def test_the_next_source_is_asked_when_the_first_one_fails(server, root):
     server.status = 503
     asked = []
 
-    def broken(path):
-        asked.append("broken")
-        path.write_bytes(b"a login page")
+    def source(name: str, content: bytes, error: str = ""):
+        def bring(path: Path):
+            asked.append(name)
+            path.write_bytes(content)
+            if error:
+                raise CourseError(error)
 
-    def good(path):
-        asked.append("good")
-        path.write_bytes(archive_of())
+        return bring
 
-    assert_complete(fetch(server, root, broken, good))
-    assert asked == ["broken", "good"]
-
-
-def test_when_every_source_fails_each_is_named(server, root):
-    def refuses(path):
-        path.write_bytes(b"half")
-        raise CourseError("the mirror is closed")
-
-    server.status = 404
-    with pytest.raises(CourseError, match=r"(?s)2 problems.*404.*the mirror is closed"):
-        fetch(server, root, refuses)
+    with pytest.raises(CourseError, match=r"(?s)3 problems.*503.*the mirror is closed.*what arrived"):
+        fetch(server, root, source("closed", b"half", "the mirror is closed"), source("other", b"a login page"))
     assert names_in(root) == []
+    assert_complete(fetch(server, root, source("broken", b"a login page"), source("good", ARCHIVE)))
+    assert asked == ["closed", "other", "broken", "good"]
 
 
-def test_a_disk_that_fills_up_during_the_download(server, root, monkeypatch):
+def test_a_disk_that_fills_up(server, root, monkeypatch):
+    from monai.apps import utils
+
     with (
-        failing(monkeypatch, fetching, "_from_web", FULL),
+        failing(monkeypatch, utils, "urlretrieve", FULL),
         pytest.raises(CourseError, match=r"could not be downloaded.*No space left"),
     ):
         fetch(server, root)
     assert names_in(root) == []
-
-
-def test_a_disk_that_fills_up_during_unpacking(server, root, monkeypatch):
-    from monai.apps import utils
-
     with (
         failing(monkeypatch, utils.shutil, "copyfileobj", FULL, after=1),
         pytest.raises(CourseError, match=r"Cannot write \S.*/my data/Task: No space left.*Free some space"),
@@ -211,36 +175,29 @@ def test_a_disk_that_fills_up_during_unpacking(server, root, monkeypatch):
 
 
 def test_a_data_folder_that_may_not_be_written_to(server, root, monkeypatch):
-    denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    with (
-        failing(monkeypatch, Path, "mkdir", denied),
-        pytest.raises(CourseError, match=r"Cannot write .*Permission denied"),
-    ):
+    denied = pytest.raises(CourseError, match=r"Cannot write .*Permission denied")
+    with failing(monkeypatch, Path, "mkdir", PermissionError(errno.EACCES, os.strerror(errno.EACCES))), denied:
         fetch(server, root)
     root.write_text("a file")
     with pytest.raises(CourseError, match=r"Cannot write \S.*/my data"):
         fetch(server, root)
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (archive_of({"imagesTr/a": b""}), r"Task/labelsTr is missing"),
-        (archive_of()[:100], "end-of-stream"),
-        (b"this is no archive", "could not be opened"),
-        (archive_of(top="Other"), r"Task/labelsTr"),
-        (archive_of({"../../outside": b""}), "[Uu]nsafe"),
-    ],
-    ids=["no masks", "half", "text", "another folder", "outside"],
-)
+LACKING = {
+    "no masks": (archive_of({"imagesTr/a": b""}), r"Task/labelsTr is missing"),
+    "half": (ARCHIVE[:100], "end-of-stream"),
+    "text": (b"this is no archive", "could not be opened"),
+    "another folder": (archive_of(top="Other"), r"Task/labelsTr"),
+    "outside": (archive_of({"../../outside": b""}), "[Uu]nsafe"),
+}
+
+
+@pytest.mark.parametrize(("content", "reason"), LACKING.values(), ids=LACKING.keys())
 def test_an_archive_that_lacks_something_leaves_nothing(server, root, content, reason):
     server.content = content
     with pytest.raises(CourseError, match=rf"Task\.tar\.gz cannot be used: .*{reason}.*delete the archive"):
         fetch(server, root, right=content)
     assert names_in(root) == ["Task.tar.gz"] and names_in(root.parent) == ["my data"]
-    (root / "Task.tar.gz").unlink()
-    server.content = archive_of()
-    assert_complete(fetch(server, root))
 
 
 def test_two_that_fetch_at_once_download_once(server, root):
