@@ -32,10 +32,9 @@ from nvflare.recipe.spec import Recipe
 from deploy.kits import ADMIN, LEAD, SERVER, SILENCE_SECONDS, project, provision, set_up_server, set_up_site
 from src.common.errors import CourseError
 from src.common.files import write_json
-from src.federation.processes import end_processes_below, processes_below
+from src.federation.processes import PLAIN, end_processes_below, plain_paths, processes_below
 from src.federation.record import read_record, shortfall
 from src.federation.run import RUN
-from src.federation.simulator import PLAIN, plain_paths
 
 CONSOLE = "console.log"
 START_SECONDS = 120.0

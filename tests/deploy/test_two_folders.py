@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 import pytest
@@ -31,20 +30,9 @@ SITES = {"north": 30, "south": 18}
 SETTINGS = Settings(rounds=2, batch_size=8)
 
 
-class Place(NamedTuple):
-    """A federation and, for each of its sites, the data folder that this site alone knows."""
-
-    hospitals: Federation
-    folders: dict[str, Path]
-    results: Path
-
-    def datalist(self, site: str) -> Path:
-        return self.folders[site] / "sites" / SETTINGS.data / site / DATALIST
-
-
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Iterator[Place]:
-    """Shares few images out, moves each site's own to a place of its own, and starts a federation that is told nothing else."""
+def place(tmp_path_factory) -> Iterator[tuple[Federation, dict[str, Path]]]:
+    """A federation and, for each of its sites, the data folder that this site alone knows."""
     root = tmp_path_factory.mktemp("two-folders")
     folders = {site: root / f"disk-of-{site}" for site in SITES}
     images = drawings(root, per_class=8)
@@ -52,27 +40,33 @@ def place(tmp_path_factory) -> Iterator[Place]:
         patch.setenv("COURSE_DATA", str(root / "shared-out"))
         data = share_out(list(SITES), "counts", counts=list(SITES.values()), data=SETTINGS.data, folder=images)
         for site, folder in folders.items():
-            (folder / "sites" / data).mkdir(parents=True)
             shutil.move(sites_folder(data) / site, folder / "sites" / data / site)
         # What this process knows must not help either.
         patch.setenv("COURSE_DATA", str(root / "nothing"))
         told = {site: {"COURSE_DATA": str(folder)} for site, folder in folders.items()}
         with Federation(root / "federation", told) as hospitals:
             hospitals.start()
-            # The lead's kit, where FLARE would put what a lead fetches.
-            yield Place(hospitals, folders, hospitals.kits[LEAD] / "transfer")
+            yield hospitals, folders
+
+
+def execute(hospitals: Federation) -> Path:
+    """Run the job; what is fetched lies in the lead's kit, where FLARE would put it."""
+    return hospitals.execute(client_recipe(TASK, len(SITES), SETTINGS), hospitals.kits[LEAD] / "transfer")
+
+
+def datalist(folders: dict[str, Path], site: str) -> Path:
+    return folders[site] / "sites" / SETTINGS.data / site / DATALIST
 
 
 def test_each_site_trains_on_what_it_alone_can_find(place):
-    result = place.hospitals.execute(client_recipe(TASK, len(SITES), SETTINGS), place.results)
-
-    run = Run(result)
+    hospitals, folders = place
+    run = Run(result := execute(hospitals))
     assert (run.about["status"], run.sites, run.about["refused"]) == ("finished", sorted(SITES), {})
     assert 0 < run.seconds < 600
     expected = [{"round": n, "site": site, "accepted": True, "reason": None} for n in range(2) for site in SITES]
     pd.testing.assert_frame_equal(run.contributions, pd.DataFrame(expected))
     reported = {(entry["round"], entry["site"]): entry["samples"] for entry in run.record if entry["event"] == "answer"}
-    own = {site: len(json.loads(place.datalist(site).read_text())["training"]) for site in SITES}
+    own = {site: len(json.loads(datalist(folders, site).read_text())["training"]) for site in SITES}
     assert own["north"] != own["south"]
     assert reported == {(number, site): own[site] for number in range(2) for site in SITES}
     assert {site for sites in run.final_validation.values() for site in sites} == set(SITES)
@@ -80,15 +74,15 @@ def test_each_site_trains_on_what_it_alone_can_find(place):
     weights = run.weights(run.final_model)
     assert len(weights) > 100 and all(torch.isfinite(tensor).all() for tensor in weights.values())
     assert (result / "job" / "mednist" / "app" / "custom" / "src" / "mednist" / "training.py").is_file()
-    for site, folder in place.folders.items():
-        others = [kit for name, kit in place.hospitals.kits.items() if name != site]
+    for site, folder in folders.items():
+        others = [kit for name, kit in hospitals.kits.items() if name != site]
         assert not any(holders(str(folder), kit) for kit in others)  # the lead's kit holds the job and its result too
 
 
 @pytest.mark.faults
 def test_nobody_reads_a_site_s_files_from_afar(place):
-    (place.hospitals.kits["north"] / "error_log.txt").touch()
-    with place.hospitals.session(ADMIN) as session:
+    (place[0].kits["north"] / "error_log.txt").touch()
+    with place[0].session(ADMIN) as session:
         log = {"file": "error_log.txt"}
         reads = [(read, log) for read in (session.cat_target, session.head_target, session.tail_target)]
         for read, what in [*reads, (session.ls_target, {}), (session.grep_target, {"pattern": "a", **log})]:
@@ -97,19 +91,17 @@ def test_nobody_reads_a_site_s_files_from_afar(place):
 
 
 def test_a_name_that_is_not_to_be_known_stays_at_its_site(place):
-    name = "SURNAME_FIRSTNAME_1950"  # spoils north's data, so this test is the last here
-    datalist = place.datalist("north")
-    (datalist.parent / f"{name}.jpeg").write_text("not an image")
-    content = json.loads(datalist.read_text())
+    (hospitals, folders), name = place, "SURNAME_FIRSTNAME_1950"  # spoils north's data, so this test is the last here
+    file = datalist(folders, "north")
+    (file.parent / f"{name}.jpeg").write_text("not an image")
+    content = json.loads(file.read_text())
     content["training"][0]["image"] = f"{name}.jpeg"
-    datalist.write_text(json.dumps(content))
-
+    file.write_text(json.dumps(content))
     with pytest.raises(CourseError, match="EXECUTION_EXCEPTION"):
-        place.hospitals.execute(client_recipe(TASK, len(SITES), SETTINGS), place.results)
+        execute(hospitals)
 
-    kits = place.hospitals.kits
+    kits = hospitals.kits
     assert holders(name, kits["north"]), "the site itself must be able to find out what was wrong"
-    for other in (SERVER, LEAD, "south"):
-        assert holders(name, kits[other]) == []
+    assert not any(holders(name, kits[other]) for other in (SERVER, LEAD, "south"))
     said = [line for record in kits[LEAD].rglob("course_record.jsonl") for line in record.read_text().splitlines()]
     assert any("north" in line and "an image cannot be read" in line for line in said)
