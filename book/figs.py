@@ -22,7 +22,7 @@ from data_scripts.prepare import prepare
 from data_scripts.sharing import classes, partition
 from src.common.datalists import sites_of
 from src.common.files import read_json
-from src.federation.methods import client_recipe
+from src.federation.recipes import client_recipe
 from src.federation.run import Run
 from src.federation.simulator import CourseSimEnv
 from src.mednist.card import CARD as MEDNIST
@@ -70,7 +70,7 @@ def curves(name: str) -> plt.Figure:
     """Curves of a run of one task, on its data and with its settings as they are by default."""
     task = tasks()[name]
     sites = sites_of(prepare(name))
-    run = client_recipe(task, len(sites), task.settings()).execute(CourseSimEnv(sites, name))
+    run = client_recipe(task, len(sites)).execute(CourseSimEnv(sites, name))
     return figures.federated_curves(Run(run.get_result()), ("train_loss", task.key_metric))
 
 

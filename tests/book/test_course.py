@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -24,12 +25,13 @@ ROOT = Path(__file__).resolve().parents[2]
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 PICTURE = f"import base64\nfrom IPython.display import Image\nImage(base64.b64decode({PIXEL!r}), format='png')"
 SLIDER = """\
+import matplotlib.pyplot as plt
 import numpy as np
 from book import figures
 volume = np.random.rand(16, 16, 5)
 figures.slice_slider({"image": volume, "label": volume > 0.9, "affine": np.diag([1, 1, 3, 1]), "caption": "noise", "z": 3})"""
 HEAT_MAP = """\
-from book import figures
+assert not plt.get_fignums(), "the slider leaves figures open"
 figures.confusion_matrix([0, 1], [0, 0], ["Hand", "CXR"], "who is taken for whom")"""
 TENSORBOARD = """\
 from IPython.display import HTML
@@ -46,8 +48,6 @@ $$w = \\sum_k \\frac{n_k}{n} w_k$$
 ## And on
 
 Go on with [the second](02_second.ipynb#start), [the source](../src/a%20b.py), [home](https://example.org)."""
-
-
 EMPTY = notebook_text(new_notebook())
 
 
@@ -90,19 +90,13 @@ def course(tmp_path_factory):
         tagged("# your turn", "exercise"),
         tagged("print('the-solution')", "solution"),
     )
-    second = (
-        new_markdown_cell("# Second\n\n## Start"),
-        "print('before the fall')",
-        "",
-        "1 / 0  # here",
-        "print('never')",
-    )
-    write(notebooks, "02_second", *second)
+    head = new_markdown_cell("# Second\n\n## Start")
+    write(notebooks, "02_second", head, "print('before the fall')", "", "1 / 0  # here", "print('never')")
     write(notebooks, "03_third", "import os; print(os.getcwd())")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))  # the course need not be installed for this test
         code = main(["--notebooks", str(notebooks), "--build", str(build)])
-    return notebooks, build, code
+    return SimpleNamespace(notebooks=notebooks, build=build, code=code, page=lambda name: (build / name).read_text())
 
 
 def addresses(page: str) -> list[str]:
@@ -113,42 +107,39 @@ def addresses(page: str) -> list[str]:
 
 
 def test_build_folder_has_pages_notebooks_and_summary(course):
-    notebooks, build, code = course
-    assert code == 1  # one of them failed
+    assert course.code == 1  # one of them failed
     names = [f"{name}.{kind}" for name in ("01_first", "02_second", "03_third") for kind in ("html", "ipynb")]
-    there = {path.name for path in build.iterdir()}
+    there = {path.name for path in course.build.iterdir()}
     assert {*names, "index.html", "search.html", "summary.json"} <= there
     assert [name for name in there if name.startswith(".pages")] == []
-    summary = json.loads((build / "summary.json").read_text())
+    summary = json.loads(course.page("summary.json"))
     assert list(summary) == ["01_first", "02_second", "03_third"]
     assert 0 < summary["01_first"].pop("seconds") < 60
     assert summary["01_first"] == {"test_accuracy": 0.98765, "images": 1200, "best_round": "3 of 5"}
     assert summary["02_second"]["error"] == "code cell 2 of 3: ZeroDivisionError: division by zero"
     assert "error" not in summary["03_third"]
-    page = (build / "02_second.html").read_text()
+    page = course.page("02_second.html")
     assert "before the fall" in page and "ZeroDivisionError" in page and ">never" not in page
-    (cell,) = read_notebook(build / "03_third.ipynb").cells
-    assert cell.outputs[0].text.strip() == str(notebooks), "a notebook runs in its own folder"
+    (cell,) = read_notebook(course.build / "03_third.ipynb").cells
+    assert cell.outputs[0].text.strip() == str(course.notebooks), "a notebook runs in its own folder"
 
 
 @pytest.mark.parametrize("name", ["index", "01_first", "02_second", "search"])
 def test_page_loads_nothing_from_a_network(course, name):
-    _, build, _ = course
-    loaded = addresses((build / f"{name}.html").read_text())
+    loaded = addresses(course.page(f"{name}.html"))
     assert len(loaded) > 5
     for address in loaded:
         local = address.split("?")[0].split("#")[0]
-        assert local.startswith("data:") or (build / local).is_file(), address
-    styles = "".join(path.read_text() for path in build.glob("_static/**/*.css"))
+        assert local.startswith("data:") or (course.build / local).is_file(), address
+    styles = "".join(path.read_text() for path in course.build.glob("_static/**/*.css"))
     assert re.findall(r"""(?:url\(|@import)\s*["']?(?:https?:)?//[^)]*""", styles) == []
 
 
 def test_page_shows_formulas_pictures_and_what_was_alive_as_it_last_stood(course):
-    _, build, _ = course
-    page = (build / "01_first.html").read_text()
+    page = course.page("01_first.html")
     assert re.search(r'<math [^>]*display="block"', page)
     assert "<mfrac>" in page and "$$" not in page
-    pictures = [build / address for address in addresses(page) if address.startswith("_images/")]
+    pictures = [course.build / address for address in addresses(page) if address.startswith("_images/")]
     assert sorted(path.suffix for path in pictures) == [".png", ".svg"]
     assert "the-flow" in next(path for path in pictures if path.suffix == ".svg").read_text()
     assert page.count('src="data:image/svg+xml;base64,') == 1
@@ -162,8 +153,7 @@ def test_page_shows_formulas_pictures_and_what_was_alive_as_it_last_stood(course
 
 def test_page_hides_what_its_tags_say_and_leads_on(course):
     """The installation in Colab, and solutions until they are asked for. A title, sections, the neighbours, the way home."""
-    _, build, _ = course
-    page = (build / "01_first.html").read_text()
+    page = course.page("01_first.html")
     assert "# COLAB" not in page and "# your turn" in page
     assert re.search(r'<details class="[^"]*hide[^>]*>\s*<summary[^>]*>\s*<p[^>]*>Show the solution', page)
     assert "colab.research.google.com/github/" in page
@@ -173,24 +163,20 @@ def test_page_hides_what_its_tags_say_and_leads_on(course):
 
 
 def test_links_of_a_page_lead_to_pages_and_to_the_repository(course):
-    _, build, _ = course
-    links = re.findall(r'href="([^"]*)"', (build / "01_first.html").read_text())
+    links = re.findall(r'href="([^"]*)"', course.page("01_first.html"))
     assert links.count("02_second.html#start") == 2
     assert "https://example.org" in links
     (source,) = (link for link in links if link.endswith("/blob/main/src/a%20b.py"))
     assert source.startswith("https://github.com/")
     assert source.replace("/blob/main/src/a%20b.py", "/tree/main/src") in links
-    assert 'id="start"' in (build / "02_second.html").read_text()
+    assert 'id="start"' in course.page("02_second.html")
 
 
 def test_front_page_has_a_card_for_each_notebook(course):
-    _, build, _ = course
-    index = (build / "index.html").read_text()
+    index = course.page("index.html")
     assert index.count("course-card") == 3
-    assert "You train one model on one computer and look at what it does." in index
-    assert "Then you see more" not in index
-    assert "<b>0.988</b><small>test accuracy</small>" in index
-    assert "<b>1,200</b><small>images</small>" in index
+    assert "You train one model on one computer and look at what it does." in index and "Then you see more" not in index
+    assert "<b>0.988</b><small>test accuracy</small>" in index and "<b>1,200</b><small>images</small>" in index
     assert "Failed in code cell 2 of 3: ZeroDivisionError" in index
     assert [address for address in addresses(index) if address.endswith("01_first.png")] == ["_images/01_first.png"]
     assert "generated drawings, not patients" in index
@@ -204,16 +190,14 @@ def test_front_page_has_a_card_for_each_notebook(course):
 
 
 def test_one_notebook_again_keeps_the_others(course, capsys):
-    notebooks, build, _ = course
-    before = json.loads((build / "summary.json").read_text())
-    (build / "_images" / "old.png").touch()
-    assert main(["03_third.ipynb", "--notebooks", str(notebooks), "--build", str(build)]) == 1  # 02 is still broken
-    after = json.loads((build / "summary.json").read_text())
-    assert {name: after[name] for name in ("01_first", "02_second")} == {
-        name: before[name] for name in ("01_first", "02_second")
-    }
-    assert (build / "01_first.html").is_file()
-    assert not (build / "_images" / "old.png").exists()
+    before = json.loads(course.page("summary.json"))
+    (course.build / "_images" / "old.png").touch()
+    assert (
+        main(["03_third.ipynb", "--notebooks", str(course.notebooks), "--build", str(course.build)]) == 1
+    )  # 02 is still broken
+    after = json.loads(course.page("summary.json"))
+    assert [after[name] for name in ("01_first", "02_second")] == [before[name] for name in ("01_first", "02_second")]
+    assert (course.build / "01_first.html").is_file() and not (course.build / "_images" / "old.png").exists()
     out, err = capsys.readouterr()
     assert err == ""
     assert re.search(r"^\[1/1\] 03_third  1 cells  \d+ s$", out, re.MULTILINE)
@@ -286,64 +270,32 @@ def test_progress(monkeypatch, stream, said):
     assert all(len(part) < 20 for part in parts), "a line that wraps cannot be rewritten"
 
 
-STUBBORN = """\
-import signal, sys, time
-signal.signal(signal.SIGINT, signal.SIG_IGN)
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-open(sys.argv[1], "a").write("x")
-time.sleep(300)"""
-ORPHAN = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {STUBBORN!r}, sys.argv[1]])"
-
-
 def start_children(mark: Path) -> str:
     """Code that starts a child in a session of its own, as FLARE starts its sites, and a grandchild without a parent."""
-    return (
-        "import subprocess, sys, time, pathlib\n"
-        f"mark = {str(mark)!r}\n"
-        f"subprocess.Popen([sys.executable, '-c', {STUBBORN!r}, mark], start_new_session=True)\n"
-        f"subprocess.run([sys.executable, '-c', {ORPHAN!r}, mark], start_new_session=True)\n"
-        "while not (pathlib.Path(mark).is_file() and pathlib.Path(mark).read_text() == 'xx'):\n    time.sleep(0.05)"
-    )
+    return f"""\
+import pathlib, subprocess, time
+mark = pathlib.Path({str(mark)!r})
+stubborn = f"trap '' INT TERM; printf x >> '{{mark}}'; while :; do sleep 1; done"
+subprocess.Popen(["sh", "-c", stubborn], start_new_session=True)
+subprocess.run(["sh", "-c", f"({{stubborn}}) &"], start_new_session=True)
+while not (mark.is_file() and mark.read_text() == "xx"):
+    time.sleep(0.05)"""
 
 
 def started_by(mark: Path) -> list[psutil.Process]:
-    """Processes whose command line names this file."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if str(mark) in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
+    """Processes whose command line names this file; one that has ended has none."""
+    every = psutil.process_iter(["cmdline"])
+    return [process for process in every if str(mark) in " ".join(process.info["cmdline"] or ())]
 
 
-def test_processes_that_a_notebook_leaves_are_ended(tmp_path):
-    mark = tmp_path / "started"
-    write(tmp_path / "notebooks", "01_leaves", start_children(mark), "print('done')")
-    try:
-        summary = run_course(tmp_path / "notebooks", tmp_path / "build")
-        assert "error" not in summary["01_leaves"]
-        assert mark.read_text() == "xx"
-        assert started_by(mark) == []
-    finally:
-        for process in started_by(mark):
-            process.kill()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interruption_leaves_no_process_and_keeps_what_was_finished(tmp_path, number):
-    mark, build = tmp_path / "started", tmp_path / "b"
-    write(tmp_path / "notebooks", "01_done", "print('done')")
-    write(
-        tmp_path / "notebooks",
-        "02_sleeps",
-        start_children(mark),
-        f"open({str(mark)!r}, 'a').write('!')\ntime.sleep(300)",
-    )
-    write(tmp_path / "notebooks", "03_never", "print('never')")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_no_notebook_leaves_a_process_and_an_interruption_keeps_what_was_finished(tmp_path, number):
+    left, mark, notebooks, build = (tmp_path / name for name in ("left", "mark", "notebooks", "b"))
+    write(notebooks, "01_done", start_children(left), "print('done')")
+    write(notebooks, "02_sleeps", start_children(mark), f"open({str(mark)!r}, 'a').write('!')\ntime.sleep(300)")
+    write(notebooks, "03_never", "print('never')")
     process = subprocess.Popen(
-        [sys.executable, "-m", "book", "--notebooks", str(tmp_path / "notebooks"), "--build", str(build)],
+        [sys.executable, "-m", "book", "--notebooks", str(notebooks), "--build", str(build)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:
@@ -351,18 +303,16 @@ def test_interruption_leaves_no_process_and_keeps_what_was_finished(tmp_path, nu
         while not (mark.is_file() and mark.read_text() == "xx!"):
             assert time.monotonic() < deadline and process.poll() is None, "the notebook did not start its children"
             time.sleep(0.1)
+        assert left.read_text() == "xx" and started_by(left) == []
         assert len(started_by(mark)) == 2
         process.send_signal(number)
         time.sleep(0.2)
         process.send_signal(number)  # the impatient press twice
         output, _ = process.communicate(timeout=30)
-        assert process.returncode == 130
-        assert "Interrupted" in output
-        assert "03_never" not in output
-        assert "Traceback" not in output, output
+        assert process.returncode == 130 and "Interrupted" in output
+        assert "03_never" not in output and "Traceback" not in output, output
         assert started_by(mark) == []
         assert list(json.loads((build / "summary.json").read_text())) == ["01_done"]
     finally:
-        for one in (process, *started_by(mark)):
-            if isinstance(one, psutil.Process) or one.poll() is None:
-                one.kill()
+        for one in (process, *started_by(mark), *started_by(left)):
+            one.kill()

@@ -12,10 +12,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from book import figures
-from data_scripts.sharing import who_has_what
 from src.common.errors import CourseError
-
-ORIENTATIONS = ("RAS", "LPS", "LAS", "RPI", "PIR", "SAL", "ILA")
 
 
 @pytest.fixture(autouse=True)
@@ -27,22 +24,19 @@ def clean():
     plt.close("all")
 
 
+def reoriented(array: np.ndarray, code: str) -> nib.Nifti1Image:
+    affine = nib.affines.from_matvec(np.diag([1.0, 1.0, 3.0]), [-12, -9, 4])
+    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(code))
+    return nib.Nifti1Image(array.astype(np.float32), affine).as_reoriented(turn)
+
+
 def phantom(code: str = "RAS", **more) -> dict:
     """A bright block and its mask in the right, anterior, upper corner of a dark volume, stored in some orientation."""
-    label = np.zeros((24, 20, 10), dtype=np.uint8)
+    label = np.zeros((24, 20, 10))
     label[18:, 15:, 7:] = 1
-    image = label * 100.0 + np.arange(10)  # brighter towards the head, so that upside down is seen
-    affine = nib.affines.from_matvec(np.diag([1.0, 1.0, 3.0]), [-12, -9, 4])
-    turn = nib.orientations.ornt_transform(
-        nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(tuple(code))
-    )
-    return {
-        "image": nib.apply_orientation(image, turn),
-        "label": nib.apply_orientation(label, turn),
-        "affine": affine @ nib.orientations.inv_ornt_aff(turn, label.shape),
-        "caption": "a block",
-        **more,
-    }
+    image = reoriented(label * 100 + np.arange(10), code)  # brighter towards the head, so that upside down is seen
+    arrays = {"image": image.get_fdata(), "label": reoriented(label, code).get_fdata()}
+    return {**arrays, "affine": image.affine, "caption": "a block", **more}
 
 
 def pixels(figure) -> np.ndarray:
@@ -60,11 +54,14 @@ def where_bright(figure, axis) -> tuple[float, float]:
     return columns.mean() / part.shape[1], rows.mean() / part.shape[0]
 
 
-@pytest.mark.parametrize("code", ORIENTATIONS)
-def test_a_case_looks_the_same_whatever_the_orientation_of_its_file(code):
-    assert "".join(nib.aff2axcodes(phantom(code)["affine"])) == code
+@pytest.mark.parametrize("code", ["RAS", "LPS", "LAS", "RPI", "PIR", "SAL", "ILA"])
+def test_a_case_looks_the_same_whatever_the_orientation_of_its_file(code, tmp_path):
+    case, item = phantom(code), {key: tmp_path / f"{key}.nii.gz" for key in ("image", "label")}
+    assert "".join(nib.aff2axcodes(case["affine"])) == code
+    for key, path in item.items():
+        nib.save(nib.Nifti1Image(case[key], case["affine"]), path)
     for draw in (figures.planes, lambda case: figures.case_grid([case], columns=1)):
-        assert np.array_equal(pixels(draw(phantom(code))), pixels(draw(phantom())))
+        assert np.array_equal(pixels(draw(figures.load_case(item, "a block"))), pixels(draw(phantom())))
 
 
 def test_the_patients_right_is_on_the_left_and_the_front_on_top_in_the_proportions_of_the_body():
@@ -83,7 +80,6 @@ def test_the_patients_right_is_on_the_left_and_the_front_on_top_in_the_proportio
 
 def test_a_slice_is_counted_from_the_feet_and_is_by_default_the_one_with_the_largest_mask():
     case = phantom("RPI")
-    case["label"] = case["label"].copy()
     case["label"][0, 0, 1] = 1  # one voxel more, in the second slice from the top
     assert figures.upright(case)["z"] == 8
     assert figures.upright({**case, "label": case["label"] * 0})["z"] == 5  # no mask: the middle
@@ -95,9 +91,8 @@ def test_a_slice_is_counted_from_the_feet_and_is_by_default_the_one_with_the_lar
 def test_with_a_prediction_the_planes_lie_where_it_is_wrong():
     """Right everywhere but for one column of voxels towards the head, far from the middle of the mask."""
     case = phantom()
-    prediction = (case["label"] > 0).astype(np.uint8)
-    prediction[1, 2, -2:] = 1 - prediction[1, 2, -2:]
-    prediction[1, 3, -2] = 1 - prediction[1, 3, -2]
+    prediction = case["label"].copy()
+    prediction[1, 2, -2:] = prediction[1, 3, -2] = 1
     wrong = phantom(prediction=prediction)
     assert figures.upright(wrong)["z"] == prediction.shape[2] - 2
     assert figures.upright(phantom(prediction=case["label"]))["z"] == figures.upright(case)["z"]
@@ -117,33 +112,36 @@ def test_a_mask_and_a_prediction_have_outlines_of_their_own():
         figures.upright(phantom(prediction=np.zeros((3, 3, 3))))
 
 
-def test_the_slider_holds_every_slice_asks_no_server_and_leaves_no_figure_open():
-    page = figures.slice_slider(phantom("SAL", z=3)).data
-    assert page.count("data:image/jpeg;base64,") == 10 and len(page) < 1e6
-    assert "this.current_frame = 3;" in page
-    assert "http" not in page and "<link" not in page
-    assert plt.get_fignums() == []
+SCORES = pd.DataFrame([[0.9, 0.25], [0.5, 1.0]], ["site-1", "all"], ["site-1", "site-2"])
 
 
-def test_a_case_is_read_with_its_affine(tmp_path):
-    case = phantom("LAS")
-    for key in ("image", "label"):
-        nib.save(nib.Nifti1Image(case[key].astype(np.float32), case["affine"]), tmp_path / f"{key}.nii.gz")
-    read = figures.load_case({"image": tmp_path / "image.nii.gz", "label": tmp_path / "label.nii.gz"}, "mine")
-    assert np.array_equal(pixels(figures.planes(read)), pixels(figures.planes(case)))
-    assert read["caption"] == "mine"
+@pytest.mark.parametrize(
+    ("heat_map", "rows", "columns", "cells", "darkest"),
+    [
+        pytest.param(lambda: figures.confusion_matrix([0] * 5 + [1] * 5, [0] * 7 + [1] * 3, ["a", "b", "c"], "title"),
+                     "a b c", "a b c", ["5", "", "", "2", "3", "", "", "", ""], "row0_col0", id="confusion"),
+        pytest.param(lambda: figures.cross_site_matrix(SCORES, "title"),
+                     "site-1 all", "site-1 site-2", ["0.90", "0.25", "0.50", "1.00"], "row1_col1", id="cross-site"),
+    ],
+)  # fmt: skip
+def test_a_heat_map_shows_each_value_where_it_belongs(heat_map, rows, columns, cells, darkest):
+    page = heat_map().to_html(uuid="x")
+    assert "<caption>title</caption>" in page
+    assert " ".join(re.findall(r'class="row_heading[^>]*>(.*?)<', page)) == rows
+    assert " ".join(re.findall(r'class="col_heading[^>]*>(.*?)<', page)) == columns
+    assert re.findall(r"<td[^>]*>(.*?)</td>", page) == cells
+    assert re.search(rf"#T_x_{darkest} {{\s+background-color: #08306b", page)
+
+
+def texts(labels) -> list[str]:
+    return [label.get_text() for label in labels]
 
 
 def test_partition_bars_are_as_long_as_the_counts():
-    hand, cxr = ([{"image": f"{label}{i}", "label": label} for i in range(10)] for label in range(2))
-    datalists = {
-        "HK": {"training": hand[:3], "validation": cxr[:5], "testing": cxr[5:7]},
-        "BIDMC": {"training": hand[3:], "validation": [], "testing": []},
-    }
-    axis = figures.partition_bars(who_has_what(datalists, ["Hand", "CXR"]), ["Hand", "CXR"]).axes[0]
+    table = pd.DataFrame({"Hand": [3, 7, 10], "CXR": [7, 0, 7], "all": [10, 7, 17]}, ["HK", "BIDMC", "all sites"])
+    axis = figures.partition_bars(table, ["Hand", "CXR"]).axes[0]
     assert [[bar.get_width() for bar in bars] for bars in axis.containers] == [[3, 7], [7, 0]]
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["HK", "BIDMC"]
-    assert [text.get_text() for text in axis.texts] == ["3", "7", "7", ""]
+    assert texts(axis.get_yticklabels()) == ["HK", "BIDMC"] and texts(axis.texts) == ["3", "7", "7", ""]
 
 
 def test_curves_have_a_panel_a_metric_and_a_line_a_site_in_its_colour():
@@ -153,89 +151,57 @@ def test_curves_have_a_panel_a_metric_and_a_line_a_site_in_its_colour():
     assert [axis.get_title(loc="left") for axis in (loss, score)] == ["training loss, each site's own", "val_f1"]
     assert [line.get_ydata().tolist() for line in score.lines] == [[0.2, 0.6, 0.9], [0.3, 0.7, 0.8]]
     assert [line.get_color() for line in loss.lines] == [figures.site_color(0), figures.site_color(1)]
-    assert [text.get_text() for text in loss.get_legend().texts] == ["BIDMC", "HK"]
+    assert texts(loss.get_legend().texts) == ["BIDMC", "HK"]
+
+
+def test_examples_are_of_their_class_and_what_is_wrong_stands_out(tmp_path):
+    items = [{"image": str(tmp_path / f"{number}.png"), "label": number % 3} for number in range(12)]
+    for item in items:
+        plt.imsave(item["image"], np.full((8, 8), item["label"] * 100), cmap="gray", vmin=0, vmax=255)
+    examples = figures.example_images(items, ["a", "b", "c"], columns=4)
+    assert [[int(image[0, 0]) for image in row] for row in examples.values()] == [[0] * 4, [100] * 4, [200] * 4]
+    axis = figures.class_montage(examples).axes[0]
+    assert texts(axis.get_yticklabels()) == ["a", "b", "c"] and axis.images[0].get_array().shape == (3 * 68, 4 * 68)
+    axes = figures.prediction_gallery(examples["a"][:2], ["Hand", "CXR"], [True, False], "title", columns=2).axes
+    assert [(axis.title.get_text(), axis.title.get_fontweight()) for axis in axes] == [
+        ("Hand", "normal"),
+        ("CXR", "bold"),
+    ]
 
 
 @pytest.mark.parametrize(
-    ("heat_map", "rows", "columns", "cells", "darkest"),
-    [
-        pytest.param(
-            lambda: figures.confusion_matrix([0] * 5 + [1] * 5, [0] * 7 + [1] * 3, ["a", "b", "never"], "title"),
-            ["a", "b", "never"], ["a", "b", "never"], ["5", "", "", "2", "3", "", "", "", ""], "row0_col0", id="confusion",
-        ),
-        pytest.param(
-            lambda: figures.cross_site_matrix(
-                pd.DataFrame([[0.9, 0.25], [0.5, 1.0]], ["site-1", "all"], ["site-1", "site-2"]), "title"
-            ),
-            ["site-1", "all"], ["site-1", "site-2"], ["0.90", "0.25", "0.50", "1.00"], "row1_col1", id="cross-site",
-        ),
-    ],
-)  # fmt: skip
-def test_a_heat_map_shows_each_value_where_it_belongs(heat_map, rows, columns, cells, darkest):
-    page = heat_map().to_html(uuid="x")
-    assert "<caption>title</caption>" in page
-    assert re.findall(r'class="row_heading[^>]*>(.*?)<', page) == rows
-    assert re.findall(r'class="col_heading[^>]*>(.*?)<', page) == columns
-    assert re.findall(r"<td[^>]*>(.*?)</td>", page) == cells
-    assert re.search(rf"#T_x_{darkest} {{\s+background-color: #08306b", page)
-
-
-def test_examples_are_of_their_class_and_the_montage_has_a_row_a_class(tmp_path):
-    items = []
-    for number in range(12):
-        file = tmp_path / f"{number}.png"
-        plt.imsave(file, np.full((8, 8), number % 3 * 100), cmap="gray", vmin=0, vmax=255)
-        items.append({"image": str(file), "label": number % 3})
-    examples = figures.example_images(items, ["a", "b", "c"], columns=4)
-    assert [len(row) for row in examples.values()] == [4, 4, 4]
-    assert [int(row[0][0, 0]) for row in examples.values()] == [0, 100, 200]
-    axis = figures.class_montage(examples).axes[0]
-    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b", "c"]
-    assert axis.images[0].get_array().shape == (3 * 68, 4 * 68)
-
-
-def test_a_wrong_prediction_stands_out():
-    figure = figures.prediction_gallery([np.zeros((4, 4))] * 2, ["Hand", "CXR"], [True, False], "title", columns=2)
-    assert [axis.title.get_text() for axis in figure.axes] == ["Hand", "CXR"]
-    assert [axis.title.get_fontweight() for axis in figure.axes] == ["normal", "bold"]
-
-
-def test_bins_are_equally_wide_on_the_axis_that_is_shown():
+    ("log", "scale"), [pytest.param(True, np.log, id="log"), pytest.param(False, np.array, id="linear")]
+)
+def test_bins_are_equally_wide_on_the_axis_that_is_shown(log, scale):
     values = np.random.default_rng(0).lognormal(5, 1, 5000)
     volumes = {"HK": [np.append(values, [0, -3]).reshape(2, -1), values], "BIDMC": [values]}
-    axis = figures.intensity_curves(volumes, "title", "intensity", log=True).axes[0]
-    steps = np.diff(np.log(axis.lines[0].get_xdata()))
-    assert axis.get_xscale() == "log" and np.allclose(steps, steps[0])
-    assert [text.get_text() for text in axis.get_legend().texts] == ["HK", "BIDMC"]
-    axis = figures.intensity_curves(volumes, "title", "intensity").axes[0]
-    steps = np.diff(axis.lines[0].get_xdata())
-    assert axis.get_xscale() == "linear" and np.allclose(steps, steps[0])
+    axis = figures.intensity_curves(volumes, "title", "intensity", log=log).axes[0]
+    steps = np.diff(scale(axis.lines[0].get_xdata()))
+    assert axis.get_xscale() == ("log" if log else "linear") and np.allclose(steps, steps[0])
+    assert texts(axis.get_legend().texts) == ["HK", "BIDMC"]
 
 
 def test_pooled_histograms_show_every_site_and_all_of_them():
-    def bins(*counts):
-        return {"training": [[number, number + 1, count] for number, count in enumerate(counts)]}
-
-    statistics = {"class": {"histogram": {"Global": bins(4, 6), "site-1": bins(1, 5), "site-2": bins(3, 1)}}}
+    counts = {"Global": (4, 6), "site-1": (1, 5), "site-2": (3, 1)}
+    sites = {site: {"training": [[at, at + 1, count] for at, count in enumerate(own)]} for site, own in counts.items()}
+    statistics = {"class": {"histogram": sites}}
     axis = figures.pooled_histograms(statistics, "class", ("CXR", "Hand"), "Who").axes[0]
-    heights = [[bar.get_height() for bar in group] for group in axis.containers]
-    assert heights == [[1, 5], [3, 1], [4, 6]]
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["site-1", "site-2", "all sites"]
-    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["CXR", "Hand"]
+    assert [[bar.get_height() for bar in group] for group in axis.containers] == [[1, 5], [3, 1], [4, 6]]
+    assert texts(axis.get_legend().get_texts()) == ["site-1", "site-2", "all sites"]
+    assert texts(axis.get_xticklabels()) == ["CXR", "Hand"]
     lines = figures.pooled_histograms(statistics, "class").axes[0].lines
     assert [line.get_ydata().tolist() for line in lines] == [[1 / 6, 5 / 6], [0.75, 0.25], [0.4, 0.6]]
     assert lines[0].get_xdata().tolist() == [0.5, 1.5]
 
 
 def test_method_scores_show_every_seed_and_the_mean():
-    rows = [("even", "a", seed, 0.8 + 0.1 * seed) for seed in (0, 1)] + [("alpha0.1", "b", 0, 0.5)]
+    rows = [("even", "a", 0, 0.8), ("even", "a", 1, 0.9), ("alpha0.1", "b", 0, 0.5)]
     results = pd.DataFrame(rows, columns=["skew", "method", "seed", "home"])
     titles = {"b": "Method B", "a": "Method A", "c": "Method C", "alpha0.1": "labels, α = 0.1"}
-    shown = figures.method_scores(results, titles, "home", "accuracy")
-    even, skewed = shown.axes
-    assert [axis.get_title(loc="left") for axis in shown.axes] == ["even", "labels, α = 0.1"]
-    assert [tick.get_text() for tick in even.get_yticklabels()] == ["Method B", "Method A"]
+    even, skewed = figures.method_scores(results, titles, "home", "accuracy").axes
+    assert [axis.get_title(loc="left") for axis in (even, skewed)] == ["even", "labels, α = 0.1"]
+    assert texts(even.get_yticklabels()) == ["Method B", "Method A"]
     dots, mean = even.lines[2], even.lines[3]
-    assert sorted(dots.get_xdata()) == pytest.approx([0.8, 0.9]) and set(dots.get_ydata()) == {1}
+    assert sorted(dots.get_xdata()) == [0.8, 0.9] and set(dots.get_ydata()) == {1}
     assert mean.get_xdata() == pytest.approx([0.85, 0.85])
     assert skewed.lines[0].get_xdata().tolist() == [0.5]

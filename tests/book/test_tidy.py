@@ -23,42 +23,34 @@ def used_notebook():
         {"tags": ["check"], "scrolled": True, "execution": {"iopub.execute_input": "2026-01-01"}, "id": "x", "outputId": "y",
          "jupyter": {"outputs_hidden": True, "source_hidden": True}, "colab": {"height": 35}, "vscode": {"languageId": "python"}}
     )  # fmt: skip
+    colab = new_code_cell("old", metadata={"tags": ["colab"], "editable": True}, id="mine")
     metadata = {"kernelspec": {"name": "my-env", "display_name": "my env"}, "widgets": {}, "vscode": {"id": 1}}
-    return new_notebook(cells=[new_markdown_cell("# Title"), code], metadata=metadata)
+    return new_notebook(
+        cells=[new_markdown_cell("# Title", metadata={"collapsed": True}), code, colab], metadata=metadata
+    )
 
 
-def test_tidy_leaves_only_what_every_reader_shares():
+def test_tidy_leaves_only_what_every_reader_shares_and_the_colab_cell_in_front():
     notebook = used_notebook()
     tidy(notebook, URL)
     title, colab, code = notebook.cells
-    assert title.source == "# Title"
-    assert colab.metadata.tags == ["colab"]
-    assert f'"{URL}"' in colab.source
+    assert (title.source, title.metadata) == ("# Title", {})
+    assert (colab.id, colab.metadata, colab.source) == ("mine", {"tags": ["colab"]}, COLAB_CELL.format(repository=URL))
     assert (code.source, code.outputs, code.execution_count) == ("1 + 1", [], None)
     assert code.metadata == {"tags": ["check"], "jupyter": {"source_hidden": True}}
-    assert set(notebook.metadata) == {"kernelspec", "language_info"}
-    assert notebook.metadata.kernelspec.name == "python3"
-    nbformat.validate(notebook)
+    assert set(notebook.metadata) == {"kernelspec", "language_info"} and notebook.metadata.kernelspec.name == "python3"
     once = notebook_text(notebook)
     tidy(notebook, URL)
     assert notebook_text(notebook) == once
 
 
-def test_tidy_moves_the_colab_cell_to_the_front():
-    notebook = new_notebook(cells=[new_code_cell("2"), new_code_cell("old", metadata={"tags": ["colab"]}, id="mine")])
-    other = notebook.cells[0].id
-    tidy(notebook, URL)
-    assert [cell.id for cell in notebook.cells] == ["mine", other]
-    assert notebook.cells[0].source == COLAB_CELL.format(repository=URL)
-
-
-def test_older_notebook_gets_cell_ids(tmp_path):
+def test_an_older_notebook_gets_cell_ids_and_a_colab_cell(tmp_path):
     cell = {"cell_type": "markdown", "metadata": {}, "source": "# Old"}
     path = tmp_path / "old.ipynb"
     path.write_text(json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 4}))
     notebook = read_notebook(path)
     tidy(notebook, URL)
-    assert notebook.nbformat_minor == 5
+    assert notebook.nbformat_minor == 5 and notebook.cells[1].metadata.tags == ["colab"]
     nbformat.validate(notebook)
 
 
@@ -87,12 +79,14 @@ def checkout(tmp_path):
     return root
 
 
-def test_tidy_all_says_what_it_changed_and_is_done_after_once(checkout):
-    assert tidy_all(checkout) == [checkout / "notebooks" / "a.ipynb"]
-    assert tidy_all(checkout) == []
-    assert sorted(path.name for path in checkout.rglob("*") if path.is_file()) == [
-        "README.md", "a.ipynb", "pyproject.toml",
-    ]  # fmt: skip
+def test_the_command_says_what_it_changed_and_is_done_after_once(monkeypatch, checkout, capsys):
+    monkeypatch.setattr("book.tidy.ROOT", checkout)
+    assert [main([]), main([])] == [0, 0]
+    assert capsys.readouterr().out == "tidied a.ipynb\nThe notebooks are tidy.\n"
+    assert main(["--repository", "nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("error: nowhere is not of the form")
+    found = sorted(path.name for path in checkout.rglob("*") if path.is_file())
+    assert found == ["README.md", "a.ipynb", "pyproject.toml"]
 
 
 def test_a_fork_makes_the_course_its_own(checkout):
@@ -106,45 +100,38 @@ def test_a_fork_makes_the_course_its_own(checkout):
     assert tidy_all(checkout) == []
 
 
-@pytest.mark.parametrize("url", ["https://gitlab.com/a/b", "git@github.com:a/b.git", "https://github.com/a", "a/b"])
+@pytest.mark.parametrize(
+    "url",
+    ["https://gitlab.com/a/b", "git@github.com:a/b.git", "https://github.com/a", "a/b"],
+    ids=["another host", "ssh", "no name", "no host"],
+)
 def test_repository_that_colab_cannot_open_is_refused(checkout, url):
     before = (checkout / "pyproject.toml").read_text()
     with pytest.raises(CourseError, match=r"https://github.com/<owner>/<name>"):
         tidy_all(checkout, url)
     assert (checkout / "pyproject.toml").read_text() == before
-
-
-def test_outside_a_checkout(tmp_path):
     with pytest.raises(CourseError, match="a checkout"):
-        tidy_all(tmp_path)
+        tidy_all(checkout / "notebooks")
 
 
 def test_colab_cell_does_nothing_elsewhere(monkeypatch):
     monkeypatch.delitem(sys.modules, "google.colab", raising=False)
-
-    def forbidden(*args, **kwargs):
-        raise AssertionError(f"called {args}")
-
-    monkeypatch.setattr(subprocess, "run", forbidden)
-    before = Path.cwd()
-    names = {}
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: pytest.fail(f"called {args}"))
+    before, names = Path.cwd(), {}
     exec(COLAB_CELL.format(repository=URL), names)
-    assert names["COURSE_REPOSITORY"] == URL
-    assert Path.cwd() == before
+    assert names["COURSE_REPOSITORY"] == URL and Path.cwd() == before
 
 
 def test_colab_cell_clones_installs_and_imports_in_one_process(monkeypatch, tmp_path):
     """As in Colab, but for the place of the clone, and with a stand-in for pip that installs what pip would: a copy."""
-    origin = tmp_path / "origin"
+    origin, site = tmp_path / "origin", tmp_path / "site-packages"
     (origin / "notebooks").mkdir(parents=True)
-    (origin / "notebooks" / "a.ipynb").write_text("{}")
-    (origin / "course_in_colab.py").write_text("answer = 42\n")
-    (origin / "requirements.txt").write_text(".\n")
+    site.mkdir()
+    for name, text in (("notebooks/a.ipynb", "{}"), ("course_in_colab.py", "answer = 42"), ("requirements.txt", ".")):
+        (origin / name).write_text(text + "\n")
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "init.defaultBranch=main"]
     for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "first"]):
         subprocess.run([*git, *command], cwd=origin, check=True)
-    site = tmp_path / "site-packages"
-    site.mkdir()
     monkeypatch.syspath_prepend(str(site))
     with pytest.raises(ImportError):  # and Python now remembers the folder as empty
         import course_in_colab
@@ -152,12 +139,11 @@ def test_colab_cell_clones_installs_and_imports_in_one_process(monkeypatch, tmp_
     real_run, called = subprocess.run, []
 
     def run(command, **kwargs):
-        called.append(command)
+        called.append(command[0])
         if command[0] == "git":
             return real_run(command, **kwargs)
         assert (Path(kwargs["cwd"]) / command[-1]).is_file()
         (site / "course_in_colab.py").write_text((Path(kwargs["cwd"]) / "course_in_colab.py").read_text())
-        return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
     monkeypatch.setattr(subprocess, "run", run)
@@ -165,21 +151,9 @@ def test_colab_cell_clones_installs_and_imports_in_one_process(monkeypatch, tmp_
     # git clones over a URL as Colab would; --depth is ignored for plain paths.
     cell = COLAB_CELL.format(repository=origin.as_uri()).replace("/content/course", str(tmp_path / "clone"))
     exec(cell, {})
-    assert Path.cwd() == tmp_path / "clone" / "notebooks"
-    assert Path("a.ipynb").is_file()
+    assert Path.cwd() == tmp_path / "clone" / "notebooks" and Path("a.ipynb").is_file()
     import course_in_colab
 
     assert course_in_colab.answer == 42
-    assert [command[0] for command in called] == ["git", sys.executable]
     exec(cell, {})  # a reader may run the cell again
-    assert [command[0] for command in called] == ["git", sys.executable, sys.executable]
-
-
-def test_command_line_reports_instead_of_a_traceback(monkeypatch, checkout, capsys):
-    monkeypatch.setattr("book.tidy.ROOT", checkout)
-    assert main([]) == 0
-    assert capsys.readouterr().out == "tidied a.ipynb\n"
-    assert main([]) == 0
-    assert capsys.readouterr().out == "The notebooks are tidy.\n"
-    assert main(["--repository", "nowhere"]) == 2
-    assert capsys.readouterr().err.startswith("error: nowhere is not of the form")
+    assert called == ["git", sys.executable, sys.executable]
