@@ -2,13 +2,13 @@
 
 A NIfTI file may say three times where its voxels lie: by its sform, its qform and its voxel sizes (pixdim). Programs differ in
 which they believe: https://nifti.nimh.nih.gov/nifti-1/documentation/nifti1fields/nifti1fields_pages/qsform.html
-
-All functions raise a ``ValueError`` that says what is wrong with the file.
 """
 
 import gzip
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import nibabel as nib
@@ -19,11 +19,8 @@ ROUNDING = 1e-4  # what a slope or a change of type does to whole numbers
 UNIT_IN_MM = {1: 1000.0, 3: 0.001}  # metres, micrometres; all else is mm, or not said and then taken for mm
 
 
-def read(file: Path) -> tuple[nib.Nifti1Image, np.ndarray]:
-    """A NIfTI file and its voxels as they are stored, before slope and intercept.
-
-    Unlike ``nib.load`` this reads to the end and reaches the gzip checksum, so that bit errors are seen, too.
-    """
+def read(file: Path) -> nib.Nifti1Image:
+    """A NIfTI file, read to its end, where gzip's checksum is: ``nib.load`` stops before. A ``ValueError`` says what is wrong."""
     try:
         content = file.read_bytes()
         if file.name.lower().endswith(".gz"):
@@ -34,21 +31,15 @@ def read(file: Path) -> tuple[nib.Nifti1Image, np.ndarray]:
         needed = math.prod(image.shape) * image.get_data_dtype().itemsize + int(image.dataobj.offset)
         if len(content) < needed:
             raise ValueError(f"it has {len(content)} bytes of the {needed} that its header announces")
-        stored = image.dataobj.get_unscaled()
+        kind = image.dataobj.get_unscaled().dtype
     except Exception as error:  # a damaged file makes gzip, zlib, numpy and nibabel raise a dozen kinds
         if said := getattr(error, "strerror", None):  # of the operating system
             raise ValueError(f"cannot be read: {said}") from error
         said = str(error) or type(error).__name__
         raise ValueError(f"cannot be read as NIfTI, it may be damaged ({said})") from error
-    if not (np.issubdtype(stored.dtype, np.integer) or np.issubdtype(stored.dtype, np.floating)):
-        raise ValueError(f"its voxels are {stored.dtype}, not single numbers")
-    return image, stored
-
-
-def apart(first: np.ndarray, second: np.ndarray, shape: Sequence[int]) -> float:
-    """How far apart in mm two affines (4, 4) put the corners of a volume (x, y, z), at most."""
-    corners = np.array(np.meshgrid(*[(0, size - 1) for size in shape[:3]], [1], indexing="ij")).reshape(4, -1)
-    return float(np.linalg.norm(((first - second) @ corners)[:3], axis=0).max())
+    if not (np.issubdtype(kind, np.integer) or np.issubdtype(kind, np.floating)):
+        raise ValueError(f"its voxels are {kind}, not single numbers")
+    return image
 
 
 def to_mm(image: nib.Nifti1Image) -> np.ndarray:
@@ -56,120 +47,158 @@ def to_mm(image: nib.Nifti1Image) -> np.ndarray:
     return np.diag([UNIT_IN_MM.get(int(image.header["xyzt_units"]) % 8, 1.0)] * 3 + [1.0])
 
 
-def geometry(image: nib.Nifti1Image) -> tuple[np.ndarray, list[str]]:
-    """Affine (4, 4) from voxels to mm, by the sform, else by the qform, else by pixdim; and remarks on what contradicts it.
-
-    Refused are singular affines, voxels smaller than 0.1 mm or larger than 10 mm, and a sform and a qform whose axes point into
-    different directions.
-    """
-    header, mm = image.header, to_mm(image)
-    affine = mm @ image.affine
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all():
-        raise ValueError("its affine is not finite")
-    if abs(np.linalg.det(affine[:3, :3])) <= 1e-3 * spacing.prod():
-        raise ValueError(f"its affine is singular: {affine[:3, :3].tolist()} puts all voxels into one plane")
-    if spacing.min() < 0.1 or spacing.max() > 10:
-        sides = " × ".join(f"{side:g}" for side in spacing)
-        raise ValueError(f"its voxels are {sides} mm; a scan's are 0.1 to 10 mm, so mend its header")
-
-    other, remarks = affine, []
-    if header["sform_code"] > 0 and header["qform_code"] > 0:
-        other = mm @ header.get_qform()
-        same_way = (affine[:3, :3] * other[:3, :3]).sum(axis=0) / spacing / np.linalg.norm(other[:3, :3], axis=0)
-        if not same_way.min() > math.cos(math.pi / 4):
-            axes = " and ".join("".join(map(str, nib.aff2axcodes(one))) for one in (affine, other))
-            raise ValueError(f"its sform and qform contradict each other, with axes {axes}; replace the wrong one")
-    elif header["sform_code"] > 0:  # then pixdim says the voxel sizes a second time
-        other = affine @ np.diag([*(mm[0, 0] * np.abs(header["pixdim"][1:4]) / spacing), 1.0])
-    elif not header["qform_code"] > 0:
-        axes = "".join(nib.aff2axcodes(affine))
-        remarks.append(f"it has neither sform nor qform: its pixdim was used, and for the axes a guess, {axes}")
-    if not (distance := apart(affine, other, image.shape)) <= spacing.min() / 10:
-        remarks.append(f"its sform was used; its qform or pixdim puts voxels up to {distance:.3g} mm away")
-    if mm[0, 0] != 1:
-        remarks.append(f"its header's unit, {mm[0, 0]:g} mm, was converted to mm")
-    return affine, remarks
-
-
 def one_geometry(voxels: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
-    """Voxels (x, y, z) of any type with ``affine`` as sform, qform and voxel sizes, in mm, and nothing else in the header.
-
-    A sheared affine is refused: a qform cannot hold it, so that readers would differ.
-    """
+    """Voxels (x, y, z) with an affine as sform, qform and voxel sizes, in mm, and nothing else in the header. Shear is lost."""
     image = nib.Nifti1Image(voxels, None, dtype=voxels.dtype)
     image.header.set_xyzt_units("mm")
     image.set_qform(affine, code="scanner")  # sets the voxel sizes, too
     image.set_sform(image.get_qform(), code="scanner")  # read back, for the qform has single precision
-    if apart(image.affine, affine, image.shape) > min(image.header.get_zooms()) / 10:
-        raise ValueError("its axes are not at right angles (a sheared affine); resample it to a straight grid")
     return image
 
 
-def read_image(file: Path, channel: int, channels: int | None) -> tuple[nib.Nifti1Image, int, list[str]]:
-    """One channel of a file (x, y, z) or (x, y, z, channel), its intensities as given; how many there are; remarks on its geometry.
+@dataclass
+class Case:
+    """An image (x, y, z) or (x, y, z, channel) with its mask (x, y, z) or (x, y, z, 1), and what :data:`CHECKS` asks of them."""
 
-    ``channels`` is how many there must be, if that is known.
-    """
-    image, stored = read(file)
-    if stored.ndim not in (3, 4):
-        raise ValueError(f"has shape {stored.shape}; a 3D image or a 4D one with channels last is needed")
-    stored = stored if stored.ndim == 4 else stored[..., np.newaxis]
-    found = stored.shape[-1]
-    if found != (channels or found):
-        raise ValueError(f"has {found} channel(s), not {channels} as dataset.json or the first case says")
-    if channel >= found:
-        raise ValueError(f"has {found} channel(s), so there is no channel {channel}")
-    voxels = stored[..., channel]
-    if not np.isfinite(voxels).all():
-        raise ValueError(f"{int((~np.isfinite(voxels)).sum())} voxels are NaN or infinite")
-    affine, remarks = geometry(image)
-    t2 = one_geometry(voxels, affine)
-    t2.header.set_slope_inter(image.dataobj.slope, image.dataobj.inter)  # no rounding, no change of type
-    return t2, found, remarks
+    image_file: Path
+    mask_file: Path
+    channel: int  # the one to take
+    channels: int | None  # how many the image must have; None: any number
+    values: Sequence[int]  # of the gland in the mask
+    known: Sequence[int] | None  # values that may occur; None: all whole numbers
+
+    @cached_property
+    def image(self) -> nib.Nifti1Image:
+        return read(self.image_file)
+
+    @property
+    def found(self) -> int:  # channels
+        return (*self.image.shape, 1)[3]
+
+    @cached_property
+    def voxels(self) -> np.ndarray:  # as they are stored, before slope and intercept
+        stored = self.image.dataobj.get_unscaled()
+        return stored[..., self.channel] if stored.ndim == 4 else stored
+
+    @cached_property
+    def affine(self) -> np.ndarray:  # in mm: by the sform, else by the qform, else by pixdim
+        return to_mm(self.image) @ self.image.affine
+
+    @property
+    def sides(self) -> np.ndarray:  # of a voxel, in mm
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    @property
+    def other(self) -> np.ndarray:  # what the header says a second time: by the qform, else with the sides of pixdim
+        header, mm = self.image.header, to_mm(self.image)
+        if header["sform_code"] > 0 and header["qform_code"] > 0:
+            return mm @ header.get_qform()
+        sides = mm[0, 0] * np.abs(header["pixdim"][1:4]) if header["sform_code"] > 0 else self.sides
+        return self.affine @ np.diag([*(sides / self.sides), 1.0])
+
+    @cached_property
+    def t2(self) -> nib.Nifti1Image:  # converted; neither rounded nor of another type
+        image = one_geometry(self.voxels, self.affine)
+        image.header.set_slope_inter(self.image.dataobj.slope, self.image.dataobj.inter)
+        return image
+
+    @cached_property
+    def mask(self) -> nib.Nifti1Image:
+        return read(self.mask_file)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        labels = np.asanyarray(self.mask.dataobj)
+        return labels[..., 0] if labels.ndim == 4 and labels.shape[-1] == 1 else labels
+
+    @cached_property
+    def gland(self) -> np.ndarray:  # converted: 0 and 1
+        return np.isin(np.rint(self.labels), self.values).astype(np.uint8)
 
 
-def intensities(image: nib.Nifti1Image) -> np.ndarray:
-    """What the voxels of :func:`read_image` mean: float32 (x, y, z), after slope and intercept."""
-    slope, inter = image.header.get_slope_inter()
-    return (np.asanyarray(image.dataobj) * (1.0 if slope is None else slope) + (inter or 0.0)).astype(np.float32)
+def _axes(affine: np.ndarray) -> str:
+    return "".join(map(str, nib.aff2axcodes(affine)))
 
 
-def read_mask(
-    file: Path, gland: Sequence[int], known: Sequence[int] | None, image: nib.Nifti1Image | None
-) -> np.ndarray:
-    """Where a mask (x, y, z) or (x, y, z, 1) has one of the values ``gland``, as uint8 0 and 1, (x, y, z).
+def _other_axes(case: Case) -> str | bool:
+    """The axes of both forms, where one of them points elsewhere."""
+    first, second = case.affine[:3, :3], case.other[:3, :3]
+    same_way = (first * second).sum(axis=0) / np.linalg.norm(first, axis=0) / np.linalg.norm(second, axis=0)
+    both = case.image.header["sform_code"] > 0 and case.image.header["qform_code"] > 0
+    return both and not same_way.min() > math.cos(math.pi / 4) and f"{_axes(case.affine)} and {_axes(case.other)}"
 
-    ``known`` are the values that may occur (None: any), ``image`` is the one whose grid it must have (None: any).
-    """
-    mask, _ = read(file)
-    labels = np.asanyarray(mask.dataobj)
-    labels = labels[..., 0] if labels.ndim == 4 and labels.shape[-1] == 1 else labels
-    values = np.unique(labels)
+
+def _apart(first: np.ndarray, second: np.ndarray, case: Case, limit: float) -> float:
+    """How far apart in mm two affines put the corners of the volume, at most, where that is above the limit; else 0."""
+    corners = np.array(np.meshgrid(*[(0, size - 1) for size in case.voxels.shape], [1], indexing="ij")).reshape(4, -1)
+    apart = float(np.linalg.norm(((first - second) @ corners)[:3], axis=0).max())
+    return 0 if apart <= limit else apart
+
+
+def _unknown(case: Case) -> str:
+    """The values that may occur, and those that do and may not."""
+    values, known = np.unique(case.labels), case.known
     whole = np.rint(values)
     wrong = values[~((np.abs(values - whole) <= ROUNDING) & np.isin(whole, whole if known is None else known))]
-    if len(wrong):
-        shown = ", ".join(map(str, wrong[:5])) + (", …" if len(wrong) > 5 else "")
-        raise ValueError(f"labels outside {', '.join(map(str, known or ['whole numbers']))}: {shown}")
-    inside = np.isin(np.rint(labels), gland)
-    if image is not None and inside.shape != image.shape:
-        raise ValueError(f"has shape {inside.shape}, its image {image.shape}")
-    if image is not None and not (mm := apart(image.affine, to_mm(mask) @ mask.affine, image.shape)) <= APART_MM:
-        raise ValueError(f"its affine puts it up to {mm:.3g} mm away from its image")
-    return inside.astype(np.uint8)
+    shown = ", ".join(map(str, wrong[:5])) + (", …" if len(wrong) > 5 else "")
+    return f"{', '.join(map(str, known or ['whole numbers']))}: {shown}" if shown else ""
 
 
-def suspicious(voxels: np.ndarray, gland: np.ndarray) -> list[str]:
-    """What may be right and often is not, about the contents of an image and its mask, both (x, y, z)."""
-    inside, outside = voxels[gland > 0], voxels[gland == 0]
-    checks = {
-        "all voxels of the image are equal": voxels.min() == voxels.max(),
-        "the image is equal to its mask": np.array_equal(voxels > 0, gland > 0) and len(np.unique(voxels)) <= 3,
-        "the mask is empty": not inside.size,
-        "the mask fills the whole volume": not outside.size,
-        "the mask touches the border of the volume": any(gland.take((0, -1), axis).any() for axis in range(3)),
-        "the image's mean in the mask is exactly that outside": inside.size
-        and outside.size
-        and inside.mean(dtype=float) == outside.mean(dtype=float),
-    }
-    return [what for what, is_so in checks.items() if is_so]
+def _same_mean(case: Case) -> bool:
+    inside, outside = case.voxels[case.gland > 0], case.voxels[case.gland == 0]
+    return inside.size and outside.size and inside.mean(dtype=float) == outside.mean(dtype=float)
+
+
+REFUSE, REMARK = True, False
+CHECKS = (
+    # About what it is, what it says, what is asked of a case (the answer fills {}), and what becomes of a yes.
+    ("image", "has shape {c.image.shape}; a 3D image or a 4D one with channels last is needed",
+     lambda c: c.image.ndim not in (3, 4), REFUSE),
+    ("image", "has {c.found} channel(s), not {c.channels} as dataset.json or the first case says",
+     lambda c: c.channels not in (None, c.found), REFUSE),
+    ("image", "has {c.found} channel(s), so there is no channel {c.channel}", lambda c: c.channel >= c.found, REFUSE),
+    ("image", "{} voxels are NaN or infinite", lambda c: int((~np.isfinite(c.voxels)).sum()), REFUSE),
+    ("image", "its affine is not finite", lambda c: not np.isfinite(c.affine).all(), REFUSE),
+    ("image", "its affine is singular: {} puts all voxels into one plane",
+     lambda c: abs(np.linalg.det(c.affine[:3, :3])) <= 1e-3 * c.sides.prod() and c.affine[:3, :3].tolist(), REFUSE),
+    ("image", "its voxels are {} mm; a scan's are 0.1 to 10 mm, so mend its header",
+     lambda c: (c.sides.min() < 0.1 or c.sides.max() > 10) and " × ".join(f"{side:g}" for side in c.sides), REFUSE),
+    ("image", "its sform and qform contradict each other, with axes {}; replace the wrong one", _other_axes, REFUSE),
+    ("image", "it has neither sform nor qform: its pixdim was used, and for the axes a guess, {}",
+     lambda c: max(c.image.header["sform_code"], c.image.header["qform_code"]) <= 0 and _axes(c.affine), REMARK),
+    ("image", "its sform was used; its qform or pixdim puts voxels up to {:.3g} mm away",
+     lambda c: _apart(c.affine, c.other, c, c.sides.min() / 10), REMARK),
+    ("image", "its header's unit, {:g} mm, was converted to mm", lambda c: (mm := to_mm(c.image)[0, 0]) != 1 and mm, REMARK),
+    ("image", "its axes are not at right angles (a sheared affine); resample it to a straight grid",
+     lambda c: _apart(c.t2.affine, c.affine, c, min(c.t2.header.get_zooms()) / 10), REFUSE),
+    ("mask", "labels outside {}", _unknown, REFUSE),
+    ("both", "has shape {c.gland.shape}, its image {c.voxels.shape}", lambda c: c.gland.shape != c.voxels.shape, REFUSE),
+    ("both", "its affine puts it up to {:.3g} mm away from its image",
+     lambda c: _apart(c.t2.affine, to_mm(c.mask) @ c.mask.affine, c, APART_MM), REFUSE),
+    # This may be right and often is not.
+    ("both", "all voxels of the image are equal", lambda c: c.voxels.min() == c.voxels.max(), REMARK),
+    ("both", "the image is equal to its mask",
+     lambda c: np.array_equal(c.voxels > 0, c.gland > 0) and len(np.unique(c.voxels)) <= 3, REMARK),
+    ("both", "the mask is empty", lambda c: not c.gland.any(), REMARK),
+    ("both", "the mask fills the whole volume", lambda c: c.gland.all(), REMARK),
+    ("both", "the mask touches the border of the volume", lambda c: any(c.gland.take((0, -1), k).any() for k in range(3)), REMARK),
+    ("both", "the image's mean in the mask is exactly that outside", _same_mean, REMARK),
+)  # fmt: skip
+
+
+def examine(case: Case) -> tuple[dict[str, str], list[str]]:
+    """What a case is refused for, the first thing about each of its files; and what is remarked about it."""
+    refused, remarks = {}, []
+    for about, says, asks, refuse in CHECKS:
+        if about in refused or (about == "both" and refused):
+            continue
+        try:
+            answer = asks(case)
+            said = says.format(answer, c=case) if answer else ""
+        except ValueError as error:  # a file that cannot be read
+            said, refuse = str(error), REFUSE
+        if said and refuse:
+            refused[about] = f"{case.image_file if about == 'image' else case.mask_file}: {said}"
+        elif said:
+            remarks.append(said)
+    return refused, remarks

@@ -1,24 +1,88 @@
-"""Behind prostate_download.sh: the arguments of data_scripts.prostate.find_or_make."""
+"""Task05_Prostate (``imagesTr/``, ``labelsTr/``, ``dataset.json``): found, drawn or downloaded. Behind ``prostate_download.sh``."""
 
-import _cli
+from collections.abc import Callable
+from pathlib import Path
 
-from data_scripts.prostate import describe, find_or_make
+from data_scripts import command
+from data_scripts.data_conversion import case_name, channel_names, pairs
+from data_scripts.fetching import fetch
+from data_scripts.folders import generated, is_generated
+from data_scripts.phantoms.prostate import parameters, write
+from src.common.errors import CourseError, first_line
+from src.common.paths import data_source, raw_folder
 
-TEXT = """\
+DRAWN_CASES = 36
+GOOGLE_DRIVE_ID = "1Ff7c21UksxyT4JfETjaarmuKEjdqe1-a"
+"""Task05_Prostate.tar in the Google Drive folder that http://medicaldecathlon.com links to."""
+
+TEXT = f"""\
 Put Task05_Prostate of the Medical Segmentation Decathlon into the data folder, unless it is there.
 
 real:       DATA/Task05_Prostate, 229 MB from MONAI's mirror, or from the Decathlon's Google Drive if that fails. The
             checksum is verified. No network here? Bring the archive as DATA/Task05_Prostate.tar.
-generated:  DATA/generated/Task05_Prostate, 32 drawn cases in the same layout, and hospitals.json, which says which
+generated:  DATA/generated/Task05_Prostate, {DRAWN_CASES} drawn cases in the same layout, and hospitals.json, which says which
             of the four drawn hospitals each case comes from."""
 
 
-def main():
-    parser = _cli.parser("prostate_download", TEXT)
-    parser.add_argument("data", nargs="?", type=_cli.folder, help="data folder; default: COURSE_DATA")
+def find_or_make(source: str | None = None, root: Path | None = None, say: Callable[[str], None] = print) -> Path:
+    """The folder ``Task05_Prostate``: made if it is missing or empty, used as it is when it is there.
+
+    Args:
+        source: ``generated`` or ``real``, by default :func:`src.common.paths.data_source`.
+        root: folder of all data sets, by default :func:`src.common.paths.data_root`.
+        say: called with each line of progress.
+
+    Raises:
+        CourseError: if a part of it is missing, or the data cannot be fetched, verified, unpacked or written.
+    """
+    folder = raw_folder("Task05_Prostate", source, root)
+    if data_source(source) == "generated":
+        return generated(folder, parameters(DRAWN_CASES, 0), lambda new: write(new, DRAWN_CASES, 0))
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        fetch(folder, *_official(), _check, _from_google_drive, say=say)
+    _check(folder)
+    return folder
+
+
+def _check(folder: Path) -> None:
+    if missing := [name for name in ("imagesTr", "labelsTr", "dataset.json") if not (folder / name).exists()]:
+        what = "Add it, or move the rest away and run this again to get all."
+        raise CourseError(f"{folder} lacks {', '.join(missing)}. {what}")
+
+
+def _official() -> tuple[str, str]:
+    """Address and MD5 sum of MONAI's copy of the archive."""
+    from monai.apps import DecathlonDataset
+
+    return DecathlonDataset.resource["Task05_Prostate"], DecathlonDataset.md5["Task05_Prostate"]
+
+
+def _from_google_drive(archive: Path) -> None:
+    import gdown
+    from gdown.exceptions import DownloadError
+
+    try:
+        with archive.open("wb") as file:  # no cookies: they would be kept in the reader's home
+            gdown.download(id=GOOGLE_DRIVE_ID, output=file, use_cookies=False, timeout=60)
+    except DownloadError as error:
+        raise CourseError(f"Google Drive: {first_line(error)}") from error
+
+
+def describe(folder: Path) -> str:
+    """One line for the screen: which data set this is, how many cases, which channels; for any folder to convert."""
+    kind = "generated drawings, not patients" if is_generated(folder) else "real cases"
+    more = sum(case_name(file) is not None for file in Path(folder).glob("imagesTs/*"))
+    channels = ", ".join(channel_names(folder).values()) or "without names"
+    return f"{kind}: {len(pairs(folder)[0])} cases with mask, {more} without; channels {channels} ({folder})"
+
+
+def main() -> None:
+    parser = command.parser("prostate_download", TEXT)
+    parser.add_argument("data", nargs="?", type=command.folder, help="data folder; default: COURSE_DATA")
     parser.add_argument("--source", choices=("generated", "real"), help="default: COURSE_DATA_SOURCE")
     arguments = parser.parse_args()
     print(describe(find_or_make(arguments.source, arguments.data)))
 
 
-_cli.run(main)
+if __name__ == "__main__":
+    command.run(main)

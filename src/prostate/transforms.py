@@ -1,4 +1,4 @@
-"""From a hospital's NIfTI pair to what the 3D U-Net sees: the part that never changes (cached on disk) and the random part.
+"""From a converted pair of NIfTI files to what the 3D U-Net sees: a part that never changes (cached on disk) and a random part.
 
 Hospitals differ in field of view, voxel size, coil and intensity scale. What can be undone is undone for every case in the same
 way (:func:`preparation`): orientation, voxel size, field of view, intensity range. What cannot be undone, the network has to
@@ -6,43 +6,25 @@ learn to ignore, so training varies it at random (:func:`augmentation`): shading
 """
 
 import contextlib
+import gzip
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import monai.transforms as mt
+import nibabel as nib
 import numpy as np
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor, PersistentDataset
-from monai.transforms import (
-    CenterSpatialCrop,
-    Compose,
-    MapTransform,
-    NormalizeIntensity,
-    Orientationd,
-    RandAdjustContrastd,
-    RandAffined,
-    RandBiasFieldd,
-    RandCropByPosNegLabeld,
-    RandFlipd,
-    RandGaussianNoised,
-    RandGaussianSmoothd,
-    ScaleIntensityRangePercentilesd,
-    SelectItemsd,
-    Spacingd,
-    SpatialPadd,
-    ToTensord,
-    Transform,
-)
 from scipy import ndimage
 
-from data_scripts.nifti import intensities, read_image, read_mask
 from src.common.errors import CourseError, first_line
 from src.common.files import stamp
 from src.prostate.card import Settings
 
-VERSION = 3
-"""Changes whenever :func:`preparation` gives other volumes for the same settings, so that an older cache is not used."""
-
+VERSION = (
+    3  # changes whenever preparation() gives other volumes for the same settings, so that an older cache is not used
+)
 BOTH = ("image", "label")
 
 
@@ -51,123 +33,92 @@ def case_name(item: Mapping) -> str:
     return Path(item["image"]).name.removesuffix(".gz").removesuffix(".nii")
 
 
-class LoadCase(Transform):
-    """Load one item's ``image`` and, where there is one, ``label``, as ``(1, x, y, z)`` float volumes; adds ``case``.
+class LoadCase(mt.Transform):
+    """MONAI's ``LoadImaged`` for an item's ``image`` and, where it has one, ``label``: ``(1, x, y, z)`` float32; adds ``case``.
 
-    Read as the conversion reads, whoever made the files: MONAI's own reader believes another of a file's geometries.
-
-    Raises:
-        CourseError: names the site and the file that is missing, unreadable, not three-dimensional, or does not fit its image.
+    What did not come through ``data_scripts/data_conversion.sh`` is refused by a ``CourseError`` with the site and the file: where
+    one header says two things, programs believe different ones.
     """
 
     def __call__(self, item: Mapping) -> dict:
-        loaded, site = {**item, "case": case_name(item)}, f"{item['site']}: " if item.get("site") else ""
+        loaded = {**item, "case": case_name(item)}
         for key in filter(item.get, BOTH):
-            file = Path(item[key])
             try:
-                if key == "image":
-                    image, channels, remarks = read_image(file, 0, None)
-                    if channels > 1:
-                        raise ValueError(f"has {channels} channels where one 3D volume is needed")
-                    voxels = intensities(image)
-                    for remark in remarks:
-                        _warn(item, f"{file}: {remark}")
-                else:
-                    voxels = read_mask(file, [1], [0, 1], image)
-            except ValueError as error:
-                raise CourseError(
-                    f"{site}{file}: {error}. Convert the case again, or take it out of the datalist.",
-                    "an image cannot be used" if key == "image" else "a mask cannot be used",
-                ) from None
-            loaded[key] = MetaTensor(torch.from_numpy(voxels).float()[None], affine=torch.from_numpy(image.affine))
+                gzip.decompress(Path(item[key]).read_bytes())  # to its end, where the checksum is: nibabel stops before
+                loaded |= mt.LoadImaged(key, reader="NibabelReader", ensure_channel_first=True)({key: item[key]})
+                wrong = _not_converted(nib.load(item[key]).header, loaded[key], loaded["image"], key)
+            except Exception as error:  # a damaged file makes gzip, zlib, nibabel and MONAI raise a dozen kinds
+                said = getattr(error, "strerror", None) or f"it may be damaged, {first_line(error)}"
+                wrong = [f"cannot be read: {said}"]
+            if wrong:
+                said = f"{wrong[0]}; convert it with data_scripts/data_conversion.sh first, or take it out of the datalist."
+                kind = "an image cannot be used" if key == "image" else "a mask cannot be used"
+                raise CourseError(f"{item.get('site') or 'here'}: {item[key]}: {said}", kind)
         return loaded
 
 
-class SmoothBeforeCoarser(MapTransform):
+def _not_converted(header: nib.Nifti1Header, volume: MetaTensor, image: MetaTensor, key: str) -> list[str]:
+    shape, said = header.get_data_shape(), (header["sform_code"], header["qform_code"], header.get_xyzt_units()[0])
+    checks = {
+        f"has shape {shape} where one 3D volume is needed": len(shape) != 3,
+        f"has shape {shape}, its image {tuple(image.shape[1:])}": volume.shape != image.shape,
+        "its sform and qform are not one geometry in mm": said != (1, 1, "mm")
+        or not np.allclose(header.get_sform(), header.get_qform(), rtol=0, atol=1e-4),
+        "its affine is not that of its image": not torch.equal(volume.affine, image.affine),
+        "has voxels that are NaN or infinite": not torch.isfinite(volume).all(),
+        "has other values than 0 and 1": key == "label" and not ((volume == 0) | (volume == 1)).all(),
+    }
+    return [what for what, is_so in checks.items() if is_so]
+
+
+def smooth_before_coarser(image: MetaTensor, spacing: Sequence[float]) -> MetaTensor:
     """Blur each axis that will be sampled more coarsely, so that fine noise does not come back as coarse noise (aliasing).
 
-    The width follows scikit-image's ``resize``: a standard deviation of ``(new / old - 1) / 2`` old voxels.
-
-    Args:
-        keys: volumes ``(1, x, y, z)`` with an affine.
-        spacing: new voxel size in mm (x, y, z).
+    The width follows scikit-image's ``resize``: a standard deviation of ``(new / old - 1) / 2`` old voxels, for new voxels of
+    ``spacing`` mm (x, y, z).
     """
-
-    def __init__(self, keys, spacing: Sequence[float]):
-        super().__init__(keys)
-        self.spacing = tuple(spacing)
-
-    def __call__(self, data: Mapping) -> dict:
-        data = dict(data)
-        for key in self.key_iterator(data):
-            old = data[key].pixdim.tolist()
-            sigma = [max(0.0, (new / mm - 1) / 2) for new, mm in zip(self.spacing, old, strict=True)]
-            # Not MONAI's filter: it takes what lies beyond the volume for zero, and darkens the rim.
-            smooth = ndimage.gaussian_filter(data[key].numpy(), (0, *sigma), mode="nearest")
-            data[key] = MetaTensor(torch.from_numpy(smooth), meta=data[key].meta)
-        return data
+    sigma = [max(0.0, (new / mm - 1) / 2) for new, mm in zip(spacing, image.pixdim.tolist(), strict=True)]
+    # Not MONAI's filter: it takes what lies beyond the volume for zero, and darkens the rim.
+    smooth = ndimage.gaussian_filter(image.numpy(), (0, *sigma), mode="nearest")
+    return MetaTensor(torch.from_numpy(smooth), meta=image.meta)
 
 
-class CorrectCoil(MapTransform):
-    """Divide an image by a heavily blurred copy of itself, which takes a coil's falloff for what is smooth and removes it.
+def correct_coil(image: MetaTensor, width: float) -> MetaTensor:
+    """Divide an image by a copy of itself, blurred by ``width`` mm, which takes a coil's falloff for what is smooth and removes it.
 
     The low-pass correction of surface-coil images of Axel et al., *Intensity Correction in Surface-Coil MR Imaging*, AJR 148:418
     (1987): 50 ms a volume, where N4 needs seconds. Large bright or dark organs lose some of their contrast, too.
-
-    Args:
-        keys: volumes ``(1, x, y, z)`` with an affine.
-        width: standard deviation of the blur in mm; 0 leaves the image as it is.
     """
-
-    FLOOR = 0.1
-    """Added to the blurred copy, as a share of its mean, so that noise far from the coil is not blown up."""
-
-    def __init__(self, keys, width: float):
-        super().__init__(keys)
-        self.width = width
-
-    def __call__(self, data: Mapping) -> dict:
-        data = dict(data)
-        for key in self.key_iterator(data) if self.width else ():
-            sigma = [0, *(self.width / mm for mm in data[key].pixdim.tolist())]
-            smooth = ndimage.gaussian_filter(data[key].numpy(), sigma, mode="nearest")
-            even = data[key].numpy() / np.maximum(smooth + self.FLOOR * smooth.mean(), np.finfo(np.float32).tiny)
-            data[key] = MetaTensor(torch.from_numpy(even), meta=data[key].meta)
-        return data
+    if not width:
+        return image
+    smooth = ndimage.gaussian_filter(image.numpy(), [0, *(width / image.pixdim.numpy())], mode="nearest")
+    # A tenth of its mean is added, so that noise far from the coil is not blown up.
+    even = image.numpy() / np.maximum(smooth + 0.1 * smooth.mean(), np.finfo(np.float32).tiny)
+    return MetaTensor(torch.from_numpy(even), meta=image.meta)
 
 
-class CropToField(Transform):
-    """Keep the box around the centre of image and mask; warn, with the name of the case, if that cuts the gland.
+class CropToField(mt.Transform):
+    """Keep the box of ``size`` voxels (x, y, z; -1 keeps an axis whole) around the centre; warn where that cuts the gland.
 
     The gland lies within a few centimetres of the centre of a prostate scan, because that is where the scan was pointed.
-
-    Args:
-        size: size of the box in voxels (x, y, z); -1 keeps an axis whole.
     """
 
     def __init__(self, size: Sequence[int]):
-        self.crop = CenterSpatialCrop(tuple(size))
+        self.crop = mt.CenterSpatialCrop(tuple(size))
 
     def __call__(self, data: Mapping) -> dict:
         cropped = {**data, **{key: self.crop(data[key]) for key in BOTH if key in data}}
-        if "label" in data:
-            whole, kept = float(data["label"].sum()), float(cropped["label"].sum())
-            if not whole:
-                _warn(data, f"the mask of {data['case']} is empty; the case trains as one without a gland")
-            elif kept < whole:
-                lost = 1 - kept / whole
-                _warn(
-                    data,
-                    f"the box around the image's centre cuts {lost:.1%} of the gland of {data['case']}; enlarge field_of_view",
-                )
+        whole, kept = (float(one["label"].sum()) if "label" in one else 1.0 for one in (data, cropped))
+        site, case, lost = data.get("site") or "here", data["case"], 1 - kept / max(whole, 1)
+        if not whole:
+            warnings.warn(f"{site}: the mask of {case} is empty; the case trains as one without a gland", stacklevel=2)
+        elif lost:
+            said = f"cuts {lost:.1%} of the gland of {case}; enlarge field_of_view"
+            warnings.warn(f"{site}: the box around the image's centre {said}", stacklevel=2)
         return cropped
 
 
-def _warn(item: Mapping, what: str) -> None:
-    warnings.warn(f"{item['site']}: {what}" if item.get("site") else what, stacklevel=3)
-
-
-class ToPlainTensors(Transform):
+class ToPlainTensors(mt.Transform):
     """What is kept: ``image`` float32, ``label`` uint8, both ``(1, x, y, z)``, ``affine`` ``(4, 4)``, ``case``."""
 
     def __call__(self, data: Mapping) -> dict:
@@ -178,89 +129,70 @@ class ToPlainTensors(Transform):
         return kept
 
 
-class HalfOf(MapTransform):
-    """A linearly resampled mask back to 0 and 1: a mask that is cut at one half keeps its outline smooth."""
-
-    def __call__(self, data: Mapping) -> dict:
-        return {**data, **{key: data[key] > 0.5 for key in self.key_iterator(data)}}
-
-
-def preparation(settings: Settings) -> Compose:
+def preparation(settings: Settings) -> mt.Compose:
     """The part that is the same each time: from the files of a case to volumes of equal orientation, voxel size and range.
 
     1. Orientation: x to the patient's right, y to the front, z upwards (RAS), whatever way the scanner stored it.
     2. Voxel size: linear for both.
-    3. Field of view: the box around the centre.
-    4. Coil: its falloff is divided out, where the settings give a width.
+    3. Coil: its falloff is divided out, where the settings give a width.
+    4. Field of view: the box around the centre.
     5. Intensity: T2 signal has no unit, and next to an endorectal coil it is many times brighter. The range between two
        percentiles inside the box becomes 0 to 1, so that a few bright voxels do not set the scale.
     6. Padding to at least one patch.
     """
     sides = zip((*settings.field_of_view, 0), settings.voxel_spacing, strict=True)
-    keep = [round(mm / size) if mm else -1 for mm, size in sides]
     some = {"allow_missing_keys": True}
-    return Compose(
+    return mt.Compose(
         [
             LoadCase(),
-            Orientationd(BOTH, axcodes="RAS", labels=None, **some),
-            SmoothBeforeCoarser("image", settings.voxel_spacing),
-            Spacingd(BOTH, pixdim=settings.voxel_spacing, mode="bilinear", padding_mode="border", **some),
-            HalfOf("label", **some),
-            CorrectCoil("image", settings.coil_correction),
-            CropToField(keep),
-            ScaleIntensityRangePercentilesd("image", 0.5, 99.5, 0.0, 1.0, clip=True, channel_wise=True),
-            SpatialPadd(BOTH, spatial_size=settings.patch_size, **some),
+            mt.Orientationd(BOTH, axcodes="RAS", labels=None, **some),
+            mt.Lambdad("image", lambda image: smooth_before_coarser(image, settings.voxel_spacing)),
+            # A linearly resampled mask that is cut at one half keeps its outline smooth.
+            mt.Spacingd(BOTH, pixdim=settings.voxel_spacing, mode="bilinear", padding_mode="border", **some),
+            mt.Lambdad("label", lambda mask: mask > 0.5, **some),
+            mt.Lambdad("image", lambda image: correct_coil(image, settings.coil_correction)),
+            CropToField([round(mm / size) if mm else -1 for mm, size in sides]),
+            mt.ScaleIntensityRangePercentilesd("image", 0.5, 99.5, 0.0, 1.0, clip=True, channel_wise=True),
+            mt.SpatialPadd(BOTH, spatial_size=settings.patch_size, **some),
             ToPlainTensors(),
         ]
     )
 
 
-class Normalise(MapTransform):
+class Normalise(mt.Transform):
     """Mean 0 and spread 1 over the volume; the last step before the network, always.
 
     Over all voxels, also those that the percentiles of :func:`preparation` have set to 0: these are the darkest ones, not
     background, and belong a spread or two below the mean.
-
-    Works on a copy: MONAI's transform writes into the volume that it is given, which is the one kept for the next epoch.
     """
 
-    def __init__(self):
-        super().__init__("image")
-        self.normalise = NormalizeIntensity(channel_wise=True)
-
     def __call__(self, data: Mapping) -> dict:
-        return {**data, "image": self.normalise(data["image"].clone())}
+        # MONAI writes into the volume that it is given, and this one is kept for the next epoch.
+        return {**data, "image": mt.NormalizeIntensity(channel_wise=True)(data["image"].clone())}
 
 
-def augmentation(settings: Settings) -> Compose:
+def augmentation(settings: Settings) -> mt.Compose:
     """The random part, drawn anew for every patch.
 
     First what the scanner does to the whole volume (shading, contrast, blur), on the 0 to 1 range, where a multiplicative
     field means what it does in physics. Then the normalisation, then a patch, then flips, rotation, shift, scale and noise.
     Left and right are alike in a pelvis, so x may flip; up and down, front and back are not.
     """
-    patch = RandCropByPosNegLabeld(BOTH, "label", settings.patch_size, pos=3, neg=1, num_samples=1)
-    to_batch = [SelectItemsd(BOTH), ToTensord(BOTH, track_meta=False)]
+    patch = mt.RandCropByPosNegLabeld(BOTH, "label", settings.patch_size, pos=3, neg=1, num_samples=1)
+    pose = {"rotate_range": (0.1, 0.1, 0.2), "translate_range": (5, 5, 1), "scale_range": (0.15, 0.15, 0.1)}
+    to_batch = [mt.SelectItemsd(BOTH), mt.ToTensord(BOTH, track_meta=False)]
     if not settings.augmentation:
-        return Compose([Normalise(), patch, *to_batch])
-    return Compose(
+        return mt.Compose([Normalise(), patch, *to_batch])
+    return mt.Compose(
         [
-            RandBiasFieldd("image", degree=2, coeff_range=(-0.4, 0.4), prob=0.25),
-            RandAdjustContrastd("image", gamma=(0.6, 1.7), prob=0.25),
-            RandGaussianSmoothd("image", sigma_x=(0.3, 1.0), sigma_y=(0.3, 1.0), sigma_z=(0.1, 0.3), prob=0.1),
+            mt.RandBiasFieldd("image", degree=2, coeff_range=(-0.4, 0.4), prob=0.25),
+            mt.RandAdjustContrastd("image", gamma=(0.6, 1.7), prob=0.25),
+            mt.RandGaussianSmoothd("image", sigma_x=(0.3, 1.0), sigma_y=(0.3, 1.0), sigma_z=(0.1, 0.3), prob=0.1),
             Normalise(),
             patch,
-            RandFlipd(BOTH, spatial_axis=0, prob=0.5),
-            RandAffined(
-                BOTH,
-                prob=0.5,
-                rotate_range=(0.1, 0.1, 0.2),
-                translate_range=(5, 5, 1),
-                scale_range=(0.15, 0.15, 0.1),
-                mode=("bilinear", "nearest"),
-                padding_mode="border",
-            ),
-            RandGaussianNoised("image", std=0.2, prob=0.2),
+            mt.RandFlipd(BOTH, spatial_axis=0, prob=0.5),
+            mt.RandAffined(BOTH, prob=0.5, **pose, mode=("bilinear", "nearest"), padding_mode="border"),
+            mt.RandGaussianNoised("image", std=0.2, prob=0.2),
             *to_batch,
         ]
     )
@@ -269,71 +201,41 @@ def augmentation(settings: Settings) -> Compose:
 def prepare(items: Sequence[Mapping], settings: Settings, cache: Path | None = None) -> list[dict]:
     """The prepared volumes of all items; see :class:`ToPlainTensors` for the keys. A volume takes about 1 MB of memory.
 
-    Args:
-        items: ``image``, ``label`` (optional) and ``site`` (optional) of each case, with absolute paths.
-        settings: of the study.
-        cache: folder in which MONAI's ``PersistentDataset`` keeps the volumes for the next run; a file or a setting that changed
-            is prepared anew. Where it cannot be written, or a file in it is damaged, a warning says so, the cache is emptied,
-            and the volumes are prepared in memory.
-
-    Raises:
-        CourseError: names the site and the file of the first case that cannot be used.
+    Each item has ``image`` and perhaps ``label`` and ``site``, with absolute paths. In the folder ``cache`` MONAI's
+    ``PersistentDataset`` keeps the volumes for the next run, until a file or a setting changes; where it cannot be used, a warning
+    says so, and it is emptied. A ``CourseError`` names the site and the file of the first case that cannot be used.
     """
     made_with = [VERSION, settings.coil_correction, settings.voxel_spacing, settings.field_of_view, settings.patch_size]
-    keyed = []
-    for item in items:
-        files = [Path(item[key]) for key in BOTH if item.get(key)]
-        # The cache's file names are made from all that an item holds: what changes any of this asks for another file.
-        keyed.append({**item, "made": [made_with, [stamp(file) for file in files if file.is_file()]]})
+    # The cache's file names are made from all that an item holds: what changes any of this asks for another file.
+    files = [[Path(item[key]) for key in BOTH if item.get(key)] for item in items]
+    stamps = [[made_with, *(stamp(file) for file in own if file.is_file())] for own in files]
+    keyed = [{**item, "made": one} for item, one in zip(items, stamps, strict=True)]
     try:
-        return _all(PersistentDataset(keyed, preparation(settings), cache_dir=cache))
-    except Exception as error:  # a damaged file alone gives five kinds of error, depending on where it ends
-        if cache is None or isinstance(error, CourseError):
-            raise
+        data = PersistentDataset(keyed, preparation(settings), cache_dir=cache)
+        return [data[index] for index in range(len(data))]
+    except Exception as error:  # a damaged file of the cache alone gives five kinds, depending on where it ends
+        cause: BaseException | None = error
+        while cause and not isinstance(cause, CourseError):
+            cause = cause.__cause__  # MONAI's Compose wraps what a transform raises
+        if cause or cache is None:
+            raise (cause or error) from None
         warnings.warn(f"cannot use the cache {cache} ({first_line(error)}); preparing in memory.", stacklevel=2)
         for kept in Path(cache).glob("*.pt"):
             with contextlib.suppress(OSError):
                 kept.unlink()
-        return _all(PersistentDataset(keyed, preparation(settings), cache_dir=None))
-
-
-def _all(data: Dataset) -> list[dict]:
-    try:
-        return [data[index] for index in range(len(data))]
-    except RuntimeError as error:
-        # MONAI's Compose wraps what a transform raises.
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, CourseError):
-            cause = cause.__cause__
-        if cause is not None:
-            raise cause from error
-        raise
+        return prepare(items, settings)
 
 
 def batches(prepared: Sequence[dict], settings: Settings, train: bool, seed: int = 0) -> Iterable[dict]:
-    """Batches as a MONAI ``DataLoader``: of augmented patches, one of every case an epoch, or of whole normalised volumes.
+    """Batches ``{"image": float32 (batch, 1, x, y, z), "label": uint8 of the same shape}`` in a MONAI ``DataLoader``.
 
-    Args:
-        prepared: of :func:`prepare`.
-        settings: batch size, patch size, augmentation.
-        train: patches, in another order in each epoch; else whole volumes, one at a time.
-        seed: fixes the order and the augmentation of all epochs.
-
-    Returns:
-        An iterable of ``{"image": float32 (batch, 1, x, y, z), "label": uint8 of the same shape}``.
-
-    Raises:
-        CourseError: if there is nothing to train on.
+    For training, augmented patches, one of every case an epoch, in an order that ``seed`` fixes; else whole volumes, one at a time.
     """
     if not train:
-        return DataLoader(
-            Dataset(prepared, Compose([Normalise(), SelectItemsd(BOTH, allow_missing_keys=True)])), batch_size=1
-        )
+        plain = mt.Compose([Normalise(), mt.SelectItemsd(BOTH, allow_missing_keys=True)])
+        return DataLoader(Dataset(prepared, plain), batch_size=1)
     if not prepared:
         raise CourseError("There is no case to train on; give the site at least one.", "it has nothing to train on")
-    return DataLoader(
-        Dataset(prepared, augmentation(settings)),
-        batch_size=settings.batch_size,
-        shuffle=True,
-        generator=torch.Generator().manual_seed(seed),  # MONAI's loader seeds the random transforms from it, too
-    )
+    chance = torch.Generator().manual_seed(seed)  # MONAI's loader seeds the random transforms from it, too
+    patches = Dataset(prepared, augmentation(settings))
+    return DataLoader(patches, batch_size=settings.batch_size, shuffle=True, generator=chance)
