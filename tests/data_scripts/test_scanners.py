@@ -1,11 +1,12 @@
 """Scanner styles: each does what it says, a site has one of its own, and no original is touched."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from data_scripts import mednist as data
-from data_scripts import scanners
+from data_scripts import mednist_sites, scanners
 from data_scripts.phantoms.mednist import write
 from data_scripts.scanners import STYLES, ScannerStyle, rescan, scan
 from src.common.datalists import read_sites
@@ -39,40 +40,31 @@ def test_sites_get_equal_shares_each_through_its_own_scanner(tmp_path, monkeypat
     write(folder, per_class=8, seed=1)
     before, said = files_of(folder), []
     for again in (False, True):
-        assert data.share_out(4, "scanners", data="styles", folder=folder, say=said.append) == "styles"
+        assert mednist_sites.share_out(4, "scanners", data="styles", folder=folder, say=said.append) == "styles"
         assert ("nothing to do" in said[-1]) == again
     assert files_of(folder) == before
-    sites = read_sites("styles")
-    assert [sum(map(len, parts.values())) for parts in sites.values()] == [12, 12, 12, 12]
-    changes = {}
-    for site, parts in sites.items():
-        for item in parts["training"]:
-            name = "/".join(item["image"].split("/")[-2:])
-            original, seen = (np.asarray(Image.open(path), float) for path in (folder / name, item["image"]))
-            changes.setdefault(site, []).append(
-                (seen.mean() - original.mean(), np.corrcoef(seen.ravel(), original.ravel())[0, 1])
-            )
-    brighter = {site: np.mean([change for change, _ in pairs]) for site, pairs in changes.items()}
-    alike = {site: np.mean([correlation for _, correlation in pairs]) for site, pairs in changes.items()}
-    assert abs(brighter["site-1"]) < 1 and alike["site-1"] > 0.99
-    assert brighter["site-2"] > 10 and brighter["site-3"] < -10
-    assert alike["site-4"] < -0.95
+    brighter, alike = [], []
+    for parts in read_sites("styles").values():
+        assert sum(map(len, parts.values())) == 12
+        seen = [item["image"] for item in parts["training"]]
+        pairs = [(folder / "/".join(Path(name).parts[-2:]), name) for name in seen]
+        pairs = [[np.asarray(Image.open(path), float).ravel() for path in pair] for pair in pairs]
+        brighter.append(np.mean([new.mean() - old.mean() for old, new in pairs]))
+        alike.append(np.mean([np.corrcoef(new, old)[0, 1] for old, new in pairs]))
+    assert abs(brighter[0]) < 1 and alike[0] > 0.99
+    assert brighter[1] > 10 and brighter[2] < -10
+    assert alike[3] < -0.95
 
 
-def test_more_sites_than_scanners_are_refused(tmp_path):
-    shares = {f"site-{number}": [] for number in range(len(STYLES) + 1)}
-    with pytest.raises(CourseError, match="There are 4 scanners, too few for 5 sites"):
-        rescan(shares, tmp_path, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_another_version_is_made_anew(tmp_path, monkeypatch):
+def test_another_version_is_made_anew_and_more_sites_than_scanners_are_refused(tmp_path, monkeypatch):
     (tmp_path / "Hand").mkdir()
     Image.fromarray(RAMP).save(tmp_path / "Hand" / "a.jpeg")
     shares = {"site-1": [{"image": str(tmp_path / "Hand" / "a.jpeg"), "label": 4}]}
     out = tmp_path / "out"
-    (item,) = rescan(shares, tmp_path, out)["site-1"]
-    assert item == {"image": str(out / "Hand" / "a.jpeg"), "label": 4}
+    with pytest.raises(CourseError, match="There are 4 scanners, too few for 5 sites"):
+        rescan({f"site-{number}": [] for number in range(len(STYLES) + 1)}, tmp_path, out)
+    assert not out.exists()
+    assert rescan(shares, tmp_path, out) == {"site-1": [{"image": str(out / "Hand" / "a.jpeg"), "label": 4}]}
     (out / "Hand" / "a.jpeg").unlink()
     rescan(shares, tmp_path, out)
     assert not (out / "Hand" / "a.jpeg").exists(), "the same was there: nothing is done"
