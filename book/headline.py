@@ -4,7 +4,6 @@ import html
 import math
 
 from IPython.display import display
-from nbformat import NotebookNode
 
 from src.common.errors import CourseError
 
@@ -41,9 +40,9 @@ def _plain(name: str, value: object) -> Value:
     return value
 
 
-def headlines(notebook: NotebookNode) -> dict[str, Value]:
-    """All headlines that an executed notebook gave."""
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+def headlines(notebook: dict) -> dict[str, Value]:
+    """All headlines that an executed notebook of nbformat gave."""
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", ())]
     return {name: value for output in outputs for name, value in output.get("metadata", {}).get(KEY, {}).items()}
 
 

@@ -244,7 +244,6 @@ def written(module: str, name: str) -> bool:
 SWITCHES = {
     "client_memory_gc_rounds": lambda name: takes(FedAvgRecipe, name),
     "num_threads": lambda name: takes(SimEnv, name),
-    "at_least": lambda name: takes(add_everything, name),
     "round_timeout": lambda name: takes(add_everything, name),
     "min_clients": lambda name: takes(FedAvgRecipe, name),
     "server_memory_gc_rounds": lambda name: takes(FedAvgRecipe, name),
