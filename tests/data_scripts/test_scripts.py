@@ -14,7 +14,8 @@ from PIL import Image
 from src.mednist.card import CARD as MEDNIST
 from tests.tests_support import names_in
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "data_scripts"
+SCRIPTS = Path(__file__).resolve().parents[2] / "data_scripts"
+NAMES = ("prostate_download", "data_conversion", "datalists_gen", "mednist_sites")
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
 
 
@@ -39,27 +40,28 @@ def data(tmp_path) -> Path:
 
 @pytest.fixture
 def call(data):
-    def run(name: str, *arguments, cwd: Path | str = "/", **environment) -> subprocess.CompletedProcess:
-        environment = {"COURSE_DATA": str(data), "COURSE_DATA_SOURCE": "real", **environment}
+    def run(name: str, *arguments, status=0, cwd="/", **environment) -> str:
+        """What a script says: on stdout where it ends well, else on stderr."""
         kept = {key: value for key, value in os.environ.items() if key != "PYTHON"}
-        return subprocess.run(
-            ["bash", SCRIPTS / name, *arguments], cwd=cwd, env={**kept, **environment}, capture_output=True, text=True
-        )
+        kept |= {"COURSE_DATA": str(data), "COURSE_DATA_SOURCE": "real", **environment}
+        command = ["bash", SCRIPTS / f"{name}.sh", *arguments]
+        done = subprocess.run(command, cwd=cwd, env=kept, capture_output=True, text=True)
+        assert (done.returncode, bool(done.stderr)) == (status, status != 0), done.stderr
+        assert "Traceback" not in done.stderr
+        return done.stderr if status else done.stdout
 
     return run
 
 
 def test_download_convert_share_out_with_defaults(call, data):
     for name, said in (
-        ("prostate_download.sh", "7 cases with mask"),
-        ("data_conversion.sh", "Converted 7 of 7 cases: channel 0 (T2)"),
-        ("data_conversion.sh", "nothing to do"),
-        ("datalists_gen.sh", "sites/prostate/HK: 1 training, 1 validation, 1 testing"),
-        ("datalists_gen.sh", "nothing to do"),
+        ("prostate_download", "7 cases with mask"),
+        ("data_conversion", "Converted 7 of 7 cases: channel 0 (T2)"),
+        ("data_conversion", "nothing to do"),
+        ("datalists_gen", "sites/prostate/HK: 1 training, 1 validation, 1 testing"),
+        ("datalists_gen", "nothing to do"),
     ):
-        done = call(name)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert said in done.stdout
+        assert said in call(name)
     assert names_in(data) == ["Task05_Prostate", "prostate_t2", "sites"]
     site = data / "sites/prostate/HK"
     datalist = json.loads((site / "datalist.json").read_text())
@@ -71,24 +73,17 @@ def test_download_convert_share_out_with_defaults(call, data):
             assert np.unique(mask.get_fdata()).tolist() == [0, 1]
 
 
-def test_folders_as_arguments_relative_to_the_current_directory(call, data):
-    done = call("data_conversion.sh", "Task05_Prostate", "../out here", "--channel", "1", "--labels", "2", cwd=data)
-    assert (done.returncode, done.stderr) == (0, "")
-    done = call("datalists_gen.sh", "../out here", "--name", "mine", "--num-sites", "1", "--seed", "5", cwd=data)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_arguments_and_folders_relative_to_the_current_one(call, data):
+    call("data_conversion", "Task05_Prostate", "../out here", "--channel", "1", "--labels", "2", cwd=data)
+    call("datalists_gen", "../out here", "--name", "mine", "--num-sites", "1", "--seed", "5", cwd=data)
     assert names_in(data / "sites") == ["mine"] and names_in(data / "sites" / "mine") == ["about.json", "site-1"]
     given = nib.load(data / "Task05_Prostate/imagesTr/prostate_03.nii.gz").get_fdata()
     converted = nib.load(data.parent / "out here/images/prostate_03.nii.gz").get_fdata()
     np.testing.assert_array_equal(converted, given[..., 1])
-
-
-def test_hospitals_of_one_s_own(call, data):
-    assert call("data_conversion.sh").returncode == 0
     sites = {"MGH": [f"prostate_{i:02d}" for i in (0, 2, 4)], "LMU": [f"prostate_{i:02d}" for i in (1, 3, 5)]}
     (data / "my sites.json").write_text(json.dumps(sites))
-    done = call("datalists_gen.sh", "--sites", data / "my sites.json")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "warning: in no site, so left out: prostate_06" in done.stdout
+    said = call("datalists_gen", "../out here", "--sites", "my sites.json", cwd=data)
+    assert "warning: in no site, so left out: prostate_06" in said
     assert names_in(data / "sites/prostate/MGH/images") == [f"prostate_{i:02d}.nii.gz" for i in (0, 2, 4)]
 
 
@@ -98,31 +93,25 @@ def test_mednist_for_hospitals_with_names(call, data):
         for i in range(4):
             Image.new("L", (64, 64), 40 * label + i).save(data / "MedNIST" / name / f"{i:06d}.jpeg")
     arguments = ("--sites", "north", "south", "--how", "counts", "--counts", "4", "10", "--name", "two", "--seed", "1")
-    done = call("mednist_sites.sh", *arguments)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert (
-        "real MedNIST: 24 images" in done.stdout
-        and "sites/two/south: 7 training, 1 validation, 2 testing" in done.stdout
-    )
+    said = call("mednist_sites", *arguments)
+    assert "real MedNIST: 24 images" in said and "sites/two/south: 7 training, 1 validation, 2 testing" in said
     assert names_in(data / "sites/two") == ["about.json", "north", "south"]
-    assert "nothing to do" in call("mednist_sites.sh", *arguments).stdout
-    done = call("mednist_sites.sh", data / "MedNIST", "--num-sites", "3", "--how", "even", "--per-class", "2")
+    assert "nothing to do" in call("mednist_sites", *arguments)
+    said = call("mednist_sites", data / "MedNIST", "--num-sites", "3", "--how", "even", "--per-class", "2")
     assert names_in(data / "sites/mednist") == ["about.json", "site-1", "site-2", "site-3"]
-    assert "sites/mednist/site-1: 2 training, 1 validation, 1 testing" in done.stdout
+    assert "sites/mednist/site-1: 2 training, 1 validation, 1 testing" in said
+    said = call("mednist_sites", "--how", "even", "--few", "3", status=2)
+    assert said == "error: few is 3, which 'even' does not heed; leave it out, or choose 'specialised'.\n"
 
 
 def test_bad_input_ends_with_2_and_one_message(call, data):
     (data / "Task05_Prostate/labelsTr/prostate_00.nii.gz").unlink()
     (data / "Task05_Prostate/imagesTr/prostate_01.nii.gz").write_bytes(b"")
-    done = call("data_conversion.sh")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: Nothing was converted, 2 problems:") and "Traceback" not in done.stderr
+    assert call("data_conversion", status=2).startswith("error: Nothing was converted, 2 problems:")
     assert not (data / "prostate_t2").exists()
-    done = call("datalists_gen.sh")
-    assert done.returncode == 2 and str(data / "prostate_t2") in done.stderr
-    assert call("datalists_gen.sh", "--num-sites", "two").returncode == 2
-    done = call("mednist_sites.sh", data / "nowhere")
-    assert done.returncode == 2 and done.stderr.startswith("error: No images (.jpeg") and not done.stdout
+    assert str(data / "prostate_t2") in call("datalists_gen", status=2)
+    call("datalists_gen", "--num-sites", "two", status=2)
+    assert call("mednist_sites", data / "nowhere", status=2).startswith("error: No images (.jpeg")
 
 
 def test_names_that_are_no_text_in_a_strict_terminal(call, data):
@@ -132,26 +121,25 @@ def test_names_that_are_no_text_in_a_strict_terminal(call, data):
         (file.parent / os.fsdecode(b"\xe4.dcm")).write_bytes(b"")
     except OSError:
         pytest.skip("this file system takes no such names")
-    done = call("data_conversion.sh", PYTHONIOENCODING="utf-8:strict")
-    assert done.returncode == 2 and "its name is not UTF-8" in done.stderr and "Traceback" not in done.stderr
+    assert "its name is not UTF-8" in call("data_conversion", status=2, PYTHONIOENCODING="utf-8:strict")
     file.unlink()
-    done = call("data_conversion.sh", PYTHONIOENCODING="ascii:strict")
-    assert done.returncode == 0 and r"Left out, 1 files" in done.stdout
+    assert r"Left out, 1 files" in call("data_conversion", PYTHONIOENCODING="ascii:strict")
     assert names_in(data) == ["Task05_Prostate", "prostate_t2"]
 
 
-@pytest.mark.parametrize("name", ["prostate_download", "data_conversion", "datalists_gen", "mednist_sites"])
-def test_help_names_the_command_and_the_environment(call, name):
-    done = call(f"{name}.sh", "--help")
-    assert done.returncode == 0
-    assert done.stdout.startswith(f"usage: {name}.sh") and "COURSE_DATA" in done.stdout
+@pytest.mark.parametrize("name", NAMES)
+def test_help_names_the_command_and_the_environment(call, tmp_path, name):
+    for other in ("src", "data_scripts"):  # somebody else's, in the folder in which one stands
+        (tmp_path / other).mkdir()
+        (tmp_path / other / "__init__.py").write_text("raise SystemExit('another package')")
+    said = call(name, "--help", cwd=tmp_path)
+    assert said.startswith(f"usage: {name}.sh") and "COURSE_DATA" in said
 
 
 def test_python_that_is_not_there_and_python_that_lacks_the_libraries(call, tmp_path):
-    done = call("data_conversion.sh", PYTHON="/no such/python")
-    assert done.returncode == 2 and "/no such/python" in done.stderr
+    assert "/no such/python" in call("data_conversion", status=2, PYTHON="/no such/python")
     bare = tmp_path / "bare python"
     bare.write_text('#!/usr/bin/env bash\nexec python3 -S "$@"\n')
     bare.chmod(0o755)
-    done = call("data_conversion.sh", PYTHON=str(bare))
-    assert done.returncode == 2 and "no module" in done.stderr and "Traceback" not in done.stderr
+    said = call("data_conversion", status=2, PYTHON=str(bare))
+    assert "no module" in said and "Run 'make course' first" in said
