@@ -87,21 +87,14 @@ def prediction_gallery(
 
 def confusion_matrix(labels, predictions, class_names: Sequence[str], title: str) -> Styler:
     """Counts of true and predicted class numbers, each ``(images,)``, as a heat map; zeros are left blank."""
-    counts = np.zeros((len(class_names), len(class_names)), int)
-    np.add.at(counts, (np.asarray(labels), np.asarray(predictions)), 1)
-    table = pd.DataFrame(counts, pd.Index(class_names, name="true"), pd.Index(class_names, name="predicted"))
-    return _heat_map(table, title, counts.max()).format(lambda count: count or "")
+    true, predicted = (pd.Categorical.from_codes(codes, class_names) for codes in (labels, predictions))
+    counts = pd.crosstab(true, predicted, rownames=["true"], colnames=["predicted"], dropna=False)
+    return heat_map(counts, title, counts.to_numpy().max()).format(lambda count: count or "")
 
 
-def cross_site_matrix(table: pd.DataFrame, title: str) -> Styler:
-    """A table as a heat map: a row a model, a column a site on whose data it was judged; scores from 0 to 1."""
-    table = table.rename_axis(index="model of", columns="data of")
-    return _heat_map(table, title, 1).format(precision=2)
-
-
-def _heat_map(table: pd.DataFrame, title: str, most: float) -> Styler:
-    """pandas' own heat map, from 0 to ``most``."""
-    return table.style.background_gradient("Blues", vmin=0, vmax=most).set_caption(title)
+def heat_map(table: pd.DataFrame, title: str, most: float = 1) -> Styler:
+    """A table with two decimals as pandas' own heat map, its colours from 0 to ``most``."""
+    return table.style.format(precision=2).background_gradient("Blues", vmin=0, vmax=most).set_caption(title)
 
 
 def partition_bars(table, columns: Sequence[str], title: str = "Who holds which images") -> plt.Figure:

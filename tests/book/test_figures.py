@@ -120,8 +120,8 @@ SCORES = pd.DataFrame([[0.9, 0.25], [0.5, 1.0]], ["site-1", "all"], ["site-1", "
     [
         pytest.param(lambda: figures.confusion_matrix([0] * 5 + [1] * 5, [0] * 7 + [1] * 3, ["a", "b", "c"], "title"),
                      "a b c", "a b c", ["5", "", "", "2", "3", "", "", "", ""], "row0_col0", id="confusion"),
-        pytest.param(lambda: figures.cross_site_matrix(SCORES, "title"),
-                     "site-1 all", "site-1 site-2", ["0.90", "0.25", "0.50", "1.00"], "row1_col1", id="cross-site"),
+        pytest.param(lambda: figures.heat_map(SCORES, "title"),
+                     "site-1 all", "site-1 site-2", ["0.90", "0.25", "0.50", "1.00"], "row1_col1", id="scores"),
     ],
 )  # fmt: skip
 def test_a_heat_map_shows_each_value_where_it_belongs(heat_map, rows, columns, cells, darkest):
