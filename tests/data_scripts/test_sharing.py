@@ -1,5 +1,6 @@
 """Who gets which items, and the folder in which a site finds its own."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -8,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_scripts import sharing
+from data_scripts import folders, sharing
 from data_scripts.sharing import mixed, partition, split, who_has_what, write_sites
-from src.common import files
 from src.common.datalists import PARTS, pooled, read_datalist, read_site, read_sites, sites_of
 from src.common.errors import CourseError
 from tests.tests_support import FULL, failing, files_of, names_in
@@ -32,9 +32,6 @@ def names_of(items) -> list[str]:
 
 def counts_of(items, classes: int = 6) -> np.ndarray:
     return np.bincount([item["label"] for item in items], minlength=classes)
-
-
-# Names
 
 
 # Splitting one site
@@ -61,12 +58,12 @@ def test_few_items_go_to_training_first(cases, sizes):
     assert tuple(map(len, split(fake_cases(cases), 0.25, 0.25).values())) == sizes
 
 
-@pytest.mark.parametrize("cases", range(3, 60))
-def test_parts_are_as_near_to_their_shares_as_whole_items_can_be(cases):
-    sizes = {part: len(items) for part, items in split(fake_cases(cases), 0.25, 0.25).items()}
-    assert sum(sizes.values()) == cases and min(sizes.values()) >= 1
+def test_parts_are_as_near_to_their_shares_as_whole_items_can_be():
     wanted = {"training": 0.5, "validation": 0.25, "testing": 0.25}
-    assert all(abs(size - cases * wanted[part]) <= 1 for part, size in sizes.items())
+    for cases in range(3, 60):
+        sizes = {part: len(items) for part, items in split(fake_cases(cases), 0.25, 0.25).items()}
+        assert sum(sizes.values()) == cases and min(sizes.values()) >= 1
+        assert all(abs(size - cases * wanted[part]) <= 1 for part, size in sizes.items()), cases
 
 
 @pytest.mark.parametrize(
@@ -76,6 +73,7 @@ def test_parts_are_as_near_to_their_shares_as_whole_items_can_be(cases):
         (fake_cases(9), (-0.1, 0.5), "must leave some for training"),
         ([], (0.1, 0.2), "north has no items to split"),
     ],
+    ids=["all held out", "a negative share", "nothing"],
 )
 def test_a_split_that_cannot_be_made_is_refused(items, shares, said):
     with pytest.raises(CourseError, match=said):
@@ -94,9 +92,9 @@ def test_every_stretch_of_a_mixed_list_has_all_classes():
 @pytest.mark.parametrize("number", [2, 3, 16])
 @pytest.mark.parametrize("how", ["even", "counts", "dirichlet"])
 def test_no_image_is_at_two_sites(how, number):
-    items = fake_items([40, 30, 40, 40, 40, 1])
-    counts = [11] * (number - 1) + [20] if how == "counts" else None
-    shares = partition(items, number, how, counts, alpha=0.2, seed=1)
+    items, counts = fake_items([40, 30, 40, 40, 40, 1]), [11] * (number - 1) + [20]
+    options = {"counts": {"counts": counts}, "dirichlet": {"alpha": 0.2}}.get(how, {})
+    shares = partition(items, number, how, seed=1, **options)
     assert list(shares) == [f"site-{i + 1}" for i in range(number)]
     used = [image for share in shares.values() for image in names_of(share)]
     assert len(used) == len(set(used)) and set(used) <= set(names_of(items))
@@ -105,8 +103,8 @@ def test_no_image_is_at_two_sites(how, number):
         assert sizes == counts
     else:
         assert len(used) == len(items) and max(sizes) - min(sizes) <= 1
-    assert shares == partition(items, number, how, counts, alpha=0.2, seed=1)
-    assert shares != partition(items, number, how, counts, alpha=0.2, seed=2)
+    assert shares == partition(items, number, how, seed=1, **options)
+    assert shares != partition(items, number, how, seed=2, **options)
 
 
 def test_even_shares_have_the_same_mix_of_classes():
@@ -148,21 +146,28 @@ def test_labels_are_the_more_skewed_the_smaller_alpha_is():
     assert shares[0] > 0.5 and shares[-1] < 0.25
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"how": "fair"}, "Unknown partition 'fair'; choose one of even, counts, dirichlet"),
-        ({"how": "counts"}, r"counts is \[\]; give one number .* 2 sites"),
-        ({"how": "counts", "counts": [3]}, r"counts is \[3\]"),
-        ({"how": "counts", "counts": [0, 3]}, r"counts is \[0, 3\]"),
-        ({"how": "counts", "counts": [6, 7]}, "at most 12 in all"),
-        ({"how": "dirichlet", "alpha": 0}, "alpha is 0; it must be above 0"),
-        ({"how": "dirichlet", "alpha": float("nan")}, "alpha is nan"),
-        ({"sites": 13}, "12 items cannot be shared out over 13 sites"),
-        ({"sites": ["a", "a"]}, "names that differ"),
-        ({"seed": -1}, "seed is -1; it must be 0 or more"),
-    ],
-)
+REFUSED = {
+    "another way": ({"how": "fair"}, "Unknown partition 'fair'; choose one of specialised, even, counts, dirichlet"),
+    "no counts": ({"how": "counts"}, r"counts is \[\]; give one number .* 2 sites"),
+    "too few counts": ({"how": "counts", "counts": [3]}, r"counts is \[3\]"),
+    "a count of 0": ({"how": "counts", "counts": [0, 3]}, r"counts is \[0, 3\]"),
+    "more than there are": ({"how": "counts", "counts": [6, 7]}, "at most 12 in all"),
+    "alpha of 0": ({"how": "dirichlet", "alpha": 0}, "alpha is 0; it must be above 0"),
+    "alpha that is no number": ({"how": "dirichlet", "alpha": float("nan")}, "alpha is nan"),
+    "more sites than items": ({"sites": 13}, "12 items cannot be shared out over 13 sites"),
+    "a name twice": ({"sites": ["a", "a"]}, "names that differ"),
+    "a negative seed": ({"seed": -1}, "seed is -1; it must be 0 or more"),
+    "counts for even shares": ({"counts": [6, 6]}, r"counts is \[6, 6\], which 'even' does not heed"),
+    "alpha for counts": (
+        {"how": "counts", "counts": [6, 6], "alpha": 0.5},
+        "alpha is 0.5, which 'counts' does not heed",
+    ),
+    "few for a random mix": ({"how": "dirichlet", "few": 0}, "few is 0, .* leave it out, or choose 'specialised'"),
+    "homes for scanners": ({"how": "scanners", "homes": (1, 2)}, r"homes is \(1, 2\), which 'scanners' does not heed"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_a_partition_that_cannot_be_made_is_refused(arguments, message):
     with pytest.raises(CourseError, match=message):
         partition(fake_items([2] * 6), **{"sites": 2, **arguments})
@@ -181,6 +186,10 @@ def base(tmp_path, monkeypatch) -> Path:
         for i in range(9):
             (base / kind / f"case {i}.nii.gz").write_text(f"{kind} {i}")
     return base
+
+
+def known(content: bytes) -> dict:
+    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
 def case(base: Path, number: int) -> dict:
@@ -210,11 +219,14 @@ def test_each_site_gets_a_folder_of_its_own_that_can_be_moved(base, tmp_path):
         f"{folder}/south: 2 training, 1 validation, 1 testing",
     ]
     assert names_in(folder) == ["about.json", "north", "south"]
-    assert names_in(folder / "south") == ["datalist.json", "images", "labels"]
+    assert names_in(folder / "south") == ["checked.json", "datalist.json", "images", "labels"]
     assert names_in(folder / "south" / "images") == [f"case {i}.nii.gz" for i in (5, 6, 7, 8)]
     datalist = json.loads((folder / "south" / "datalist.json").read_text())
     assert datalist["validation"] == [{"image": "images/case 7.nii.gz", "label": "labels/case 7.nii.gz"}]
     assert str(tmp_path) not in (folder / "south" / "datalist.json").read_text()
+    sums = json.loads((folder / "south" / "checked.json").read_text())
+    files = {name: content for name, content in files_of(folder / "south").items() if name.endswith(".gz")}
+    assert sums == {name: known(content) for name, content in files.items()}
 
     shutil.move(folder / "south", tmp_path / "the hospital")
     shutil.rmtree(base)
@@ -247,8 +259,9 @@ def test_the_same_again_does_nothing_and_a_change_writes_all(base, tmp_path):
     assert (folder / "south/images/case 5.nii.gz").read_text() == "another scan"
     (folder / "south/labels/case 6.nii.gz").unlink()  # what was lost is made again
     assert len(write(base, seed=0)) == 2
-    (folder / "north/datalist.json").unlink()
-    assert len(write(base, seed=0)) == 2
+    for name in ("datalist.json", "checked.json"):
+        (folder / "north" / name).unlink()
+        assert len(write(base, seed=0)) == 2
     fewer = {"north": shared(base)["north"]}
     assert len(write(base, fewer, seed=0)) == 1
     assert sites_of("toy") == ["north"]
@@ -273,7 +286,7 @@ def test_a_full_disk_keeps_what_was_shared_out_before(base, tmp_path, monkeypatc
     before = files_of(tmp_path / "my data")
     monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("another disk")))
     with (
-        failing(monkeypatch, files.shutil, "copyfile", FULL, after=3),
+        failing(monkeypatch, folders.shutil, "copyfile", FULL, after=3),
         pytest.raises(CourseError, match="No space left"),
     ):
         write(base, seed=1)
@@ -286,40 +299,34 @@ def test_a_site_with_a_name_that_is_none(base):
         write(base, {"Hospital A": shared(base)["north"]})
 
 
-# Datalists that somebody else wrote
+# Datalists that somebody else edited
 
 
-def test_all_that_is_wrong_with_a_datalist_is_named_at_once(base):
-    file = base / "datalist.json"
-    good = {"image": "images/case 0.nii.gz", "label": "labels/case 0.nii.gz"}
-    gone = {"image": "images/case 77.nii.gz", "label": "labels/case 0.nii.gz"}
-    file.write_text(json.dumps({"training": [good, gone, {"image": "x"}, 7], "testing": [good]}))
+@pytest.fixture
+def entry(base) -> dict:
+    """What a datalist says of case 0; all files in the folder came through the door."""
+    sums = {name: known(content) for name, content in files_of(base).items()}
+    (base / "checked.json").write_text(json.dumps(sums))
+    return {"image": "images/case 0.nii.gz", "label": "labels/case 0.nii.gz"}
+
+
+def test_all_that_is_wrong_with_a_datalist_is_named_at_once(base, entry):
+    file, gone = base / "datalist.json", {**entry, "image": "images/case 77.nii.gz"}
+    file.write_text(json.dumps({"training": [entry, gone, {"image": "x"}, 7], "testing": [entry]}))
     with pytest.raises(CourseError) as caught:
         read_datalist(file)
-    for message in (
-        str(file),
-        "5 problems",
-        "'validation' is missing",
-        "case 77",
-        "training[2]",
-        "training[3]",
-        "in training and in testing",
-    ):
+    said = ("'validation' is missing", "case 77", "training[2]", "training[3]", "in training and in testing")
+    for message in (str(file), "5 problems", *said):
         assert message in str(caught.value)
     assert caught.value.kind == "its datalist cannot be used", "no case name leaves a site"
 
 
-def test_paths_become_absolute(base, monkeypatch):
-    entry = {"image": "images/case 0.nii.gz", "label": "labels/case 0.nii.gz"}
-    (base / "datalist.json").write_text(json.dumps({"training": [entry], "validation": [], "testing": []}))
+def test_a_hospital_may_have_nothing_to_validate_or_test_on_and_its_own_keys(base, entry, monkeypatch):
+    """Paths become absolute, from wherever one reads."""
+    content = {"training": [{**entry, "age": 61}], "validation": [], "testing": []}
+    (base / "datalist.json").write_text("\ufeff" + json.dumps(content))
     monkeypatch.chdir(base.parent)
-    assert read_datalist(Path("converted/datalist.json"))["training"] == [{**case(base, 0), "site": ""}]
-
-
-def test_a_hospital_may_have_nothing_to_validate_or_test_on_and_its_own_keys(base):
-    entry = {"image": "images/case 0.nii.gz", "label": "labels/case 0.nii.gz", "age": 61}
-    (base / "datalist.json").write_text("\ufeff" + json.dumps({"training": [entry], "validation": [], "testing": []}))
-    parts = read_datalist(base / "datalist.json", "north")
+    parts = read_datalist(Path("converted/datalist.json"), "north")
     assert parts == {"training": [{**case(base, 0), "age": 61, "site": "north"}], "validation": [], "testing": []}
 
 
