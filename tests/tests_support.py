@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import http.server
 import os
 import threading
@@ -13,11 +14,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from data_scripts.nifti import one_geometry
+from src.common.datalists import CHECKED
+from src.common.files import write_json
+
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def ball_case(folder, name="case", spacing=(1.0, 1.0, 3.0), shape=(80, 80, 20), centre=(4.0, -6.0, 3.0), **options):
-    """A bright ball of 15 mm radius (the gland) at ``centre`` mm from the middle of a noisy volume; returns the item."""
+    """A converted case: a bright ball of 15 mm (the gland) at ``centre`` mm from the middle of a noisy volume; returns the item."""
     codes, scale, radius = options.get("codes", "RAS"), options.get("scale", 1.0), options.get("radius", 15.0)
     folder.mkdir(parents=True, exist_ok=True)
     affine = np.diag([*spacing, 1.0])
@@ -28,10 +33,17 @@ def ball_case(folder, name="case", spacing=(1.0, 1.0, 3.0), shape=(80, 80, 20), 
     image = scale * (50 + 100 * label + noise)
     item = {"image": str(folder / f"{name}.nii.gz"), "label": str(folder / f"{name}_mask.nii.gz"), "site": "site-x"}
     for key, volume in (("image", image.astype(np.float32)), ("label", label)):
-        stored = nib.Nifti1Image(volume, affine)
         turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(tuple(codes)))
-        nib.save(stored.as_reoriented(turn), item[key])
+        turned = nib.Nifti1Image(volume, affine).as_reoriented(turn)
+        nib.save(one_geometry(np.asanyarray(turned.dataobj), turned.affine), item[key])
     return item
+
+
+def through_the_door(folder: Path) -> None:
+    """Write the sums that ``datalists_gen.sh`` leaves beside a datalist, of all volumes below the folder."""
+    files = {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*.nii.gz")}
+    sums = {name: {"sha256": hashlib.sha256(found).hexdigest(), "bytes": len(found)} for name, found in files.items()}
+    write_json(folder / CHECKED, sums)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

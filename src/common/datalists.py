@@ -28,7 +28,8 @@ def site_names(sites: int | Sequence[str]) -> list[str]:
         said = "give a number of at least 1, or a list of names that differ in more than capitals."
         raise CourseError(f"sites is {sites!r}; {said}")
     for name in names:
-        if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_-]*", str(name)) or str(name).lower() in ("server", "all"):
+        fine = isinstance(name, str) and re.fullmatch("[A-Za-z0-9][A-Za-z0-9_-]*", name)
+        if not fine or name.lower() in ("server", "all"):
             said = "use letters, digits, - and _ alone, for it becomes a file's and a host's name, and none of server, all."
             raise CourseError(f"{name!r} cannot be the name of a site: {said}")
     return names

@@ -60,11 +60,12 @@ class LoadCase(mt.Transform):
 def _not_converted(header: nib.Nifti1Header, volume: MetaTensor, image: MetaTensor, key: str) -> list[str]:
     shape, said = header.get_data_shape(), (header["sform_code"], header["qform_code"], header.get_xyzt_units()[0])
     checks = {
+        f"its voxels are {header.get_data_dtype()}, not single numbers": header.get_data_dtype().kind not in "iuf",
         f"has shape {shape} where one 3D volume is needed": len(shape) != 3,
         f"has shape {shape}, its image {tuple(image.shape[1:])}": volume.shape != image.shape,
         "its sform and qform are not one geometry in mm": said != (1, 1, "mm")
         or not np.allclose(header.get_sform(), header.get_qform(), rtol=0, atol=1e-4),
-        "its affine is not that of its image": not torch.equal(volume.affine, image.affine),
+        "its affine is not that of its image": not np.allclose(volume.affine, image.affine, rtol=0, atol=1e-4),
         "has voxels that are NaN or infinite": not torch.isfinite(volume).all(),
         "has other values than 0 and 1": key == "label" and not ((volume == 0) | (volume == 1)).all(),
     }
