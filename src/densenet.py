@@ -13,15 +13,9 @@ from src.common.seeds import seeded
 class DenseNet121(MonaiDenseNet121):
     """DenseNet121 (Huang et al., *Densely Connected Convolutional Networks*, CVPR 2017) for grey 2D images.
 
-    Input: ``(batch, in_channels, height, width)`` floats, 64×64 here. Output: ``(batch, out_channels)`` logits.
-    The names of the weights are MONAI's own, so that a checkpoint of either class fits the other.
-
-    Args:
-        spatial_dims: 2 for images, 3 for volumes.
-        in_channels: channels of the image, 1 for grey.
-        out_channels: number of classes, 6 in MedNIST.
-        seed: of the first weights; a server and a notebook that name the same seed start from the same model.
-        **kwargs: everything else that ``monai.networks.nets.DenseNet121`` takes.
+    Input: ``(batch, in_channels, height, width)`` floats, 64×64 here. Output: ``(batch, out_channels)`` logits, one a class.
+    The names of the weights are MONAI's own, so that a checkpoint of either class fits the other. ``seed`` is that of the first
+    weights: a server and a notebook that name the same one start from the same model.
     """
 
     def __init__(
@@ -33,12 +27,9 @@ class DenseNet121(MonaiDenseNet121):
 
 
 class CompactDenseNet(DenseNet121):
-    """The same with fewer and thinner layers: 25 thousand weights instead of 7 million.
+    """The same with fewer and thinner layers: 25 thousand weights instead of 7 million, BatchNorm in the same places.
 
-    It has BatchNorm in the same places, and learns MedNIST nearly as well: enough to compare many federations on a CPU.
-
-    Args:
-        seed: of the first weights.
+    It learns MedNIST nearly as well: enough to compare many federations on a CPU.
     """
 
     def __init__(self, seed: int | None = None):

@@ -1,69 +1,50 @@
-"""The prostate client: what one hospital runs. The same training as the learner's, as a script for FLARE's Client API.
+"""The prostate client: what one hospital runs, with a function for each kind of task that the server gives.
 
+The same four calls of FLARE's Client API as MedNIST's script, ``init``, ``is_running``, ``receive`` and ``send``, read from the
+other end: first the tasks, for each of which FLARE's ``Learner`` has a method too, then the loop that answers them.
 https://nvflare.readthedocs.io/en/main/programming_guide/execution_api_type/client_api.html
 """
 
-import copy
-import sys
-import time
 from pathlib import Path
 
 import nvflare.client as flare
-from nvflare.apis.fl_constant import FLMetaKey
+from nvflare.client import FLModel
 from nvflare.client.tracking import SummaryWriter
 
-from src.common.engine import pick_device
-from src.common.seeds import site_seed
-from src.federation.at_site import at_site
-from src.federation.site import open_site, run_site
-from src.prostate.card import Settings
-from src.prostate.training import evaluate, make_trainer, new_model, to_device
-from src.prostate.transforms import batches, prepare
+from src.common.settings import CONFIG
+from src.federation.methods import at_site
+from src.federation.reasons import run_site
+from src.federation.site import Site
+from src.prostate.training import TASK
 
 
 def main() -> None:
-    """Take part in one federated run: receive, validate, train, send, until the server says that it is over."""
-    site = flare.get_site_name()
-    parts, settings, cache = open_site(site, Settings.from_words(sys.argv[1:]))
-    device = pick_device()
-    writer = SummaryWriter()  # to the server: every site's curves end up in one place
+    """Take part in one federated run: answer each task of the server, until it says that it is over."""
+    flare.init()
+    hospital = Site.open(TASK, flare.get_site_name(), settings_file=Path(__file__).parent / CONFIG)
+    part, curves = at_site(hospital, folder=Path(__file__).parent), SummaryWriter()
 
-    training, validation = prepare(parts["training"], settings, cache), prepare(parts["validation"], settings, cache)
-    loader = batches(training, settings, train=True, seed=site_seed(settings.seed, site))
-    model = to_device(new_model(settings.seed, settings.network), device)
-    trainer = make_trainer(model, loader, settings, device)
+    def train(model: FLModel) -> FLModel:
+        """How good is the model that came in? Then train it on our own patients."""
+        dice = validate(model).metrics
+        numbers = {**dice, "train_loss": part.train(model), **hospital.seconds}
+        for tag, number in numbers.items():
+            curves.add_scalar(tag, number, global_step=model.current_round)
+        return FLModel(params=part.trained, metrics=dice, meta=part.meta())
 
-    def another():  # for methods that train a second model, which stays at the site
-        again = batches(training, settings, train=True, seed=site_seed(settings.seed, site))
-        return make_trainer(copy.deepcopy(model), again, settings, device)
+    def validate(model: FLModel) -> FLModel:
+        """The received model on our own validation cases."""
+        part.receive(model)
+        return FLModel(metrics=hospital.evaluate())
 
-    method = at_site(settings, trainer, another, Path(__file__).parent)
-    trained = model.state_dict()
+    def submit_model(model: FLModel) -> FLModel:
+        """Our own last model, for the other hospitals to try."""
+        return FLModel(params=part.trained)
 
+    tasks = {"train": train, "validate": validate, "submit_model": submit_model}
     while flare.is_running():
-        received = flare.receive()
-        if flare.is_submit_model():  # for the others, to try it on their images
-            flare.send(flare.FLModel(params=trained))
-            continue
-        method.receive(received)
-
-        start = time.time()
-        metrics = evaluate(model, validation, settings, device)
-        if flare.is_evaluate():  # the final model, after the last round
-            flare.send(flare.FLModel(metrics=metrics))
-            continue
-        step = received.current_round
-        for name, value in metrics.items():
-            writer.add_scalar(name, value, step)
-        writer.add_scalar("seconds_validation", time.time() - start, step)
-
-        start = time.time()
-        loss = method.train(received)
-        writer.add_scalar("train_loss", loss, step)
-        writer.add_scalar("seconds_training", time.time() - start, step)
-        samples = {FLMetaKey.NUM_STEPS_CURRENT_ROUND: len(training)}
-        trained = {name: value.clone() for name, value in model.state_dict().items()}
-        flare.send(flare.FLModel(params=trained, metrics=metrics, meta=samples | method.extra()))
+        model = flare.receive()
+        flare.send(tasks[flare.get_task_name()](model))
 
 
 if __name__ == "__main__":

@@ -21,21 +21,11 @@ class UNet(MonaiUNet):
     https://monai.readthedocs.io/en/stable/networks.html#unet
 
     Input: ``(batch, in_channels, x, y, z)`` floats; each side a multiple of the product of the strides, 16 by default.
-    Output: ``(batch, out_channels, x, y, z)`` logits. The names of the weights are MONAI's own.
+    Output: ``(batch, out_channels, x, y, z)`` logits. The weights bear MONAI's names; ``seed`` is that of the first ones.
 
     It normalises by instance, MONAI's default, and in a federation that matters: each volume is centred and scaled by its own
     statistics, in training as in validation. Batch normalisation would keep running statistics of one hospital's scanner, and
     the average of four scanners' statistics fits none of them.
-
-    Args:
-        spatial_dims: 3 for volumes.
-        in_channels: channels of the image, 1 for T2.
-        out_channels: channels of the mask, 1 for the whole gland.
-        channels: features on each level, top first.
-        strides: how much smaller each level is than the one above.
-        num_res_units: convolutions in each residual unit.
-        seed: of the first weights; a server and a notebook that name the same seed start from the same model.
-        **kwargs: everything else that ``monai.networks.nets.UNet`` takes.
     """
 
     def __init__(

@@ -2,11 +2,10 @@
 
 
 class CourseError(RuntimeError):
-    """Bad input or a failed step. The message says what was wrong, where, and what to do about it.
+    """Bad input or a failed step: ``message`` says what was wrong, where, and what to do about it.
 
-    Args:
-        message: for the person at this machine; it may name files and cases.
-        kind: what of it may leave a site: a few words without a file name, a case name or a path.
+    The message is for the person at this machine and may name files and cases. What of it may leave a site is ``kind``: a few words
+    without a file name, a case name or a path.
     """
 
     def __init__(self, message: str, kind: str = "something is wrong with its settings or its data"):

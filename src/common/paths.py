@@ -1,4 +1,7 @@
-"""Where data and runs live: two folders, each set by one environment variable; nothing else is written to."""
+"""Where data and runs live: two folders, each set by one environment variable; nothing else is written to.
+
+A relative one starts from the checkout, so that it is the same folder in a notebook, a script and a shell.
+"""
 
 import os
 import tempfile
@@ -14,33 +17,23 @@ def _is_checkout(folder: Path) -> bool:
 
 
 def course_folder() -> Path:
-    """The checkout that this module lies in or, for an installed copy, that the reader works in, else their folder.
-
-    Every notebook, script and shell in one checkout thus shares its data, whichever folder each was started from.
-    """
+    """The checkout that this module lies in or, for an installed copy, that the reader works in, else their folder."""
     here = Path.cwd()
     return next(filter(_is_checkout, (Path(__file__).resolve().parents[2], here, *here.parents)), here)
 
 
 def data_root() -> Path:
-    """Folder of all data sets: ``COURSE_DATA``, by default ``data`` in the checkout. It may not exist yet.
-
-    A relative one starts from the checkout, so that it is the same folder in a notebook, a script and a shell.
-    """
+    """Folder of all data sets: ``COURSE_DATA``, by default ``data`` in the checkout. It may not exist yet."""
     return (course_folder() / Path(os.environ.get("COURSE_DATA") or "data").expanduser()).resolve()
 
 
 def runs_root() -> Path:
-    """Folder of all run folders: ``COURSE_RUNS``, by default ``runs`` in the checkout; see :func:`data_root`."""
+    """Folder of all run folders: ``COURSE_RUNS``, by default ``runs`` in the checkout."""
     return (course_folder() / Path(os.environ.get("COURSE_RUNS") or "runs").expanduser()).resolve()
 
 
 def data_source(source: str | None = None) -> str:
-    """Which data to use: ``source``, by default ``COURSE_DATA_SOURCE``: ``generated`` (default) or ``real``.
-
-    Raises:
-        CourseError: for any other value.
-    """
+    """``generated`` or ``real``: what is given, else ``COURSE_DATA_SOURCE``, else drawings. A ``CourseError`` for another word."""
     source = source or os.environ.get("COURSE_DATA_SOURCE") or "generated"
     if source not in ("generated", "real"):
         raise CourseError(f"The data source is {source!r}; set COURSE_DATA_SOURCE to 'generated' (default) or 'real'.")
@@ -59,15 +52,7 @@ def sites_folder(data: str) -> Path:
 
 
 def new_run_folder(name: str, root: Path | None = None) -> Path:
-    """Create and return an empty folder ``<root>/<name>/<date>-<time>-<random>`` that no other run uses.
-
-    Args:
-        name: what runs, used as a folder name.
-        root: default :func:`runs_root`.
-
-    Raises:
-        CourseError: if the folder cannot be created.
-    """
+    """Make an empty folder ``<runs>/<name>/<date>-<time>-<random>`` that no other run uses; a ``CourseError`` if that fails."""
     parent = Path(root or runs_root()) / name
     with writing(parent):
         parent.mkdir(parents=True, exist_ok=True)

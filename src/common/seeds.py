@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-_global_state = threading.Lock()
+_global_state = threading.Lock()  # PyTorch's initialisers draw from one state for all threads
 
 
 def site_seed(seed: int, site: str) -> int:
@@ -21,7 +21,6 @@ def seeded(seed: int | None) -> Iterator[None]:
     if seed is None:
         yield
         return
-    # PyTorch's initialisers draw from one state for all threads.
     with _global_state, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

@@ -1,45 +1,44 @@
-"""What a task says about itself, and how all tasks are found: by looking for ``src/<name>/card.py``."""
+"""What a task is: what it says about itself, and the functions by which a site trains for it."""
 
-import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a stranger asks first.
+    """What a stranger asks first, and what sharing out needs to know. It loads nothing but this file."""
 
-    Attributes:
-        name: folder in ``src``, name of the job, and start of the names of its shared-out data.
-        title: for tables and figures.
-        labels: names of the classes, in the order of their numbers; for a segmentation the structures that are outlined.
-        channels: of the images.
-        key_metric: metric by which models are compared; higher is better.
-        client: file in ``src`` that a site runs, by the Client API.
-        validation: share of a site's items on which it validates received models.
-        testing: share of a site's items that is kept for the end.
-        source: who made the data, and where they are described.
-        licence: of the data.
-    """
-
-    name: str
-    title: str
-    labels: tuple[str, ...]
-    channels: tuple[str, ...]
-    key_metric: str
-    client: str
-    validation: float
-    testing: float
-    source: str
-    licence: str
-
-    def room(self, name: str) -> ModuleType:
-        """One module of this task: ``card``, ``data``, ``transforms``, ``training`` or ``recipe``."""
-        return importlib.import_module(f"src.{self.name}.{name}")
+    name: str  # folder in src, name of the job, and start of the names of its shared-out data
+    title: str  # for tables and figures
+    labels: tuple[str, ...]  # of the classes, in the order of their numbers; or the structures that are outlined
+    channels: tuple[str, ...]  # of the images
+    key_metric: str  # by which models are compared; higher is better
+    client: str  # file in src that a site runs, by the Client API
+    validation: float  # share of a site's items on which it validates received models
+    testing: float  # share of a site's items that is kept for the end
+    source: str  # who made the data, and where they are described
+    licence: str  # of the data
 
 
-def tasks() -> dict[str, Card]:
-    """All tasks of this course by name. A folder that is copied becomes a task; nothing needs to be registered."""
-    names = sorted(file.parent.name for file in Path(__file__).parents[1].glob("*/card.py"))
-    return {name: importlib.import_module(f"src.{name}.card").CARD for name in names}
+@dataclass(frozen=True)
+class Task(Card):
+    """A task as one plain object that holds its functions: ``TASK`` in its ``training.py``, and whole in ``evaluation.py``."""
+
+    settings: type  # class of its study's settings
+    networks: Mapping[str, type]  # name in the settings → class, the usual one first; each takes a seed
+    prepare: Callable  # (items, settings, cache): from files to what is kept in memory, an entry an item
+    batches: Callable  # (prepared, settings, train, seed): an iterable of batches, with a length
+    to_device: Callable  # (model, device)
+    make_trainer: Callable  # (model, batches, settings, device, handlers): a trainer of src.common.engine
+    evaluate: Callable  # (model, prepared, settings, device, should_stop): {"val_…": value}
+    evaluate_cases: Callable | None = None  # (model, items, settings): a table with a row an item; not at a site
+
+    def new_model(self, seed: int = 0, network: str | None = None):
+        """A fresh network, by default the usual one, whose weights depend on ``seed`` alone."""
+        return self.networks[network or next(iter(self.networks))](seed=seed)
+
+    def load_model(self, weights: Mapping, network: str | None = None):
+        """The network with given weights, for example ``run.weights(run.final_model)``, ready to predict."""
+        model = self.new_model(network=network)
+        model.load_state_dict(weights)
+        return model.eval()

@@ -15,18 +15,11 @@ from nvflare.app_common.app_constant import AppConstants
 class SampleWeightedMean(ModelAggregator):
     """The weighted mean of McMahan et al., *Communication-Efficient Learning* (AISTATS 2017), by number of samples.
 
-    FLARE's own mean, which a recipe uses without an ``aggregator``, adds up in the type in which weights arrive, takes 1 for a
-    missing or senseless number of samples, and averages whatever comes. This one
-
-    * sums in double precision, so that the order in which sites answer does not show in the result;
-    * rounds integer tensors (BatchNorm's ``num_batches_tracked``) and keeps them integers;
-    * refuses by name, and goes on without, an update with a NaN or an infinity, with other tensors than the global model has, or
-      without a positive number of samples.
-
-    It works on what one round brings: call ``reset_stats``, then ``accept_model`` for each site, then ``aggregate_model``.
-
-    Args:
-        held_back: names of tensors that every site keeps for itself, so that an update must come without them.
+    FLARE's own mean adds up in the type in which weights arrive, takes 1 for a missing or senseless number of samples, and averages
+    whatever comes. This one sums in double precision, so that the order in which sites answer does not show; rounds integer tensors
+    (BatchNorm's ``num_batches_tracked``) and keeps them integers; and refuses by name, and goes on without, an update with a NaN or
+    an infinity, with other tensors than the global model's (less ``held_back``, which every site keeps for itself), or without a
+    positive number of samples. A round is ``reset_stats``, ``accept_model`` for each site, ``aggregate_model``.
     """
 
     def __init__(self, held_back: Sequence[str] = ()):
@@ -65,10 +58,9 @@ class SampleWeightedMean(ModelAggregator):
         self.accepted[site] = float(weight)
 
     def aggregate_model(self) -> FLModel:
-        """Return the weighted mean of the accepted models, each tensor in the type in which it arrived, and of their metrics.
+        """The weighted mean of the accepted models, each tensor in the type in which it arrived, and of their metrics.
 
-        Raises:
-            ValueError: if no update was accepted in this round; the message lists who was refused and why.
+        A ``ValueError`` if no update was accepted in this round; it lists who was refused and why.
         """
         if not self.accepted:
             reasons = "; ".join(f"{site}: {reason}" for site, reason in self.refused.items()) or "no site answered"
@@ -78,9 +70,8 @@ class SampleWeightedMean(ModelAggregator):
             value /= total
             integer = np.issubdtype(self._dtypes[name], np.integer)
             mean[name] = np.asarray(np.rint(value) if integer else value).astype(self._dtypes[name])
-        return FLModel(
-            params_type=self._params_type or ParamsType.FULL, params=mean, metrics=self._metrics.get_result() or None
-        )
+        metrics = self._metrics.get_result() or None
+        return FLModel(params_type=self._params_type or ParamsType.FULL, params=mean, metrics=metrics)
 
     def _global_shapes(self) -> dict[str, tuple]:
         """Shapes of the global model's tensors; empty outside of a run."""

@@ -1,11 +1,168 @@
-"""Every private name of FLARE's that the course touches: what each mends, and when it can go."""
+"""Everything private of FLARE 2.9's that the course touches: what each thing mends, the symptom without it, and when it can go.
 
-from nvflare.apis.client import Client
-from nvflare.apis.fl_context import FLContext
-from nvflare.apis.job_def import ALL_SITES, Job
-from nvflare.apis.job_scheduler_spec import DispatchInfo
-from nvflare.private.fed.server.admin import check_client_replies
-from nvflare.private.fed.utils.fed_utils import extract_participants
+The tests in ``tests/federation/test_flare_2_9.py`` fail on the day when FLARE needs one of them no more. FLARE's modules are loaded
+where they are used: every site imports this file, and would pay for what it does not need.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import runpy
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nvflare.apis.client import Client
+    from nvflare.apis.fl_context import FLContext
+    from nvflare.apis.job_def import Job
+    from nvflare.apis.job_scheduler_spec import DispatchInfo
+    from nvflare.job_config.api import FedJob
+    from nvflare.recipe.spec import Recipe
+
+# -- recipes and jobs --------------------------------------------------------------------------------------------------
+#
+# A recipe has no public way to what it has put together. Each of these can go when it has one.
+
+
+def job_of(recipe: Recipe) -> FedJob:
+    """The job behind a recipe."""
+    return recipe._job
+
+
+def server_of(recipe: Recipe):
+    """The server's part of a recipe's job: ``workflows`` and ``components``."""
+    return recipe._job._deploy_map["server"].app_config
+
+
+def look_often(recipe: Recipe, seconds: float) -> None:
+    """Let the server look for answers every so many seconds. FLARE looks twice a second, a sixth of a short round."""
+    for workflow in server_of(recipe).workflows:
+        workflow.controller._task_check_period = seconds
+
+
+def go_on_without_a_site(recipe: Recipe) -> None:
+    """Let a round go on when a site answers with an error. FLARE would end the run at the first one."""
+    server_of(recipe).workflows[0].controller._ignore_result_error = True
+
+
+def forget_script_folder(recipe: Recipe) -> None:
+    """Let a site look for the training script in the job by its name alone.
+
+    FLARE writes ``train_script`` into the job as it was given, and a site then looks for a whole path on its own disk.
+    """
+    recipe._ensure_client_apps_prepared()
+    for app in recipe._job._deploy_map.values():
+        for entry in getattr(app.app_config, "executors", ()):
+            if script := getattr(entry.executor, "_task_script_path", None):
+                entry.executor._task_script_path = Path(script).name
+
+
+def know_the_parts(recipe: Recipe, key_metric: str) -> None:
+    """Tell FLARE's helpers what the recipes for SCAFFOLD and FedOpt leave open: framework, names of parts, key metric.
+
+    Without it its evaluations refuse these recipes, and the best model is chosen by a metric that no site sends.
+    """
+    from nvflare.fuel.utils.constants import FrameworkType
+
+    recipe.framework = FrameworkType.PYTORCH
+    components = server_of(recipe).components
+    recipe._job.comp_ids |= {f"{part}_id": part for part in ("persistor", "locator") if part in components}
+    components["model_selector"].key_metric = key_metric
+
+
+# -- processes ---------------------------------------------------------------------------------------------------------
+
+_PROGRAMS = {
+    "nvflare.private.fed.app.simulator.simulator_worker": "simulated site",
+    "nvflare.private.fed.app.client.worker_process": "site",
+    "nvflare.private.fed.app.server.runner_process": "server",
+    "src.federation.simulated": "server",
+}
+
+
+def process_kind() -> str:
+    """Which of a job's processes this is, by its command line, else nothing: FLARE tells a script nowhere which one it is in."""
+    return next(filter(None, map(_PROGRAMS.get, sys.orig_argv)), "")
+
+
+SCRIPT_SECONDS = 0.02
+
+
+def answer_quickly() -> None:
+    """In the simulator, let a script look for a task, and FLARE for its answer, every ``SCRIPT_SECONDS``.
+
+    FLARE's 0.5 s, twice, is a sixth of a short round, and nothing in a hospital's. Call it after ``flare.init``.
+    """
+    if process_kind() == "simulated site":
+        from nvflare.app_common.executors.client_api import in_process_backend
+        from nvflare.client.api import get_context
+
+        in_process_backend._RESULT_POLL_INTERVAL = SCRIPT_SECONDS
+        get_context().api.result_check_interval = SCRIPT_SECONDS
+
+
+# -- the simulator -----------------------------------------------------------------------------------------------------
+#
+# FLARE 2.9 starts each site in a thread of its own, and on a busy machine two of them can cross, in two ways. Each looks for a
+# free port that its process opens seconds later: two may find the same, and since a process closes its port after the first
+# connection, each is then told the other's name and trains on the other's data. And all write the name of their site into one
+# dictionary before they send it. Here a port that was found is held until the run ends, and every thread has its own dictionary.
+
+_held: list[socket.socket] = []
+
+
+def hold_open_ports(number: int) -> list[int]:
+    """Find so many free ports that the system will give to nobody else who asks for any free one.
+
+    A socket holds each: bound and not listening, so that one may listen who allows to reuse the address, as Python's listeners do.
+    """
+    found = []
+    for _ in range(number):
+        holder = socket.socket()
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("", 0))
+        _held.append(holder)
+        found.append(holder.getsockname()[1])
+    return found
+
+
+def each_its_own_name(start: Callable) -> Callable:
+    """Let FLARE's method, which starts a site's process and gives it its name, work on a copy of what all sites share."""
+
+    @functools.wraps(start)
+    def do_one_task(runner: object, *args: object, **options: object) -> object:
+        own = copy.copy(runner)
+        own.build_ctx = dict(runner.build_ctx)
+        return start(own, *args, **options)
+
+    return do_one_task
+
+
+def mend_simulator() -> None:
+    """Put both into FLARE's simulator, in this process."""
+    from nvflare.private.fed.app.deployer import simulator_deployer
+    from nvflare.private.fed.app.simulator import simulator_runner
+
+    runner = simulator_runner.SimulatorClientRunner
+    runner.do_one_task = each_its_own_name(runner.do_one_task)
+    simulator_runner.get_open_ports = simulator_deployer.get_open_ports = hold_open_ports
+
+
+def run_simulator() -> None:
+    """FLARE's simulator as a program, with the arguments of this one."""
+    runpy.run_module("nvflare.private.fed.app.simulator.simulator", run_name="__main__")
+
+
+def allow_usual_classes(workspace: str) -> None:
+    """Write FLARE's default list of classes that a job may name into a simulator's workspace, as ``SimEnv.deploy`` does."""
+    from nvflare.recipe.sim_env import SimEnv
+
+    SimEnv._ensure_default_component_policy(workspace)
+
 
 # -- sites that come back ------------------------------------------------------------------------------------------------
 #
@@ -22,6 +179,10 @@ LOSS_IS_NOTED = "loss is noted"
 
 def deploy_again(engine, job: Job, client: Client, fl_ctx: FLContext) -> DispatchInfo:
     """Send the job to the site and reserve what it needs there. Raises RuntimeError if the site does not agree."""
+    from nvflare.apis.job_def import ALL_SITES
+    from nvflare.apis.job_scheduler_spec import DispatchInfo
+    from nvflare.private.fed.utils.fed_utils import extract_participants
+
     deployment = [(app, extract_participants(places)) for app, places in job.get_deployment().items()]
     app = next(app for app, names in deployment if {client.name, ALL_SITES} & set(names))
     message = engine.job_runner._make_deploy_message(job, job.get_application(app, fl_ctx), app, fl_ctx)
@@ -42,5 +203,7 @@ def start_again(engine, job: Job, site: str, dispatch: DispatchInfo, fl_ctx: FLC
 
 
 def _all_well(replies: list, site: str, what: str) -> None:
+    from nvflare.private.fed.server.admin import check_client_replies
+
     if check_client_replies(replies, [site], what, strict=True):
         raise RuntimeError(f"it did not answer to: {what}")

@@ -1,126 +1,214 @@
-"""Federated methods as FLARE recipes, for every task whose sites run a Client API script; ``settings.method`` says which.
+"""Federated methods for all tasks, in one table: FLARE's recipe, its arguments, and what a site does in a round.
 
-What changes at a site is in :mod:`src.federation.at_site`.
+The study's setting ``method`` names one. :func:`src.federation.recipes.client_recipe` makes its recipe, :func:`at_site`
+a site's part.
 """
 
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from nvflare.app_common.filters.exclude_vars import ExcludeVars
-from nvflare.app_opt.pt.recipes import FedAvgRecipe, FedOptRecipe, FedProxRecipe, ScaffoldRecipe
+import torch
+from ignite.engine import Engine, Events
+from nvflare.apis.fl_constant import FLMetaKey
+from nvflare.app_common.abstract.fl_model import FLModel
+from nvflare.app_common.app_constant import AlgorithmConstants
+from nvflare.app_common.utils.fedprox_utils import get_fedprox_mu
+from nvflare.app_opt.pt.ditto import PTDittoHelper
+from nvflare.app_opt.pt.scaffold import PTScaffoldHelper
 from nvflare.client.config import TransferType
-from nvflare.fuel.utils.constants import FrameworkType
-from nvflare.recipe.spec import Recipe
 
+from src.common.engine import ProximalTerm, train_for
 from src.common.errors import CourseError
 from src.common.settings import StudySettings
-from src.common.task import Card
-from src.federation.aggregation import SampleWeightedMean
-from src.federation.at_site import batchnorm_tensors
-from src.federation.server import RecordedScaffold, add_everything
+from src.federation.site import Site
+
+PERSONAL = "personalized_model.pt"
+"""Where a site keeps weights of its own: beside the client script, in the job's folder on its own disk. They are never sent."""
+
+
+class FedAvg:
+    """Take the global weights, train them on the site's own items, and send them back.
+
+    McMahan et al., *Communication-Efficient Learning of Deep Networks from Decentralized Data*, AISTATS 2017. ``trained`` holds
+    the weights as they were after the last training; in ``folder`` the site may keep a model of its own.
+    """
+
+    def __init__(self, site: Site, folder: Path):
+        self.site, self.model, self.folder = site, site.model, folder
+        self.trained = self.model.state_dict()
+
+    def receive(self, received: FLModel) -> None:
+        """Put the received weights into the network."""
+        self.model.load_state_dict(received.params)
+
+    def train(self, received: FLModel) -> float:
+        """Train one round and keep its weights; returns the mean loss of the last pass."""
+        start = time.perf_counter()
+        loss = self.fit(received)
+        self.site.seconds["seconds_training"] = time.perf_counter() - start
+        self.trained = {name: value.clone() for name, value in self.model.state_dict().items()}
+        return loss
+
+    def fit(self, received: FLModel) -> float:
+        """What a round's training is: where the methods differ."""
+        return self.site.train()
+
+    def meta(self) -> dict[str, object]:
+        """What is sent beside weights and metrics: the number of training items, by which the average weighs."""
+        return {FLMetaKey.NUM_STEPS_CURRENT_ROUND: len(self.site.training)}
+
+
+class FedProx(FedAvg):
+    """FedAvg that holds a site near the model that it received, as strongly as the server says.
+
+    Li et al., *Federated Optimization in Heterogeneous Networks*, MLSys 2020; FLARE's ``FedProxRecipe`` sends the weight along.
+    """
+
+    def __init__(self, site: Site, folder: Path):
+        super().__init__(site, folder)
+        self.pull = ProximalTerm(0.0)
+        self.pull.attach(site.trainer)
+
+    def fit(self, received: FLModel) -> float:
+        """Train with the proximal term, whose weight came with the model."""
+        self.pull.mu = get_fedprox_mu(received)
+        return super().fit(received)
+
+
+class Scaffold(FedAvg):
+    """FedAvg that corrects each step by how a site's direction differs from all sites' mean direction.
+
+    Karimireddy et al., *SCAFFOLD: Stochastic Controlled Averaging for Federated Learning*, ICML 2020, by FLARE's helper. It is
+    derived for plain gradient steps; here the "direction" is what the task's own optimiser makes of the gradients.
+    """
+
+    def __init__(self, site: Site, folder: Path):
+        super().__init__(site, folder)
+        self.helper = PTScaffoldHelper()
+        self.helper.init(self.model)
+        site.trainer.add_event_handler(Events.ITERATION_COMPLETED, self.correct)
+
+    def fit(self, received: FLModel) -> float:
+        """Train with the correction, then work out this site's new direction."""
+        before = copy.deepcopy(self.model)
+        self.helper.load_global_controls(received.meta[AlgorithmConstants.SCAFFOLD_CTRL_GLOBAL])
+        self.controls, self.rates = self.helper.get_params(), []
+        loss = super().fit(received)
+        # The learning rate falls from step to step: the mean times the number of steps is the way that could be gone.
+        self.helper.terms_update(self.model, sum(self.rates) / len(self.rates), *self.controls, before)
+        return loss
+
+    def correct(self, trainer: Engine) -> None:
+        """Add the correction after the optimiser's step, at its learning rate."""
+        self.rates.append(trainer.optimizer.param_groups[0]["lr"])
+        self.helper.model_update(self.model, self.rates[-1], *self.controls)
+
+    def meta(self) -> dict[str, object]:
+        """Also how this site's direction has changed."""
+        return super().meta() | {AlgorithmConstants.SCAFFOLD_CTRL_DIFF: self.helper.get_delta_controls()}
+
+
+class FedBN(FedAvg):
+    """FedAvg in which each site keeps its own BatchNorm: statistics, scales and shifts are neither taken nor averaged.
+
+    Li et al., *FedBN: Federated Learning on Non-IID Features via Local Batch Normalization*, ICLR 2021. A filter of FLARE's holds
+    them back when the update leaves the site.
+    """
+
+    def __init__(self, site: Site, folder: Path):
+        super().__init__(site, folder)
+        self.own = batchnorm_tensors(self.model)
+
+    def receive(self, received: FLModel) -> None:
+        """Take all but the normalisation."""
+        shared = {name: value for name, value in received.params.items() if name not in self.own}
+        self.model.load_state_dict(shared, strict=False)
+
+    def fit(self, received: FLModel) -> float:
+        """Train as FedAvg does, and keep the normalisation."""
+        loss = super().fit(received)
+        weights = self.model.state_dict()
+        torch.save({"model": {name: weights[name] for name in self.own}}, self.folder / PERSONAL)
+        return loss
+
+
+class Ditto(FedAvg):
+    """FedAvg, and beside it a second model that each site trains for itself, held near the global one.
+
+    Li et al., *Ditto: Fair and Robust Federated Learning Through Personalization*, ICML 2021, with FLARE's helper for what is
+    kept. It takes twice the work at a site. The hold is ``lambda / 2 * |v - w|^2``, the gradient that FedProx has.
+    """
+
+    LAMBDA = 0.1
+
+    def __init__(self, site: Site, folder: Path):
+        super().__init__(site, folder)
+        self.personal = site.another()
+        network, optimizer = self.personal.network, self.personal.optimizer
+        # The helper wants to know the loss, which the trainer applies here.
+        self.helper = PTDittoHelper(torch.nn.MSELoss(), network, optimizer, None, str(folder), self.LAMBDA)
+        ProximalTerm(self.LAMBDA, towards=self.model).attach(self.personal)
+
+    def fit(self, received: FLModel) -> float:
+        """Train this site's own model towards the received one and keep it, then the global one as FedAvg does."""
+        train_for(self.personal, self.site.settings.local_epochs)
+        self.helper.save_model()
+        return super().fit(received)
+
+
+def batchnorm_tensors(model: torch.nn.Module) -> list[str]:
+    """Names of the tensors of all BatchNorm layers: scale, shift, running mean and variance, number of batches.
+
+    A ``CourseError`` if there is none, for then FedBN would be FedAvg under another name.
+    """
+    kinds = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
+    layers = [name for name, layer in model.named_modules() if isinstance(layer, kinds)]
+    if not layers:
+        said = f"{type(model).__name__} has no BatchNorm, so FedBN would be FedAvg. Choose another method."
+        raise CourseError(said, "its settings are wrong")
+    return [name for name in model.state_dict() if name.rpartition(".")[0] in layers]
 
 
 @dataclass(frozen=True)
 class Method:
-    """One method.
+    """A row of the table."""
 
-    Attributes:
-        title: for tables and figures.
-        recipe: FLARE's class.
-        arguments: of that class, beside those that all recipes have.
-        personal: every site ends with a model of its own.
-    """
-
-    title: str
-    recipe: type[Recipe] = FedAvgRecipe
-    arguments: Mapping[str, object] = field(default_factory=dict)
-    personal: bool = False
+    title: str  # for tables and figures
+    recipe: str = "FedAvgRecipe"  # FLARE's class in nvflare.app_opt.pt.recipes, which sites need not load
+    at_site: type[FedAvg] = FedAvg  # what a site does in a round
+    arguments: Callable[[StudySettings], dict] = lambda settings: {}  # of the recipe, beside those that all have
+    stays: Callable[[torch.nn.Module], list[str]] = lambda model: []  # names of the tensors that stay at a site
+    personal: bool = False  # every site ends with a model of its own
+    needs_all: bool = False  # FLARE's controller waits for every site in each round
 
 
-# Reddi et al., Adaptive Federated Optimization, ICLR 2021: the mean of the sites' changes is a gradient for the server's optimiser.
-_ADAM = {"path": "torch.optim.Adam", "args": {"lr": 0.01, "betas": [0.9, 0.99], "eps": 1e-3}}
-_MOMENTUM = {"path": "torch.optim.SGD", "args": {"lr": 1.0, "momentum": 0.5}}
+def _fedopt(title: str, optimizer: str, **arguments: object) -> Method:
+    """Reddi et al., *Adaptive Federated Optimization*, ICLR 2021: the mean of the sites' changes is the server's gradient."""
+    chosen = {"optimizer_args": {"path": f"torch.optim.{optimizer}", "args": arguments}}
+    return Method(title, "FedOptRecipe", arguments=lambda settings: chosen, needs_all=True)
+
 
 METHODS: dict[str, Method] = {
     "fedavg": Method("FedAvg"),
-    "fedprox": Method("FedProx", FedProxRecipe),
-    "scaffold": Method("SCAFFOLD", ScaffoldRecipe),
-    "fedadam": Method("FedOpt, Adam", FedOptRecipe, {"optimizer_args": _ADAM}),
-    "fedavgm": Method("FedOpt, momentum", FedOptRecipe, {"optimizer_args": _MOMENTUM}),
+    "fedprox": Method("FedProx", "FedProxRecipe", FedProx, lambda settings: {"fedprox_mu": settings.fedproxloss_mu}),
+    "scaffold": Method("SCAFFOLD", "ScaffoldRecipe", Scaffold),
+    "fedadam": _fedopt("FedOpt, Adam", "Adam", lr=0.01, betas=[0.9, 0.99], eps=1e-3),
+    "fedavgm": _fedopt("FedOpt, momentum", "SGD", lr=1.0, momentum=0.5),
     # Differences, because what is held back then stays as it is in the global model.
-    "fedbn": Method("FedBN", arguments={"params_transfer_type": TransferType.DIFF}, personal=True),
-    "ditto": Method("Ditto", personal=True),
+    "fedbn": Method(
+        "FedBN",
+        at_site=FedBN,
+        arguments=lambda settings: {"params_transfer_type": TransferType.DIFF},
+        stays=batchnorm_tensors,
+        personal=True,
+    ),
+    "ditto": Method("Ditto", at_site=Ditto, personal=True),
 }
 
 
-def client_recipe(
-    card: Card,
-    sites: int,
-    settings: StudySettings,
-    client: Path | None = None,
-    initial: Path | None = None,
-    transfer: TransferType | None = None,
-    **options,
-) -> Recipe:
-    """The recipe of a task and a method, with all that the course adds, as notebook 02 puts it together for FedAvg.
-
-    Args:
-        card: of the task.
-        sites: how many sites are asked in each round.
-        settings: of the study; ``method`` names one of :data:`METHODS`.
-        client: script that every site runs, by default the card's; takes the settings as its arguments.
-        initial: checkpoint to start from, for example ``run.final_model``; by default a new model of the settings' seed.
-        transfer: what a site sends: its weights (``FULL``) or by how much it changed them (``DIFF``); by default what the method
-            is made for.
-        **options: of :func:`src.federation.server.add_everything`.
-
-    Raises:
-        CourseError: for what would be FedAvg under another name: FedProx without a weight, FedBN of a network without BatchNorm;
-            for ``at_least`` with FedOpt, whose controller waits for every site; for an ``initial`` that is not there.
-    """
-    method, network = METHODS[settings.method], card.room("training").NETWORKS[settings.network]
-    arguments = {
-        "name": card.name,
-        "min_clients": sites,
-        "num_rounds": settings.rounds,
-        "model": {"class_path": f"{network.__module__}.{network.__name__}", "args": {"seed": settings.seed}},
-        "initial_ckpt": initial and os.path.relpath(initial),  # FLARE carries the file along if its path is relative
-        "train_script": str(client or Path(__file__).parents[1] / card.client),
-        "client_memory_gc_rounds": 1,
-        **method.arguments,
-        **({"params_transfer_type": transfer} if transfer else {}),
-    }
-    if options.get("at_least") is not None and method.recipe is FedOptRecipe:
-        raise CourseError(
-            f"{method.title} needs every site in each round; leave at_least out, or choose another method."
-        )
-    held_back = batchnorm_tensors(network(seed=settings.seed)) if settings.method == "fedbn" else []
-    if issubclass(method.recipe, FedAvgRecipe):
-        arguments["key_metric"] = card.key_metric
-        arguments["aggregator"] = SampleWeightedMean(held_back)
-    if settings.method == "fedprox":
-        if not settings.fedproxloss_mu:
-            raise CourseError("FedProx with fedproxloss_mu=0 is FedAvg. Give it a weight, for example 0.01.")
-        arguments["fedprox_mu"] = settings.fedproxloss_mu
-        settings = settings.changed(fedproxloss_mu=0.0)  # a site takes it from the server
-    made = method.recipe(**arguments, train_args=settings.words())
-    _know_the_parts(made, card)
-    if settings.method == "fedbn":
-        if not held_back:
-            raise CourseError(f"{settings.network} has no BatchNorm, so FedBN would be FedAvg. Choose another method.")
-        made.add_client_output_filter(ExcludeVars(held_back), tasks=["train"])
-    if settings.method == "scaffold":
-        (workflow,) = made._job._deploy_map["server"].app_config.workflows
-        workflow.controller = RecordedScaffold(num_clients=sites, num_rounds=settings.rounds, persistor_id="persistor")
-    return add_everything(made, **options)
-
-
-def _know_the_parts(recipe: Recipe, card: Card) -> None:
-    """Tell FLARE's helpers what the recipes for SCAFFOLD and FedOpt leave open: framework, names of parts, key metric."""
-    recipe.framework = FrameworkType.PYTORCH
-    job = recipe._job
-    components = job._deploy_map["server"].app_config.components
-    job.comp_ids |= {f"{part}_id": part for part in ("persistor", "locator") if part in components}
-    components["model_selector"].key_metric = card.key_metric
+def at_site(site: Site, folder: Path) -> FedAvg:
+    """This site's part in its study's method; see :class:`FedAvg` for the arguments."""
+    return METHODS[site.settings.method].at_site(site, folder)

@@ -1,13 +1,22 @@
-"""FLARE's processes that work in a folder: found by their command lines, and ended."""
+"""FLARE's processes that work in a folder: given plain paths, found by their command lines, and ended."""
 
 import contextlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
+from src.common.errors import CourseError
+
 MODULES = ("nvflare.", "src.federation.")
 """What the command line of such a process names: FLARE's own module, or that of the course's simulator."""
 PATIENCE_SECONDS = 3.0
+PLAIN = re.compile(r"[\w./~+=@:-]+", re.ASCII)
+_LINKS = "course-links-"
 
 
 def processes_below(*folders: Path | str) -> list[psutil.Process]:
@@ -38,3 +47,30 @@ def end_processes_below(*folders: Path | str, patience: float = PATIENCE_SECONDS
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(family, timeout=PATIENCE_SECONDS)
+
+
+@contextlib.contextmanager
+def plain_paths(python: Path, folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield an interpreter and a folder as plain strings: as they are, or through links that live only in this block.
+
+    FLARE splits its command lines as a shell does, so that a path with a blank, a quote or a ``#`` leads astray.
+    """
+    if PLAIN.fullmatch(f"{python}{folder}"):
+        yield str(python), str(folder)
+        return
+    place = Path(tempfile.gettempdir())
+    if not PLAIN.fullmatch(str(place)):
+        raise CourseError(
+            f"FLARE's simulator needs a temporary folder with a plain name, not {place}; set TMPDIR to one."
+        )
+    for left in place.glob(f"{_LINKS}*"):  # of a process that was killed
+        if not psutil.pid_exists(int(left.name.split("-")[2])):
+            shutil.rmtree(left, ignore_errors=True)
+    links = Path(tempfile.mkdtemp(prefix=f"{_LINKS}{os.getpid()}-"))
+    try:
+        # The interpreter finds its packages from its own place, so the environment is linked, not the binary.
+        (links / "environment").symlink_to(python.parent.parent, target_is_directory=True)
+        (links / "run").symlink_to(folder, target_is_directory=True)
+        yield str(links / "environment" / python.parent.name / python.name), str(links / "run")
+    finally:
+        shutil.rmtree(links)

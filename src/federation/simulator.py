@@ -3,19 +3,16 @@
 import contextlib
 import json
 import os
-import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
-import psutil
 from nvflare.fuel.utils import log_utils
 from nvflare.job_config.api import FedJob
 from nvflare.recipe.sim_env import SimEnv
@@ -25,15 +22,15 @@ from src.common.datalists import site_names
 from src.common.errors import CourseError
 from src.common.files import read_json, write_json
 from src.common.paths import new_run_folder
-from src.federation.processes import end_processes_below
-from src.federation.run import RUN, Run, failure_report, progress, read_record, shortfall
+from src.federation.flare_2_9 import allow_usual_classes
+from src.federation.processes import end_processes_below, plain_paths
+from src.federation.record import failure_report, progress, read_record, shortfall
+from src.federation.run import RUN, Run
 
 POLL_SECONDS = 0.3
 CODE = Path(__file__).resolve().parents[2]
 """The folder with this process's ``src``, for the processes that it starts."""
 LOG_CONFIG = "log_config.json"
-PLAIN = re.compile(r"[\w./~+=@:-]+", re.ASCII)
-_LINKS = "course-links-"
 
 
 def cores() -> int:
@@ -44,11 +41,10 @@ def cores() -> int:
 class CourseSimEnv(SimEnv):
     """FLARE's ``SimEnv`` in a run folder of its own, for a reader who waits.
 
-    What FLARE's lacks: any path works (FLARE splits its command lines as a shell does; paths with other characters than letters
-    and digits are seen through a link); each site gets its share of the cores; a progress bar follows the record; logs go to each
-    process's own folder and not to one console; a failed run raises an error that names site, round and kind of fault; and
-    whatever ends the run early (an error, Ctrl-C, a terminated kernel) ends every process of it. See also
-    :mod:`src.federation.simulated`.
+    What FLARE's lacks: any path works (see :func:`src.federation.processes.plain_paths`); each site gets its share of the cores; a
+    progress bar follows the record; logs go to each process's own folder and not to one console; a failed run raises an error that
+    names site, round and kind of fault; and whatever ends the run early (an error, Ctrl-C, a terminated kernel) ends every process
+    of it. See also :mod:`src.federation.flare_2_9`.
 
     Args:
         sites: how many, or their names; each gets one process.
@@ -70,8 +66,7 @@ class CourseSimEnv(SimEnv):
         """Run the job to its end and return its name; the results are in ``run_folder``.
 
         Raises:
-            CourseError: if it fails, or if the record says that rounds or sites are missing; ``run.json`` then has the status
-                ``failed``.
+            CourseError: if it fails, or if the record says that rounds or sites are missing; ``run.json`` then says ``failed``.
         """
         if (self.run_folder / RUN).exists():
             raise CourseError(f"{self.run_folder} holds a run already. Make a new CourseSimEnv for another one.")
@@ -90,10 +85,6 @@ class CourseSimEnv(SimEnv):
             warnings.warn(f"The run finished without some of its updates: {run!r}", stacklevel=2)
         return job.name
 
-    def run_exported(self, job_folder: Path) -> Path:
-        """Run a job that was exported, perhaps by somebody else, and return the run folder; raises as :meth:`deploy`."""
-        return Path(self.get_job_result(self.deploy(_Exported(job_folder))))
-
     def get_job_status(self, job_id: str) -> str | None:
         """``finished`` or ``failed``."""
         return (read_json(self.run_folder / RUN) or {}).get("status")
@@ -104,33 +95,29 @@ class CourseSimEnv(SimEnv):
 
     def _simulate(self, job: Path, name: str) -> None:
         workspace = self.run_folder / name
-        self._ensure_default_component_policy(str(workspace))
+        allow_usual_classes(str(workspace))
         _log_to_files_only(workspace / "local" / LOG_CONFIG)
         with _exit_on_sigterm(), plain_paths(self.python, self.run_folder) as (python, folder):
-            command = [python, "-m", "src.federation.simulated", f"{folder}/job/{job.name}"]
-            command += ["-w", f"{folder}/{name}", "-c", ",".join(self.clients)]
-            command += [
-                "-n",
-                str(self.num_clients),
-                "-t",
-                str(self.num_threads),
-                "-l",
-                f"{folder}/{name}/local/{LOG_CONFIG}",
-            ]
+            options = {
+                "-w": f"{folder}/{name}",
+                "-c": ",".join(self.clients),
+                "-n": str(self.num_clients),
+                "-t": str(self.num_threads),
+                "-l": f"{folder}/{name}/local/{LOG_CONFIG}",
+            }
+            command = [python, "-m", "src.federation.simulated", f"{folder}/job/{job.name}", *chain(*options.items())]
             threads = str(max(1, cores() // self.num_clients))
             # FLARE's many threads would each get a heap of their own, which glibc never shrinks: one is enough.
             environment = {
                 "MALLOC_ARENA_MAX": "1",
                 **os.environ,
-                "OMP_NUM_THREADS": threads,
-                "MKL_NUM_THREADS": threads,
+                **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), threads),
                 "PYTHONPATH": os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(CODE)]),
             }
             with (self.run_folder / "console.log").open("w") as console:
                 # Not in the current folder: what is called src there may be somebody else's.
-                process = subprocess.Popen(
-                    command, cwd=self.run_folder, stdout=console, stderr=subprocess.STDOUT, env=environment
-                )
+                streams = {"stdout": console, "stderr": subprocess.STDOUT}
+                process = subprocess.Popen(command, cwd=self.run_folder, env=environment, **streams)
                 try:
                     self._wait(process)
                 finally:
@@ -145,9 +132,8 @@ class CourseSimEnv(SimEnv):
     def _wait(self, process: subprocess.Popen) -> None:
         """Follow the record: a bar where somebody looks, one line a round in a log."""
         quiet = not (sys.stderr.isatty() or _in_notebook())
-        bar = tqdm(total=0, unit="update", desc="starting", leave=False, disable=quiet)
         said = 0
-        with bar:
+        with tqdm(total=0, unit="update", desc="starting", leave=False, disable=quiet) as bar:
             while process.poll() is None:
                 time.sleep(POLL_SECONDS)
                 number, rounds, answers = progress(read_record(self.run_folder))
@@ -168,17 +154,6 @@ def _in_notebook() -> bool:
     """Whether this process is a notebook's kernel; that its packages are imported does not make it one."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and ipython.get_ipython() is not None
-
-
-class _Exported:
-    """A job folder where ``deploy`` expects a ``FedJob``: exporting it copies it."""
-
-    def __init__(self, folder: Path):
-        self.folder = Path(folder)
-        self.name = json.loads((self.folder / "meta.json").read_text())["name"]
-
-    def export_job(self, target: str) -> None:
-        shutil.copytree(self.folder, Path(target) / self.name)
 
 
 def _log_to_files_only(file: Path) -> None:
@@ -204,27 +179,3 @@ def _exit_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def plain_paths(python: Path, folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield an interpreter and a folder as plain strings: as they are, or through links that live only in this block."""
-    if PLAIN.fullmatch(f"{python}{folder}"):
-        yield str(python), str(folder)
-        return
-    place = Path(tempfile.gettempdir())
-    if not PLAIN.fullmatch(str(place)):
-        raise CourseError(
-            f"FLARE's simulator needs a temporary folder with a plain name, not {place}; set TMPDIR to one."
-        )
-    for left in place.glob(f"{_LINKS}*"):  # of a process that was killed
-        if not psutil.pid_exists(int(left.name.split("-")[2])):
-            shutil.rmtree(left, ignore_errors=True)
-    links = Path(tempfile.mkdtemp(prefix=f"{_LINKS}{os.getpid()}-"))
-    try:
-        # The interpreter finds its packages from its own place, so the environment is linked, not the binary.
-        (links / "environment").symlink_to(python.parent.parent, target_is_directory=True)
-        (links / "run").symlink_to(folder, target_is_directory=True)
-        yield str(links / "environment" / python.parent.name / python.name), str(links / "run")
-    finally:
-        shutil.rmtree(links)

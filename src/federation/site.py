@@ -1,117 +1,107 @@
-"""A site's own side: what it decides for itself, and what leaves it when it fails: a few words.
+"""A site's own side: what it trains with, and what it decides for itself."""
 
-Its messages, file names and tracebacks stay in its own log.
-"""
-
+import copy
 import gc
-import logging
-import traceback
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
-import nvflare.client as flare
 import torch
-from nvflare.apis.fl_constant import ReturnCode
-from nvflare.apis.shareable import Shareable
-from nvflare.app_common.executors.client_api import in_process_backend
-from nvflare.app_common.utils.fl_model_utils import FLModelUtils
+from monai.engines import SupervisedTrainer
+from typing_extensions import Self
 
 from src.common.datalists import cache_folder, read_site
+from src.common.engine import pick_device, train_for
 from src.common.errors import CourseError
 from src.common.files import read_json
-from src.common.lean import is_simulated
 from src.common.paths import sites_folder
+from src.common.seeds import site_seed
 from src.common.settings import Checked, Count, StudySettings
-
-SCRIPT_SECONDS = 0.02
-"""In the simulator, how often a script looks for a task, and FLARE for the script's answer: FLARE's 0.5 s, twice, is a sixth of a
-short round, and nothing in a hospital's."""
-
-REASON = "course_reason"
-"""Where a failed answer says why: a key of an ``FLModel``'s ``meta``, or a header of a ``Shareable``."""
+from src.common.task import Task
+from src.federation.flare_2_9 import answer_quickly
 
 
 class SiteOptions(Checked):
-    """What a site decides for itself: ``options.json`` in its folder, where there is one.
+    """What a site decides for itself: ``options.json`` in its folder, where there is one."""
 
-    Attributes:
-        threads: CPU threads; 0 leaves PyTorch's choice, which follows ``OMP_NUM_THREADS``.
-        cache: keep prepared volumes in the site's folder, so that a second run need not make them again.
-        batch_size: items a step, instead of the study's, for a GPU with little memory.
+    threads: int = 0  # of the CPU; 0 leaves PyTorch's choice, which follows OMP_NUM_THREADS
+    cache: bool = True  # keep prepared volumes in the site's folder, so that a second run need not make them again
+    batch_size: Count | None = None  # items a step instead of the study's, for a GPU with little memory
+
+
+class Site:
+    """One place that trains: its items, its network and its trainer, put together once, whoever drives it.
+
+    A Client API script drives it with FLARE's four calls, a ``Learner`` with FLARE's methods, local training with a loop.
+    ``training`` and ``validation`` are the prepared items of ``parts``, ``seconds`` how long the last round's work took.
+
+    Args:
+        task: what is trained.
+        settings: of the study.
+        parts: ``training`` and ``validation`` items.
+        name: fixes, with the seed, the order of the items and the augmentation.
+        cache: folder for prepared volumes, for tasks that keep them on disk.
+        weights: to start from, by default those of a new model with the settings' seed.
     """
 
-    threads: int = 0
-    cache: bool = True
-    batch_size: Count | None = None
+    def __init__(
+        self,
+        task: Task,
+        settings: StudySettings,
+        parts: Mapping[str, Sequence[Mapping]],
+        name: str,
+        cache: Path | None = None,
+        weights: Mapping[str, torch.Tensor] | None = None,
+    ):
+        self.task, self.settings, self.name, self.device = task, settings, name, pick_device()
+        self.training = task.prepare(parts["training"], settings, cache)
+        self.validation = task.prepare(parts["validation"], settings, cache)
+        self.model = task.to_device(task.new_model(settings.seed, settings.network), self.device)
+        if weights:
+            self.model.load_state_dict(weights)
+        self.trainer = self._trainer(self.model)
+        self.seconds: dict[str, float] = {}
 
+    @classmethod
+    def open(cls, task: Task, name: str, settings_file: Path) -> Self:
+        """A hospital's own place in a federation: its datalist and options lie in its folder, the settings came with the job.
 
-Study = TypeVar("Study", bound=StudySettings)
+        A ``CourseError`` says which of them cannot be used.
+        """
+        settings = task.settings.read(settings_file)
+        file = sites_folder(settings.data) / name / "options.json"
+        chosen = read_json(file) if file.exists() else {}
+        if chosen is None:
+            said = f"{file} cannot be read as a JSON object. Mend it, or delete it."
+            raise CourseError(said, "its settings cannot be read")
+        options = SiteOptions.checked(chosen, f"{file}")
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        if options.batch_size:
+            settings = settings.changed(batch_size=options.batch_size)
+        answer_quickly()
+        # FLARE collects garbage after each round. What has been imported by now stays anyway, and to look at half a million of
+        # Python's objects takes as long as some training steps.
+        gc.freeze()
+        cache = cache_folder(settings.data, name) if options.cache else None
+        return cls(task, settings, read_site(settings.data, name), name, cache)
 
+    def _trainer(self, model: torch.nn.Module) -> SupervisedTrainer:
+        seed = site_seed(self.settings.seed, self.name)
+        loader = self.task.batches(self.training, self.settings, train=True, seed=seed)
+        return self.task.make_trainer(model, loader, self.settings, self.device)
 
-def open_site(site: str, settings: Study) -> tuple[dict[str, list[dict]], Study, Path | None]:
-    """What a site needs to take part: its datalist, the study's settings with its own options, and its folder for a cache or None.
+    def another(self) -> SupervisedTrainer:
+        """A second trainer like the first, for a model of the site's own that starts where the first one is now."""
+        return self._trainer(copy.deepcopy(self.model))
 
-    Raises:
-        CourseError: if the datalist or the options cannot be used.
-    """
-    folder = sites_folder(settings.data) / site
-    file = folder / "options.json"
-    chosen = read_json(file) if file.exists() else {}
-    if chosen is None:
-        raise CourseError(
-            f"{file} cannot be read as a JSON object. Mend it, or delete it.", "its settings cannot be read"
-        )
-    options = SiteOptions.checked(chosen, f"{file}")
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    if options.batch_size:
-        settings = settings.changed(batch_size=options.batch_size)
-    # FLARE collects garbage after each round. What has been imported by now stays anyway, and to look at half a million of
-    # Python's objects takes as long as some training steps.
-    gc.freeze()
-    return read_site(settings.data, site), settings, cache_folder(settings.data, site) if options.cache else None
+    def evaluate(self, should_stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
+        """Metrics of the model on the site's validation part; empty where it has none."""
+        start = time.perf_counter()
+        metrics = self.task.evaluate(self.model, self.validation, self.settings, self.device, should_stop)
+        self.seconds["seconds_validation"] = time.perf_counter() - start
+        return metrics
 
-
-def short_reason(error: BaseException) -> str:
-    """What of an error may leave a site: its kind, never its message, which may name files, cases or folders."""
-    if isinstance(error, CourseError):
-        return error.kind
-    if isinstance(error, FloatingPointError):
-        return "its loss or its weights became NaN or infinite"
-    if isinstance(error, MemoryError):
-        return "it ran out of memory"
-    return f"its software raised {type(error).__name__}"
-
-
-def said_reason(answer: Shareable | None) -> str:
-    """The short reason that an answer gives which was not accepted, else what FLARE says of it."""
-    if answer is None:
-        return "it sent nothing"
-    if said := answer.get_header(REASON):
-        return said
-    try:
-        return FLModelUtils.from_shareable(answer).meta[REASON]
-    except (KeyError, ValueError):  # no reason, or, in an answer with an error code, no model
-        code = answer.get_return_code()
-        return "it sent nothing that can be averaged" if code == ReturnCode.OK else f"it answered with {code}"
-
-
-def run_site(main: Callable[[], None]) -> None:
-    """Run a Client API script's ``main``; when it fails, write the error to the site's log and tell the server the kind alone.
-
-    FLARE would end the script, and the server would only know that it ended. Here the site goes on to answer: to each task that
-    comes, without weights and with the reason, so that the server's record can say who is missing and why.
-    """
-    context = flare.init()
-    if is_simulated():
-        in_process_backend._RESULT_POLL_INTERVAL = context.api.result_check_interval = SCRIPT_SECONDS
-    try:
-        main()
-    except Exception as error:
-        # As one text: inside of a script FLARE takes over print(), by which logging would write the traceback.
-        told = "".join(traceback.format_exception(error))
-        logging.getLogger(__name__).error("this site cannot take part any more: %s", told)
-        while flare.is_running():
-            flare.receive()
-            flare.send(flare.FLModel(metrics={}, meta={REASON: short_reason(error)}))
+    def train(self, should_stop: Callable[[], bool] = lambda: False) -> float:
+        """Train for one round's epochs; returns the mean loss of the last one."""
+        return train_for(self.trainer, self.settings.local_epochs, should_stop)

@@ -17,7 +17,8 @@ from nvflare.app_common.app_constant import AppConstants, ValidateType
 from nvflare.security.logging import secure_format_exception
 
 from src.common.engine import train_for
-from src.federation.site import REASON, short_reason
+from src.federation.reasons import REASON, short_reason
+from src.federation.site import Site
 
 
 class SupervisedLearner(Learner, ABC):
@@ -28,45 +29,34 @@ class SupervisedLearner(Learner, ABC):
     https://nvflare.readthedocs.io/en/2.7/programming_guide/execution_api_type/model_learner.html
 
     What goes back to the server is the *difference* between the trained and the received weights, with the number of training
-    items, which is the weight of the site in the average, and the metrics of the received model. The optimiser, with its state,
-    stays here from round to round.
+    items, which is the weight of the site in the average, and the metrics of the received model.
 
     An error at a site (a file that cannot be read, a loss that became NaN) does not end the process. It is written to the site's
     own log; the answer says that the task failed, and in a header in a few words why. A site whose :meth:`set_up` failed says the
-    same thing again in each round.
-
-    A subclass says what is learned, in :meth:`set_up` and :meth:`evaluate`.
-
-    Args:
-        aggregation_epochs: passes over the site's training items in each round.
+    same thing again in each round. A subclass says what is learned, in :meth:`set_up`.
     """
 
     def __init__(self, aggregation_epochs: int = 1):
         super().__init__()
         self.aggregation_epochs = aggregation_epochs
-        self.trainer = None
-        self.training_items = 0
+        self.site: Site | None = None
         self._error: Exception | None = None
         self._aborted = False
 
     @abstractmethod
-    def set_up(self, site: str, fl_ctx: FLContext) -> None:
-        """Read settings and data; set ``trainer``, a trainer of :mod:`src.common.engine`, and ``training_items``."""
+    def set_up(self, name: str, fl_ctx: FLContext) -> Site:
+        """Read settings and data, and put together what the site of this name trains with."""
 
-    @abstractmethod
     def evaluate(self, should_stop) -> dict[str, float]:
-        """Metrics of the model in ``trainer.network`` on this site's validation items, higher is better.
-
-        Args:
-            should_stop: to be asked from time to time; true means that the result will not be used.
-        """
+        """Metrics of the model on this site's validation items; once ``should_stop()`` is true, nobody will use them."""
+        return self.site.evaluate(should_stop)
 
     # -- what the executor calls ---------------------------------------------------------------------------------------
 
     def initialize(self, parts: dict, fl_ctx: FLContext) -> None:
         """Set up once, before the first task; an error is kept and answered to every task."""
         try:
-            self.set_up(fl_ctx.get_identity_name(), fl_ctx)
+            self.site = self.set_up(fl_ctx.get_identity_name(), fl_ctx)
         except Exception as error:
             self._error = error
             self.log_exception(fl_ctx, f"this site cannot take part: {secure_format_exception(error)}")
@@ -77,7 +67,7 @@ class SupervisedLearner(Learner, ABC):
 
     def finalize(self, fl_ctx: FLContext) -> None:
         """Let go of the data and the model."""
-        self.trainer = None
+        self.site = None
 
     def validate(self, data: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """Evaluate the received global model on this site's validation items; in a round, stream the metrics to the server."""
@@ -105,11 +95,13 @@ class SupervisedLearner(Learner, ABC):
             start = time.time()
             received = from_shareable(data)
             self._load(received)
-            loss = train_for(self.trainer, self.aggregation_epochs, lambda: self._stopped(abort_signal))
+            loss = train_for(self.site.trainer, self.aggregation_epochs, lambda: self._stopped(abort_signal))
             self._stream({"train_loss": loss, "seconds_training": time.time() - start}, data, fl_ctx)
-            trained = self.trainer.network.state_dict()
+            trained = self.site.model.state_dict()
             change = {name: value.cpu().numpy() - np.asarray(received.data[name]) for name, value in trained.items()}
-            return DXO(DataKind.WEIGHT_DIFF, data=change, meta={MetaKey.NUM_STEPS_CURRENT_ROUND: self.training_items})
+            return DXO(
+                DataKind.WEIGHT_DIFF, data=change, meta={MetaKey.NUM_STEPS_CURRENT_ROUND: len(self.site.training)}
+            )
 
         return self._answer("training", train, fl_ctx, abort_signal)
 
@@ -126,7 +118,7 @@ class SupervisedLearner(Learner, ABC):
                 self._error = error
                 self.log_exception(fl_ctx, f"{what} failed: {secure_format_exception(error)}")
         error = self._error
-        if what == "training" and self.trainer is not None:
+        if what == "training" and self.site is not None:
             self._error = None  # the next round brings another model
         return make_reply(ReturnCode.EXECUTION_EXCEPTION, headers={REASON: short_reason(error)})
 
@@ -135,7 +127,7 @@ class SupervisedLearner(Learner, ABC):
 
     def _load(self, received: DXO) -> None:
         """Put the received weights into the model, each in the type that the model holds."""
-        self.trainer.network.load_state_dict({k: torch.as_tensor(np.asarray(v)) for k, v in received.data.items()})
+        self.site.model.load_state_dict({k: torch.as_tensor(np.asarray(v)) for k, v in received.data.items()})
 
     def _stream(self, numbers: dict[str, float], data: Shareable, fl_ctx: FLContext) -> None:
         """Send numbers of this round to the server's tracker."""

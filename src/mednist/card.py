@@ -23,15 +23,11 @@ SIZE = 64
 
 
 class Settings(StudySettings):
-    """Settings of the MedNIST study; see :class:`src.common.settings.StudySettings` for the others.
-
-    Attributes:
-        network: ``DenseNet121``, or ``CompactDenseNet`` with few weights, for many runs on a CPU.
-    """
+    """Settings of the MedNIST study; see :class:`src.common.settings.StudySettings` for their meaning."""
 
     data: DataName = CARD.name
     rounds: Count = 5
     local_epochs: Count = 1
     batch_size: Count = 16
     learning_rate: Positive = 1e-3
-    network: Literal["DenseNet121", "CompactDenseNet"] = "DenseNet121"
+    network: Literal["DenseNet121", "CompactDenseNet"] = "DenseNet121"  # or few weights, for many runs on a CPU

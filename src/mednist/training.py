@@ -1,32 +1,19 @@
-"""MedNIST: the pieces of training the classifier, evaluating it and predicting with it."""
+"""MedNIST: how a site trains the classifier and validates it."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from ignite.metrics import Accuracy, Loss
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.engines.utils import CommonKeys
+from monai.handlers import from_engine
 from monai.inferers import SimpleInferer
 
 from src.common.engine import make_trainer as make_any_trainer
-from src.common.engine import pick_device
+from src.common.task import Task
 from src.densenet import CompactDenseNet, DenseNet121
 from src.mednist.card import CARD, Settings
 from src.mednist.transforms import batches, prepare
-
-NETWORKS = {network.__name__: network for network in (DenseNet121, CompactDenseNet)}
-
-
-def new_model(seed: int, network: str = DenseNet121.__name__) -> DenseNet121:
-    """A fresh network whose weights depend on ``seed`` alone."""
-    return NETWORKS[network](seed=seed)
-
-
-def load_model(weights: Mapping[str, torch.Tensor], network: str = DenseNet121.__name__) -> DenseNet121:
-    """The network with given weights, for example ``run.weights(run.final_model)``, ready to predict."""
-    model = new_model(0, network)
-    model.load_state_dict(weights)
-    return model.eval()
 
 
 def to_device(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
@@ -42,16 +29,9 @@ def make_trainer(
     model: torch.nn.Module, loader: Iterable, settings: Settings, device: torch.device, handlers: Sequence = ()
 ) -> SupervisedTrainer:
     """Adam on the cross-entropy of ``(batch, classes)`` logits, in MONAI's trainer; see :func:`src.common.engine.make_trainer`."""
-    return make_any_trainer(
-        model,
-        loader,
-        torch.optim.Adam(model.parameters(), lr=settings.learning_rate),
-        torch.nn.CrossEntropyLoss(),
-        device,
-        epochs=settings.epochs,
-        fedprox_mu=settings.fedproxloss_mu,
-        handlers=handlers,
-    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
+    loss = torch.nn.CrossEntropyLoss()
+    return make_any_trainer(model, loader, optimizer, loss, device, epochs=settings.epochs, handlers=handlers)
 
 
 def make_evaluator(
@@ -61,10 +41,7 @@ def make_evaluator(
 
     After ``evaluator.run()`` both are in ``evaluator.state.metrics``.
     """
-
-    def pred_and_label(output: Mapping) -> tuple:
-        return output[CommonKeys.PRED], output[CommonKeys.LABEL]
-
+    pred_and_label = from_engine([CommonKeys.PRED, CommonKeys.LABEL])
     return SupervisedEvaluator(
         device=device,
         val_data_loader=loader,
@@ -92,33 +69,13 @@ def evaluate(
     return {name: float(value) for name, value in evaluator.state.metrics.items()}
 
 
-@torch.inference_mode()
-def predict(
-    model: torch.nn.Module, items: Sequence[dict], settings: Settings, device: torch.device | None = None
-) -> torch.Tensor:
-    """Class probabilities ``(images, classes)`` of items, in their order, on the CPU."""
-    device = device or pick_device()
-    model = to_device(model, device).eval()
-    loader = batches(prepare(items, settings), settings, train=False)
-    return torch.cat([model(batch["image"].to(device)).softmax(dim=1).cpu() for batch in loader])
-
-
-def evaluate_cases(
-    model: torch.nn.Module, items: Sequence[dict], settings: Settings, device: torch.device | None = None
-):
-    """What the network says of each image.
-
-    Returns:
-        pandas.DataFrame: a row an item with ``case`` (class and file name), ``site``, ``label`` and ``predicted`` (numbers of
-        classes), ``confidence`` (probability of the prediction), ``accuracy`` (1 if it is right, else 0).
-    """
-    import pandas as pd
-
-    probabilities = predict(model, items, settings, device)
-    table = pd.DataFrame({"case": ["/".join(item["image"].split("/")[-2:]) for item in items]})
-    table["site"] = [item.get("site", "") for item in items]
-    table["label"] = [item["label"] for item in items]
-    table["predicted"] = probabilities.argmax(dim=1).numpy()
-    table["confidence"] = probabilities.amax(dim=1).numpy()
-    table["accuracy"] = (table["label"] == table["predicted"]).astype(float)
-    return table
+TASK = Task(
+    **vars(CARD),
+    settings=Settings,
+    networks={"DenseNet121": DenseNet121, "CompactDenseNet": CompactDenseNet},
+    prepare=prepare,
+    batches=batches,
+    to_device=to_device,
+    make_trainer=make_trainer,
+    evaluate=evaluate,
+)

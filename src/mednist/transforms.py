@@ -19,7 +19,7 @@ from src.mednist.card import SIZE, Settings
 class LoadPicture(Transform):
     """Load ``image``, a file, as ``(1, 64, 64)`` grey values of 8 bits, the first row first; adds ``remarks`` on what it did.
 
-    Not MONAI's ``LoadImage``: it cuts off what has more than 8 bits, and tries its next reader where this one refuses a file.
+    MONAI's ``LoadImage`` cuts off what has more than 8 bits, and tries its next reader where this one refuses a file.
     """
 
     def __call__(self, item: Mapping) -> dict:
@@ -44,13 +44,9 @@ def augmentation(settings: Settings) -> Compose:
     return Compose(
         [
             RandFlipd(keys="image", prob=0.5, spatial_axis=1),
+            # Rotation in radians, scale as a share, translation in pixels.
             RandAffined(
-                keys="image",
-                prob=0.5,
-                rotate_range=0.15,  # radians
-                scale_range=0.1,
-                translate_range=3,  # pixels
-                padding_mode="border",
+                "image", prob=0.5, rotate_range=0.15, scale_range=0.1, translate_range=3, padding_mode="border"
             ),
             EnsureTyped(keys="image", track_meta=False),
         ]
@@ -58,12 +54,9 @@ def augmentation(settings: Settings) -> Compose:
 
 
 def prepare(items: Sequence[dict], settings: Settings, cache: object = None) -> list[dict]:
-    """Read and check all images of a part, and keep them in memory; 64×64 floats need no cache on disk.
+    """Read all images of a part, and keep them in memory; 64×64 floats need no cache on disk.
 
-    Warns of pictures that had to be scaled, turned or padded; see :func:`src.common.pictures.grey_square`.
-
-    Raises:
-        CourseError: names the first image that cannot be read.
+    Warns of pictures that had to be scaled, turned or padded. A ``CourseError`` names the first one that cannot be read.
     """
     steps, prepared, changed = preparation(settings), [], defaultdict(list)
     for item in items:
@@ -71,36 +64,24 @@ def prepare(items: Sequence[dict], settings: Settings, cache: object = None) -> 
             ready = steps({"image": item["image"]})
         except Exception as error:  # each of Pillow's formats has its own kinds of error; all of them mean this
             cause = error.__cause__ or error
-            raise CourseError(
-                f"{item.get('site', '')} cannot read the image {item['image']}: {first_line(cause)}. Replace it with an intact "
-                "copy, or take it out of the datalist.".strip(),
-                "an image cannot be read",
-            ) from error
+            said = f"{item.get('site', '')} cannot read the image {item['image']}: {first_line(cause)}. ".lstrip()
+            advice = "Replace it with an intact copy, or take it out of the datalist."
+            raise CourseError(said + advice, "an image cannot be read") from error
         for what in ready.pop("remarks"):
             changed[what].append(Path(item["image"]).name)
         prepared.append({**ready, "label": item["label"]})
     for what, names in changed.items():
         site = f"{items[0]['site']}: " if items[0].get("site") else ""
-        warnings.warn(
-            f"{site}{len(names)} of {len(items)} pictures: each was {what} ({some_of(names, 3)})", stacklevel=2
-        )
+        said = f"{site}{len(names)} of {len(items)} pictures: each was {what} ({some_of(names, 3)})"
+        warnings.warn(said, stacklevel=2)
     return prepared
 
 
 def batches(prepared: Sequence[dict], settings: Settings, train: bool, seed: int = 0) -> Iterable[dict]:
-    """Batches of prepared images as a MONAI ``DataLoader``.
+    """Batches of prepared images, ``{"image": float32 (batch, 1, 64, 64), "label": int64 (batch,)}``; the last may be smaller.
 
-    Args:
-        prepared: of :func:`prepare`.
-        settings: the batch size; the last batch may be smaller.
-        train: shuffle and augment, differently in each epoch.
-        seed: fixes the order and the augmentation of all epochs.
-
-    Returns:
-        An iterable of ``{"image": float32 (batch, 1, 64, 64), "label": int64 (batch,)}``, of length 0 without images.
-
-    Raises:
-        CourseError: if there is nothing to train on.
+    To ``train``, in another order and differently augmented in each epoch, all fixed by ``seed``. A ``CourseError`` if there is
+    nothing to train on.
     """
     if train and not prepared:
         raise CourseError("There is no image to train on; give the site at least one.", "it has nothing to train on")

@@ -31,18 +31,7 @@ Side = Annotated[int, Field(ge=STRIDE, multiple_of=STRIDE)]
 
 
 class Settings(StudySettings):
-    """Settings of the prostate study; see :class:`src.common.settings.StudySettings` for the others.
-
-    Attributes:
-        weight_decay: of AdamW.
-        loss: ``dice_ce``, ``dice_focal`` or ``dice``.
-        voxel_spacing: size in mm (x, y, z) of the voxels that the network sees.
-        field_of_view: size in mm (x, y) of the box around the image's centre that is kept; 0 keeps all of that axis.
-        coil_correction: standard deviation in mm of the blur that takes a coil's falloff out of an image; 0 leaves it in.
-        patch_size: voxels (x, y, z) of a training patch and of the sliding window: multiples of 16, one of them 32 or more.
-        augmentation: random flips, scale, rotation, bias field, contrast, blur and noise in training.
-        amp: mixed precision on a GPU; a CPU always computes in single precision.
-    """
+    """Settings of the prostate study; see :class:`src.common.settings.StudySettings` for the first ones' meaning."""
 
     data: DataName = CARD.name
     # The more often models are averaged, the less they walk apart: see notebook 04 and `python -m benchmarks.methods 'prostate-*'`.
@@ -51,14 +40,20 @@ class Settings(StudySettings):
     batch_size: Count = 2
     learning_rate: Positive = 3e-3
     network: Literal["UNet"] = "UNet"
-    weight_decay: NotNegative = 1e-4
+    weight_decay: NotNegative = 1e-4  # of AdamW
     loss: Literal["dice_ce", "dice_focal", "dice"] = "dice_ce"
-    voxel_spacing: tuple[Positive, Positive, Positive] = (2.0, 2.0, 3.0)
-    field_of_view: tuple[NotNegative, NotNegative] = (128.0, 128.0)
-    coil_correction: NotNegative = 0.0
-    patch_size: tuple[Side, Side, Side] = (64, 64, 16)
-    augmentation: bool = True
-    amp: bool = True
+    voxel_spacing: tuple[Positive, Positive, Positive] = (
+        2.0,
+        2.0,
+        3.0,
+    )  # mm (x, y, z) of the voxels that the network sees
+    field_of_view: tuple[NotNegative, NotNegative] = (128.0, 128.0)  # mm (x, y) kept around the image's centre; 0: all
+    coil_correction: NotNegative = (
+        0.0  # mm, standard deviation of the blur that takes a coil's falloff out; 0 leaves it in
+    )
+    patch_size: tuple[Side, Side, Side] = (64, 64, 16)  # voxels of a training patch and of the sliding window
+    augmentation: bool = True  # random flips, scale, rotation, bias field, contrast, blur and noise in training
+    amp: bool = True  # mixed precision on a GPU; a CPU always computes in single precision
 
     @field_validator("patch_size")
     @classmethod

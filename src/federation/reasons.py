@@ -1,0 +1,56 @@
+"""What leaves a site that fails: a few words. Its messages, file names and tracebacks stay in its own log."""
+
+import logging
+import traceback
+from collections.abc import Callable
+
+import nvflare.client as flare
+from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.shareable import Shareable
+from nvflare.app_common.utils.fl_model_utils import FLModelUtils
+
+from src.common.errors import CourseError
+
+REASON = "course_reason"
+"""Where a failed answer says why: a key of an ``FLModel``'s ``meta``, or a header of a ``Shareable``."""
+
+
+def short_reason(error: BaseException) -> str:
+    """What of an error may leave a site: its kind, never its message, which may name files, cases or folders."""
+    if isinstance(error, CourseError):
+        return error.kind
+    if isinstance(error, FloatingPointError):
+        return "its loss or its weights became NaN or infinite"
+    if isinstance(error, MemoryError):
+        return "it ran out of memory"
+    return f"its software raised {type(error).__name__}"
+
+
+def said_reason(answer: Shareable | None) -> str:
+    """The short reason that an answer gives which was not accepted, else what FLARE says of it."""
+    if answer is None:
+        return "it sent nothing"
+    if said := answer.get_header(REASON):
+        return said
+    try:
+        return FLModelUtils.from_shareable(answer).meta[REASON]
+    except (KeyError, ValueError):  # no reason, or, in an answer with an error code, no model
+        code = answer.get_return_code()
+        return "it sent nothing that can be averaged" if code == ReturnCode.OK else f"it answered with {code}"
+
+
+def run_site(main: Callable[[], None]) -> None:
+    """Run a Client API script's ``main``; when it fails, write the error to the site's log and tell the server the kind alone.
+
+    FLARE would end the script, and the server would only know that it ended. Here the site answers each further task, without
+    weights and with the reason, so that the server's record can say who is missing and why.
+    """
+    try:
+        main()
+    except Exception as error:
+        # As one text: inside of a script FLARE takes over print(), by which logging would write the traceback.
+        told = "".join(traceback.format_exception(error))
+        logging.getLogger(__name__).error("this site cannot take part any more: %s", told)
+        while flare.is_running():
+            flare.receive()
+            flare.send(flare.FLModel(metrics={}, meta={REASON: short_reason(error)}))

@@ -1,0 +1,81 @@
+"""Reads the record that :class:`src.federation.server.RunRecorder` writes: how far a run is, what it lacks, why it failed."""
+
+import json
+import re
+from pathlib import Path
+
+from src.common.files import read_json
+from src.federation.server import RECORD
+
+
+def read_record(folder: Path) -> list[dict]:
+    """The lines of the record below a folder, oldest first; empty as long as the server has not started."""
+    file = next(iter(Path(folder).rglob(RECORD)), None)
+    if file is None:
+        return []
+    # The last line may still be in the writing while the run goes on.
+    lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [json.loads(line) for line in lines]
+
+
+def progress(record: list[dict]) -> tuple[int, int, int]:
+    """Number of the round that goes on, counted from 1 (0 before the first), number of rounds, number of accepted answers."""
+    started = [entry for entry in record if entry["event"] == "round started"]
+    answers = sum(entry["event"] == "answer" and entry["accepted"] for entry in record)
+    return (started[-1]["round"] + 1, started[-1]["rounds"], answers) if started else (0, 0, 0)
+
+
+def shortfall(folder: Path) -> str | None:
+    """What a run that ended lacks: a sentence, or None if its record holds all rounds, and in each the sites that its job demands.
+
+    A run whose job keeps no record is taken as it is.
+    """
+    record = read_record(folder)
+    if not record:
+        jobs = Path(folder).glob("job/*/*/config/config_fed_server.json")
+        wants_record = any("RunRecorder" in file.read_text() for file in jobs)
+        return "The run ended before the server started: no site took part." if wants_record else None
+    number, rounds, answers = progress(record)
+    if not answers:
+        return "The run ended without a single update from a site."
+    saved = sum(entry["event"] == "model saved" for entry in record)
+    if number < rounds or saved < rounds:
+        return f"The run ended in round {number} of {rounds}."
+    metas = [read_json(file) or {} for file in Path(folder).glob("job/*/meta.json")]
+    demanded = metas[0].get("min_clients", 1) if metas else 1
+    took_part = [
+        {entry["site"] for entry in record if entry.get("accepted") and entry["round"] == n} for n in range(rounds)
+    ]
+    few = [number for number, sites in enumerate(took_part, start=1) if len(sites) < demanded]
+    return (
+        f"The job needs {demanded} site(s) in each round; there were fewer in round {few[0]} of {rounds}."
+        if few
+        else None
+    )
+
+
+def failure_report(run_folder: Path, workspace: Path, sites: list[str]) -> str:
+    """Why a run failed, in one message: round, sites and kinds of fault, and in which site's own log more is written.
+
+    ``workspace`` is the simulator's, with a folder for each site and the server.
+    """
+    record = read_record(run_folder)
+    failed = [entry for entry in record if entry["event"] == "answer" and not entry["accepted"]]
+    lost = [entry for entry in record if entry["event"] == "site lost"]
+    causes = {entry["site"]: entry["reason"] for entry in failed + lost}
+    if not causes:  # then by the kind of error that a log begins with
+        kinds = {name: _first_error(workspace / name) for name in (*sites, "server")}
+        causes = {name: f"its software raised {kind}" for name, kind in kinds.items() if kind}
+    number, rounds, _ = progress(record)
+    where = f"in round {number} of {rounds}" if number else "before the first round"
+    said = "; ".join(f"{name}: {cause}" for name, cause in causes.items()) or "no process left an error"
+    logs = ", ".join(str(workspace / name / "log.txt") for name in causes) or run_folder / "console.log"
+    return f"The run failed {where}. {said}. More is in the log of its own: {logs}."
+
+
+def _first_error(folder: Path) -> str | None:
+    """The kind of the exception in a process's error log: the name of its class, never its message."""
+    file = folder / "error_log.txt"
+    text = file.read_text(errors="replace") if file.is_file() else ""
+    kinds = re.findall(r"^(?:[\w.]+\.)?([A-Z]\w*(?:Error|Exception|Interrupt|Exit))\b", text, re.MULTILINE)
+    return kinds[0] if kinds else None

@@ -1,0 +1,48 @@
+"""The prostate's training by FLARE's ``LearnerExecutor`` and the course's learner, in a job that is put together by hand."""
+
+import os
+from pathlib import Path
+
+from nvflare.app_common.executors.learner_executor import LearnerExecutor
+from nvflare.app_common.workflows.fedavg import FedAvg
+from nvflare.app_opt.pt.file_model_persistor import PTFileModelPersistor
+from nvflare.app_opt.pt.job_config.base_fed_job import BaseFedJob
+from nvflare.app_opt.pt.job_config.model import PTModel
+from nvflare.fuel.utils.constants import FrameworkType
+from nvflare.recipe.spec import Recipe
+from nvflare.recipe.utils import prepare_initial_ckpt
+
+from src.federation.aggregation import SampleWeightedMean
+from src.federation.recipes import add_everything
+from src.learners.supervised_monai_prostate_learner import SupervisedMonaiProstateLearner
+from src.prostate.card import CONFIG_FILE, Settings
+from src.prostate.training import TASK
+
+
+def learner_recipe(
+    folder: Path, sites: int = 4, settings: Settings | None = None, initial: Path | None = None, **options
+) -> Recipe:
+    """The recipe around that job; ``folder`` gets ``config_train.json``, which the job carries to the sites.
+
+    The other arguments are those of :func:`src.federation.recipes.client_recipe`. A ``CourseError`` for a method of which the
+    learner knows nothing.
+    """
+    settings = settings or Settings()
+    SupervisedMonaiProstateLearner.check(settings)
+    job = BaseFedJob(name=TASK.name, min_clients=sites, key_metric=TASK.key_metric)
+    checkpoint = prepare_initial_ckpt(initial and os.path.relpath(initial), job)
+    model = TASK.new_model(settings.seed, settings.network)
+    persistor = PTFileModelPersistor(model=model, source_ckpt_file_full_name=checkpoint)
+    job.comp_ids.update(job.to_server(PTModel(model, persistor=persistor)))
+    part = job.comp_ids["persistor_id"]
+    job.to_server(
+        FedAvg(num_clients=sites, num_rounds=settings.rounds, persistor_id=part, aggregator=SampleWeightedMean())
+    )
+    job.to_clients(LearnerExecutor(learner_id="learner"), tasks=["train", "validate"])
+    job.to_clients(SupervisedMonaiProstateLearner(CONFIG_FILE.name, settings.local_epochs), id="learner")
+    job.add_file_to_clients(
+        settings.write(Path(folder) / CONFIG_FILE.name), app_folder_type="config"
+    )  # no code, which a site may forbid
+    made = Recipe(job)
+    made.framework = FrameworkType.PYTORCH  # the final evaluation asks whose checkpoints these are
+    return add_everything(made, **options)
