@@ -1,11 +1,11 @@
 """The pictures of the notebooks: every function draws what it is given and returns a figure, a heat map or a slider.
 
-A *case* is a dictionary with ``image``, an array ``(x, y, z)`` or ``(x, y, z, channels)``; ``label`` and, where there is one,
-``prediction``, ``(x, y, z)`` on the same grid, outlined where above 0; ``affine``, ``(4, 4)``, from voxel numbers to millimetres
-towards the patient's right, front and head, as nibabel and MONAI read it; ``caption``; and optionally ``z``, the axial slice to
-show, counted from the feet, by default where prediction and mask disagree most, or without a prediction where the mask is largest.
-The arrays' axes may have any order and direction. Cases are shown as radiologists look at them: the patient's right is on the left
-of the screen, the front of axial slices on top, the head on top of the others, and the front of sagittal ones on the left.
+A *case* is a dictionary: ``image``, an array ``(x, y, z)`` or ``(x, y, z, channels)``; ``label`` and perhaps ``prediction``,
+``(x, y, z)`` on the same grid, outlined where above 0; ``affine``, ``(4, 4)``, from voxel numbers to millimetres towards the
+patient's right, front and head, as nibabel and MONAI read it; ``caption``; and perhaps ``z``, the axial slice to show, counted from
+the feet, by default where there is most to see. Axes may have any order and direction. Cases are shown as radiologists look at
+them: the patient's right on the left of the screen, the front of axial slices and the head of the others on top, and the front of
+sagittal ones on the left.
 """
 
 import re

@@ -114,14 +114,6 @@ def test_repository_that_colab_cannot_open_is_refused(checkout, url):
         tidy_all(checkout / "notebooks")
 
 
-def test_colab_cell_does_nothing_elsewhere(monkeypatch):
-    monkeypatch.delitem(sys.modules, "google.colab", raising=False)
-    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: pytest.fail(f"called {args}"))
-    before, names = Path.cwd(), {}
-    exec(COLAB_CELL.format(repository=URL), names)
-    assert names["COURSE_REPOSITORY"] == URL and Path.cwd() == before
-
-
 def test_colab_cell_clones_installs_and_imports_in_one_process(monkeypatch, tmp_path):
     """As in Colab, but for the place of the clone, and with a stand-in for pip that installs what pip would: a copy."""
     origin, site = tmp_path / "origin", tmp_path / "site-packages"
