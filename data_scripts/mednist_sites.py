@@ -33,15 +33,9 @@ MedNIST is found in the data folder, or else drawn or downloaded there."""
 def find_or_make(source: str | None = None, root: Path | None = None, say: Callable[[str], None] = print) -> Path:
     """The MedNIST folder, with one folder of images for each of the classes.
 
-    Args:
-        source: ``generated``: drawings in ``<root>/generated/MedNIST``, made if missing. ``real``: ``<root>/MedNIST``,
-            used as it is when it is there, whatever its size, else downloaded from where MONAI keeps it (59 MB),
-            verified and unpacked. Default :func:`src.common.paths.data_source`.
-        root: folder of all data sets, default :func:`src.common.paths.data_root`.
-        say: called with each line of progress.
-
-    Raises:
-        CourseError: if a class is missing, or the data cannot be fetched, verified, unpacked or written.
+    ``generated``: drawings in ``<root>/generated/MedNIST``, made if missing. ``real``: ``<root>/MedNIST``, used as it is when it is
+    there, whatever its size, else downloaded from where MONAI keeps it (59 MB), verified and unpacked. Defaults are those of
+    :mod:`src.common.paths`. A ``CourseError`` if a class is missing, or the data cannot be fetched or written.
     """
     folder = raw_folder("MedNIST", source, root)
     if data_source(source) == "generated":
@@ -94,14 +88,9 @@ def _check(folder: Path) -> None:
 def read_items(folder: Path, per_class: int | None = None, seed: int = 0) -> list[dict]:
     """Items of a MedNIST folder, ``{"image": path, "label": number of the class}``, sorted by class and file name.
 
-    Args:
-        folder: of :func:`find_or_make`.
-        per_class: at most so many images of each class, drawn at random. Default: what ``COURSE_MEDNIST_PER_CLASS``
-            says (a number, or ``all``), else all of the drawings and 500 a class of the real images.
-        seed: fixes which.
-
-    Raises:
-        CourseError: if a class is missing or ``per_class`` is not positive.
+    At most ``per_class`` images of each class are drawn at random, fixed by the seed. Default: what ``COURSE_MEDNIST_PER_CLASS``
+    says (a number, or ``all``), else all of the drawings and 500 a class of the real images. A ``CourseError`` for less than 1, or
+    if a class is missing.
     """
     folder = Path(folder).absolute()
     _check(folder)
@@ -143,17 +132,12 @@ def share_out(
     """Share the images out over pretend hospitals, each with a folder, a training, a validation and a testing part of its own.
 
     Args:
-        sites: how many, or their names.
-        how: as in :func:`data_scripts.sharing.partition`, and so are ``counts``, ``alpha`` and ``few`` (default :data:`FEW`);
-            homes go by :data:`BY_DEVICE`. ``scanners``: even shares, seen by another scanner at each site.
+        how: as in :func:`data_scripts.sharing.partition`, and so are ``sites``, ``counts``, ``alpha`` and ``few`` (default
+            :data:`FEW`); homes go by :data:`BY_DEVICE`. ``scanners``: even shares, seen by another scanner at each site.
         seed: fixes who gets what.
-        data: name of the result, by default that of the task's settings.
+        data: name of the result, which is returned for the job's settings; by default that of the task.
         folder: the MedNIST folder, by default :func:`find_or_make`.
         per_class: as in :func:`read_items`.
-        say: called with each line of progress.
-
-    Returns:
-        The name, for the job's settings.
 
     Raises:
         CourseError: for what cannot be shared out like that, or written.

@@ -239,11 +239,12 @@ def who_has_what(datalists: Datalists, labels: Sequence[str] = ()):
     """
     import pandas as pd
 
-    items = pd.DataFrame([(site, part, item["label"]) for site, part, item in each(datalists)], columns=list("spl"))
-    tables = [pd.crosstab(items["s"], items["p"]).reindex(columns=[*PARTS])]
-    tables += [tables[0].sum(axis=1).rename("all parts")]
-    tables += [pd.crosstab(items["s"], items["l"].map(dict(enumerate(labels)))).reindex(columns=[*labels])]
-    table = pd.concat(tables, axis=1).reindex(list(datalists)).fillna(0).astype(int).rename_axis(index="site")
+    rows = [(site, part, item["label"]) for site, part, item in each(datalists)]
+    items = pd.DataFrame(rows, columns=["site", "part", "label"])
+    parts = pd.crosstab(items["site"], items["part"]).reindex(columns=[*PARTS])
+    named = pd.crosstab(items["site"], items["label"].map(dict(enumerate(labels)))).reindex(columns=[*labels])
+    table = pd.concat([parts, parts.sum(axis=1).rename("all parts"), named], axis=1).reindex(list(datalists))
+    table = table.fillna(0).astype(int).rename_axis(index="site")
     table.loc["all sites"] = table.sum()
     return table
 
