@@ -28,7 +28,7 @@ from src.learners.supervised_monai_prostate_learner import SupervisedMonaiProsta
 from src.prostate.card import CARD, CONFIG_FILE, Settings
 from src.prostate.training import evaluate, new_model
 from src.prostate.transforms import prepare
-from tests.tests_support import ball_case
+from tests.tests_support import ball_case, through_the_door
 
 CPU = torch.device("cpu")
 PATIENT = "SURNAME_FIRSTNAME_1950"
@@ -313,6 +313,7 @@ def site_folder(tmp_path, monkeypatch):
         ball_case(folder / "images", f"c{number}", centre=(2.0 * number, -3.0, 1.5), scale=10.0**number, seed=number)
         entries.append({"image": f"images/c{number}.nii.gz", "label": f"images/c{number}_mask.nii.gz"})
     write_json(folder / "datalist.json", {"training": entries[:2], "validation": entries[2:3], "testing": entries[3:]})
+    through_the_door(folder)
     return folder
 
 
@@ -368,6 +369,7 @@ def test_a_corrupt_case_is_told_here_and_its_kind_there(site_folder, app, caplog
     file.write_bytes(file.read_bytes()[:300])
     datalist = site_folder / "datalist.json"
     datalist.write_text(datalist.read_text().replace("c1.nii.gz", file.name))
+    through_the_door(site_folder)
     site = Site(SupervisedMonaiProstateLearner("mine.json"), app_root=app)
     answer = site.do("train", numpy_weights(new_model(0)))
     assert_failed(answer, "an image cannot be used")

@@ -173,7 +173,9 @@ def test_of_a_prediction_the_largest_piece_is_kept(tmp_path):
     item, stray = ball_case(tmp_path), ball_case(tmp_path, "stray", centre=(-20.0, 20.0, -15.0), radius=7.0)
     first, second = (nib.load(one["image"]) for one in (item, stray))
     nib.save(
-        nib.Nifti1Image(np.maximum(first.get_fdata(), second.get_fdata()).astype(np.float32), first.affine),
+        nib.Nifti1Image(
+            np.maximum(first.get_fdata(), second.get_fdata()).astype(np.float32), first.affine, first.header
+        ),
         item["image"],
     )
     mask, ball, other = (
