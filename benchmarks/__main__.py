@@ -15,40 +15,38 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import (
-    Watch,
-    beside_a_busy_program,
-    plain_seconds,
-    plain_seconds_side_by_side,
-)
+from benchmarks import threads
+from benchmarks.costs import megabytes_per_round, parts
+from benchmarks.local import train_locally
+from benchmarks.measure import Watch, plain_seconds, plain_seconds_side_by_side
+from data_scripts.prepare import described, prepare
 from src.common.datalists import cache_folder, pooled, read_sites
 from src.common.engine import pick_device
 from src.common.files import write_json
-from src.common.task import Card, tasks
-from src.federation.local import train_locally
+from src.common.task import Task
+from src.federation.recipes import client_recipe
 from src.federation.run import Run
 from src.federation.simulator import CourseSimEnv
+from src.tasks import tasks
 
 BARS = Path(__file__).with_name("bars.json")
 """Task → figure → limit; a negative limit means "at least". A task without an entry is measured and has no bar."""
 
 
-def measure(card: Card) -> dict:
+def measure(task: Task) -> dict:
     """All figures of one task."""
-    settings = card.room("card").Settings()
-    data = card.room("data").prepare()
+    settings, data = task.settings(), prepare(task.name)
     datalists = read_sites(data)
     everything, device = pooled(datalists), pick_device()
-    training, transforms = card.room("training"), card.room("transforms")
 
     few = max(1, round(4000 / len(everything["training"]) / settings.epochs))
-    together = plain_seconds(card.name, everything["training"], settings, few)
-    apart = plain_seconds_side_by_side(card.name, everything["training"], settings, few)
-    prepared = transforms.prepare(everything["validation"], settings)
-    model = training.to_device(training.new_model(0), device)
-    training.evaluate(model, prepared[:1], settings, device)
+    together = plain_seconds(task.name, everything["training"], settings, few)
+    apart = plain_seconds_side_by_side(task.name, everything["training"], settings, few)
+    prepared = task.prepare(everything["validation"], settings, None)
+    model = task.to_device(task.new_model(), device)
+    task.evaluate(model, prepared[:1], settings, device)
     started = time.perf_counter()
-    training.evaluate(model, prepared, settings, device)
+    task.evaluate(model, prepared, settings, device)
     validation = (settings.rounds + 1) * (time.perf_counter() - started)
     bare, whole = (min(a, b) * settings.epochs + validation for a, b in zip(together, apart, strict=True))
 
@@ -56,35 +54,34 @@ def measure(card: Card) -> dict:
     for number in range(2):  # the first run prepares the volumes of a task that keeps them, the second one finds them
         if number == 0:
             _forget_caches(data)
-        simulator = CourseSimEnv(list(datalists), card.name)
-        recipe = card.room("recipe").recipe(len(datalists), settings if number else settings.changed(rounds=1))
+        simulator = CourseSimEnv(list(datalists), task.name)
+        recipe = client_recipe(task, len(datalists), settings if number else settings.changed(rounds=1))
         with Watch() as watch:
             run = Run(recipe.execute(simulator).get_result())
         runs.append(run)
-        seconds.append(run.parts)
-    run, parts = runs[1], seconds[1]
+        seconds.append(parts(run))
+    run = runs[1]
 
-    local = train_locally(card, everything, settings)
+    local = train_locally(task, everything, settings)
     scores = {
-        name: training.evaluate_cases(one, everything["testing"], settings)
-        for name, one in {"federated": training.load_model(run.weights(run.final_model)), "pooled": local.model}.items()
+        name: task.evaluate_cases(one, everything["testing"], settings)
+        for name, one in {"federated": task.load_model(run.weights(run.final_model)), "pooled": local.model}.items()
     }
-    measure_name = card.key_metric.removeprefix("val_")
+    measure_name = task.key_metric.removeprefix("val_")
     test = {name: float(table[measure_name].mean()) for name, table in scores.items()}
-    busy = beside_a_busy_program(card.name, everything["training"][: 4 * settings.batch_size], settings)
+    busy = {where: threads.measure(threads.CHOSEN, count) for where, count in (("alone", 0), ("beside", 1))}
     sites = [memory for name, memory in watch.peak_memory.items() if name != "server"]
     figures = {
         "wall time / limit": watch.seconds / whole,
         "peak memory of a site (GB)": max(sites) / 1e9,
         f"test {measure_name} of the global model": test["federated"],
         f"federated / pooled test {measure_name}": test["federated"] / test["pooled"],
-        "watching idle cores, alone / not watching": busy["alone_watching"] / busy["alone"],
-        "watching idle cores, beside a busy process / alone": busy["beside_watching"] / busy["alone"],
+        "speed of a training beside a busy program / alone": busy["beside"] / busy["alone"],
     }
     return {
-        "task": card.name,
-        "title": card.title,
-        "data": described(card),
+        "task": task.name,
+        "title": task.title,
+        "data": described(task.name),
         "machine": machine(),
         "items": {part: len(items) for part, items in everything.items()},
         "epochs": settings.epochs,
@@ -93,14 +90,14 @@ def measure(card: Card) -> dict:
         "limit_seconds": whole,
         "limit_seconds_without_augmentation": bare,
         "wall_seconds": watch.seconds,
-        "seconds": parts,
+        "seconds": seconds[1],
         "first_start_up_seconds": seconds[0]["start-up"],
         "peak_memory_gb": {name: memory / 1e9 for name, memory in sorted(watch.peak_memory.items())},
         "bytes_per_round": {
-            "weights": round(1e6 * run.megabytes_per_round),
+            "weights": round(1e6 * megabytes_per_round(run)),
             "loopback": watch.loopback_bytes // (run.rounds + 2) if watch.loopback_bytes else "not measured",
         },
-        "steps_per_second": busy,
+        "images_per_second": busy,
         "test": {"metric": measure_name, **test},
         "figures": {name: round(value, 3) for name, value in figures.items()},
     }
@@ -111,12 +108,6 @@ def _forget_caches(data: str) -> None:
         folder = cache_folder(data, site)
         for file in folder.glob("*.pt") if folder.is_dir() else ():
             file.unlink()
-
-
-def described(card: Card) -> str:
-    """What the data of a task are, without their place on this machine."""
-    room = card.room("data")
-    return room.describe(room.find_or_make()).split(" in ")[0].split(" (/")[0]
 
 
 def versions() -> dict[str, str]:

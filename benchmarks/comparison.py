@@ -11,25 +11,28 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.__main__ import described, machine, versions
+from benchmarks.__main__ import machine, versions
+from benchmarks.local import train_each_site_alone, train_locally
+from data_scripts.prepare import described, prepare, share_out
 from src.common.datalists import pooled, read_sites
 from src.common.files import read_json, write_json
 from src.common.settings import StudySettings
-from src.common.task import Card, tasks
-from src.federation.local import train_each_site_alone, train_locally
+from src.common.task import Task
+from src.federation.recipes import client_recipe
 from src.federation.run import Run
 from src.federation.simulator import CourseSimEnv
+from src.tasks import tasks
 
 RESULTS = Path(__file__).with_name("results") / "comparison"
 SHARES: dict[str, dict[str, dict]] = {"mednist": {"specialised": {}, "even": {"how": "even"}}}
 """Task → name of a share, the main one first → arguments of ``share_out``; a task without an entry has its own share alone."""
 
 
-def compare(card: Card, share: str, options: dict, seed: int, settings: StudySettings, longer: bool) -> dict:
+def compare(task: Task, share: str, options: dict, seed: int, settings: StudySettings, longer: bool) -> dict:
     """Train and test all models for one share of the data and one seed.
 
     Args:
-        card: of the task.
+        task: which.
         share: name of the share, for the rows.
         options: arguments of the task's ``share_out``.
         seed: fixes who gets what, first weights, order and augmentation.
@@ -40,20 +43,20 @@ def compare(card: Card, share: str, options: dict, seed: int, settings: StudySet
         ``rows``: for each model and site's testing part ``items`` and the mean of each measure; a row a case where a case is not
         just right or wrong. ``training``: epochs, optimiser steps and training items of each model.
     """
-    data = card.room("data").share_out(**options, seed=seed, data=f"{card.name}-{share}-{seed}")
+    data = share_out(task.name, **options, seed=seed, data=f"{task.name}-{share}-{seed}")
     settings = settings.changed(data=data, seed=seed)
     datalists = read_sites(data)
-    everything, training = pooled(datalists), card.room("training")
+    everything = pooled(datalists)
 
-    recipe = card.room("recipe").recipe(len(datalists), settings)
-    run = Run(recipe.execute(CourseSimEnv(list(datalists), f"{card.name}_comparison")).get_result())
-    trained = {"pooled": train_locally(card, everything, settings, validate=False)}
+    recipe = client_recipe(task, len(datalists), settings)
+    run = Run(recipe.execute(CourseSimEnv(list(datalists), f"{task.name}_comparison")).get_result())
+    trained = {"pooled": train_locally(task, everything, settings, validate=False)}
     trained |= {
-        f"{site} alone": one for site, one in train_each_site_alone(card, datalists, settings, validate=False).items()
+        f"{site} alone": one for site, one in train_each_site_alone(task, datalists, settings, validate=False).items()
     }
     if longer:
         changed = _as_many_steps_as(trained["pooled"].steps, settings, trained[f"{next(iter(datalists))} alone"].steps)
-        more = train_each_site_alone(card, datalists, changed, validate=False)
+        more = train_each_site_alone(task, datalists, changed, validate=False)
         trained |= {f"{site} alone, pooled's steps": one for site, one in more.items()}
 
     items = {name: len(parts["training"]) for name, parts in {**datalists, "pooled": everything}.items()}
@@ -64,11 +67,11 @@ def compare(card: Card, share: str, options: dict, seed: int, settings: StudySet
     ]
     work.append({"model": "federated", "epochs": settings.epochs, "steps": steps, "items": items["pooled"]})
     models = {name: one.model for name, one in trained.items()}
-    models["federated"] = training.load_model(run.weights(run.final_model))
+    models["federated"] = task.load_model(run.weights(run.final_model))
     rows = []
     for name, model in models.items():
-        table = training.evaluate_cases(model, everything["testing"], settings)
-        rows += [{"model": name, **row} for row in _rows(table, card.key_metric.removeprefix("val_"))]
+        table = task.evaluate_cases(model, everything["testing"], settings)
+        rows += [{"model": name, **row} for row in _rows(table, task.key_metric.removeprefix("val_"))]
     about = {"share": share, "seed": seed}
     return {"rows": [{**about, **row} for row in rows], "training": [{**about, **one} for one in work]}
 
@@ -104,12 +107,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     for name in options.tasks or known:
-        card, file = known[name], options.out / f"{name}.json"
-        settings, room = card.room("card").Settings(), card.room("data")
-        room.prepare()  # draws, fetches or converts what the shares below are made of
+        task, file = known[name], options.out / f"{name}.json"
+        settings = task.settings()
+        prepare(name)  # draws, fetches or converts what the shares below are made of
         about = {
             "task": name,
-            "data": described(card),
+            "data": described(name),
             "settings": settings.model_dump(mode="json", exclude={"data", "seed"}),
         }
         report = read_json(file) or {}
@@ -120,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
                 done = any((row["share"], row["seed"]) == (share, seed) for row in report["rows"])
                 if done or (options.shares and share not in options.shares):
                     continue
-                found = compare(card, share, arguments_of_share, seed, settings, options.longer)
+                found = compare(task, share, arguments_of_share, seed, settings, options.longer)
                 report |= {key: report[key] + found[key] for key in ("rows", "training")}
                 report |= {"date": time.strftime("%Y-%m-%d"), "command": f"python -m benchmarks.comparison {name}"}
                 report |= {"machine": machine(), "versions": versions()}

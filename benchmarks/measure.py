@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 import psutil
 import torch
 
-from src.common.engine import IdleCores, pick_device
+from src.common.datalists import PARTS
 from src.common.settings import StudySettings
-from src.common.task import tasks
+from src.federation.site import Site
+from src.tasks import tasks
 
 SAMPLE_SECONDS = 0.25
 TOGETHER_SECONDS = 2.0
@@ -98,12 +99,9 @@ def plain_seconds(task: str, items: list, settings: StudySettings, epochs: int) 
 
     No handler, no validation, no copy of the data: optimiser, loss and network are the task's. The first step is not counted.
     """
-    card = tasks()[task]
-    training, transforms, device = card.room("training"), card.room("transforms"), pick_device()
-    loader = transforms.batches(transforms.prepare(items, settings), settings, train=True, seed=0)
-    model = training.to_device(training.new_model(0), device)
-    trainer = training.make_trainer(model, loader, settings, device)
-    optimizer, loss = trainer.optimizer, trainer.loss_function
+    site = Site(tasks()[task], settings, {**dict.fromkeys(PARTS, ()), "training": items}, "pooled")
+    model, device, loader = site.model, site.device, site.trainer.data_loader
+    optimizer, loss = site.trainer.optimizer, site.trainer.loss_function
 
     def step(batch) -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -154,53 +152,3 @@ def _one_of_many(task, items, settings, epochs, barrier, answers) -> None:
     plain_seconds(task, items[: settings.batch_size], settings, 1)  # imports and first steps, before all start together
     barrier.wait()
     answers.put(plain_seconds(task, items, settings, epochs))
-
-
-def beside_a_busy_program(task: str, items: list, settings: StudySettings, seconds: float = 8.0) -> dict[str, float]:
-    """How much of its speed a training keeps: alone and beside one busy process, with and without a look at idle cores.
-
-    Returns:
-        Steps a second: ``alone``, ``alone_watching``, ``beside`` and ``beside_watching``, all cores.
-    """
-    card = tasks()[task]
-    training, transforms, device = card.room("training"), card.room("transforms"), pick_device()
-    loader = list(transforms.batches(transforms.prepare(items, settings), settings, train=True, seed=0))
-    model = training.to_device(training.new_model(0), device).train()
-    trainer = training.make_trainer(model, loader, settings, device)
-    before, result = torch.get_num_threads(), {}
-
-    def rate(watching: bool) -> float:
-        watch, steps = IdleCores(), 0
-        settled = time.perf_counter() + 4 * IdleCores.EVERY_SECONDS  # it needs a look or two to notice
-        end = started = settled + seconds
-        while (now := time.perf_counter()) < end:
-            batch = loader[steps % len(loader)]
-            trainer.optimizer.zero_grad(set_to_none=True)
-            trainer.loss_function(model(batch["image"]), batch["label"]).backward()
-            trainer.optimizer.step()
-            if watching:
-                watch()
-            if now < settled:
-                continue
-            started = min(started, now)
-            steps += 1
-        watch.all()
-        return steps / (time.perf_counter() - started)
-
-    for where in ("alone", "beside"):
-        busy = multiprocessing.get_context("spawn").Process(target=_spin, daemon=True)
-        if where == "beside":
-            busy.start()
-        try:
-            result |= {where: rate(False), f"{where}_watching": rate(True)}
-        finally:
-            if where == "beside":
-                busy.terminate()
-                busy.join()
-    torch.set_num_threads(before)
-    return result
-
-
-def _spin() -> None:
-    while True:
-        pass

@@ -25,17 +25,18 @@ import numpy as np
 import torch
 
 from benchmarks.__main__ import versions
+from benchmarks.local import train_each_site_alone, train_locally
 from benchmarks.warm import warm_python
+from data_scripts import data_conversion, datalists_gen, mednist_sites, prostate_download
 from src.common.datalists import pooled, read_sites
 from src.common.errors import CourseError
 from src.common.files import read_json, write_json
 from src.common.settings import StudySettings
-from src.common.task import tasks
-from src.federation.at_site import PERSONAL
-from src.federation.local import train_each_site_alone, train_locally
-from src.federation.methods import METHODS
+from src.federation.methods import METHODS, PERSONAL
+from src.federation.recipes import client_recipe
 from src.federation.run import Run
 from src.federation.simulator import CourseSimEnv
+from src.tasks import tasks
 
 RESULTS = Path(__file__).parent / "results" / "methods"
 SITES = 4
@@ -117,19 +118,17 @@ class Cell:
         if self.method == "fedprox":
             method["fedproxloss_mu"] = PROXIMAL_WEIGHTS[self.task]
         settings = {"data": f"grid-{self.task}-{self.skew}-{self.seed}", "seed": self.seed}
-        return tasks()[self.task].room("card").Settings(**SETTINGS[self.task], **settings).changed(**method)
+        return tasks()[self.task].settings(**SETTINGS[self.task], **settings).changed(**method)
 
     def share_out(self) -> dict[str, dict]:
         """Prepare the data of all sites, where that was not done before; returns their datalists."""
-        data, quiet = tasks()[self.task].room("data"), lambda line: None
-        how = dict(SKEWS[self.task][self.skew])
+        how = {**SKEWS[self.task][self.skew], "seed": self.seed, "data": self.settings.data, "say": lambda line: None}
         if self.task == "mednist":
-            how["per_class"] = PER_CLASS
+            mednist_sites.share_out(SITES, per_class=PER_CLASS, **how)
         else:
-            raw = data.find_or_make(say=quiet)
-            how["folder"] = data.convert(raw, raw.with_name("prostate_t2"), say=quiet)
-        sites = {"sites": SITES} if self.task == "mednist" else {}
-        data.share_out(**sites, **how, seed=self.seed, data=self.settings.data, say=quiet)
+            raw = prostate_download.find_or_make(say=how["say"])
+            folder = data_conversion.convert(raw, raw.with_name("prostate_t2"), say=how["say"])
+            datalists_gen.share_out(folder=folder, **how)
         return read_sites(self.settings.data)
 
 
@@ -154,29 +153,26 @@ def measure(cell: Cell, python: Path | None = None) -> dict:
         ``home``: site → score of the model that this site ends with, on its own testing part. ``everywhere``: site → score of that
         model on all sites' testing parts. And how it came about.
     """
-    card, datalists = tasks()[cell.task], cell.share_out()
-    training, settings = card.room("training"), cell.settings
+    task, datalists, settings = tasks()[cell.task], cell.share_out(), cell.settings
     started = time.time()
     if cell.method == "local":
         models = {
-            site: one.model for site, one in train_each_site_alone(card, datalists, settings, validate=False).items()
+            site: one.model for site, one in train_each_site_alone(task, datalists, settings, validate=False).items()
         }
     elif cell.method == "pooled":
-        models = dict.fromkeys(datalists, train_locally(card, pooled(datalists), settings, validate=False).model)
+        models = dict.fromkeys(datalists, train_locally(task, pooled(datalists), settings, validate=False).model)
     else:
         models = _federated(cell, datalists, python)
     seconds = time.time() - started
     device = torch.device("cpu")
-    parts = {site: card.room("transforms").prepare(parts["testing"], settings) for site, parts in datalists.items()}
+    parts = {site: task.prepare(parts["testing"], settings, None) for site, parts in datalists.items()}
 
     counts = [len(items) for items in parts.values()]
     judged: dict[int, dict[str, float]] = {}  # every model once: most methods end with one for all sites
     for model in models.values():
         if id(model) not in judged:
-            model = training.to_device(model, device)
-            scores = {
-                s: training.evaluate(model, items, settings, device)[card.key_metric] for s, items in parts.items()
-            }
+            model = task.to_device(model, device)
+            scores = {s: task.evaluate(model, items, settings, device)[task.key_metric] for s, items in parts.items()}
             judged[id(model)] = scores
     home = {site: judged[id(model)][site] for site, model in models.items()}
     everywhere = {
@@ -188,7 +184,7 @@ def measure(cell: Cell, python: Path | None = None) -> dict:
         "skew": cell.skew,
         "method": cell.method,
         "seed": cell.seed,
-        "metric": card.key_metric.removeprefix("val_"),
+        "metric": task.key_metric.removeprefix("val_"),
         "home": home,
         "everywhere": everywhere,
         "mean": {"home": float(np.mean([*home.values()])), "everywhere": float(np.mean([*everywhere.values()]))},
@@ -203,17 +199,16 @@ def measure(cell: Cell, python: Path | None = None) -> dict:
 
 def _federated(cell: Cell, datalists: dict, python: Path | None) -> dict[str, torch.nn.Module]:
     """Site → the model that it ends with, after a run in FLARE's simulator."""
-    card, settings = tasks()[cell.task], cell.settings
     folder = Path(tempfile.mkdtemp(prefix="course-grid-"))
     try:
         simulator = CourseSimEnv(list(datalists), folder=folder / "run")
         simulator.run_folder.mkdir()
         simulator.python = python or simulator.python
-        recipe = card.room("recipe").recipe(len(datalists), settings)
+        recipe = client_recipe(tasks()[cell.task], len(datalists), cell.settings)
         run = Run(recipe.execute(simulator).get_result())
         if not run.contributions["accepted"].all():
             raise CourseError(f"{cell}: an update is missing.\n{run.contributions}")
-        return site_models(run, settings)
+        return site_models(run, cell.settings)
     finally:
         shutil.rmtree(folder)
 
@@ -221,7 +216,7 @@ def _federated(cell: Cell, datalists: dict, python: Path | None) -> dict[str, to
 def site_models(run: Run, settings: StudySettings) -> dict[str, torch.nn.Module]:
     """Site → the model that it ends with: the global one, with what the site has kept for itself in its place."""
     weights = run.weights(run.final_model)
-    load = tasks()[run.about["job"]].room("training").load_model
+    load = tasks()[run.about["job"]].load_model
     if not METHODS[settings.method].personal:
         return dict.fromkeys(run.sites, load(weights, settings.network))
     kept = {site: next(run.folder.glob(f"*/{site}/**/{PERSONAL}")) for site in run.sites}

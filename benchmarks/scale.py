@@ -23,7 +23,6 @@ import numpy as np
 import psutil
 from nvflare.apis.fl_constant import FLMetaKey
 from nvflare.app_common.abstract.fl_model import FLModel
-from src.mednist.recipe import recipe
 
 from benchmarks.__main__ import machine, versions
 from benchmarks.measure import TOGETHER, Watch
@@ -32,9 +31,11 @@ from data_scripts import mednist_sites as data
 from src.common.errors import CourseError
 from src.common.files import read_json, write_file, write_json
 from src.federation.aggregation import SampleWeightedMean
+from src.federation.recipes import client_recipe
 from src.federation.run import Run
 from src.federation.simulator import CourseSimEnv
 from src.mednist.card import Settings
+from src.mednist.training import TASK
 
 REPORT = Path(__file__).with_name("results") / "federation" / "scale.json"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scale.md"
@@ -270,7 +271,7 @@ def measure(
         simulator = CourseSimEnv(sites, folder=place / "run")
         simulator.run_folder.mkdir()
         with Watch(together=True) as watch:
-            run = Run(recipe(sites, study).execute(simulator).get_result())
+            run = Run(client_recipe(TASK, sites, study).execute(simulator).get_result())
         if not run.contributions["accepted"].all():
             raise CourseError(f"{sites} sites: an update is missing.\n{run.contributions}")
         weights = run.weights(run.final_model)

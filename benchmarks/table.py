@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from src.common.files import write_file
-from src.common.task import tasks
+from src.tasks import tasks
 
 RESULTS = Path(__file__).with_name("results")
 README = Path(__file__).resolve().parent.parent / "README.md"

@@ -33,8 +33,8 @@ PRELOAD = (
     "nvflare.app_opt.pt.recipes",
     "nvflare.app_opt.tracking.tb.tb_receiver",
     "nvflare.client.tracking",
-    "src.federation.at_site",
-    "src.federation.server",
+    "src.federation.methods",
+    "src.federation.recipes",
     "src.mednist.training",
     "src.prostate.training",
 )

@@ -95,14 +95,15 @@ SCRIPT_SECONDS = 0.02
 def answer_quickly() -> None:
     """In the simulator, let a script look for a task, and FLARE for its answer, every ``SCRIPT_SECONDS``.
 
-    FLARE's 0.5 s, twice, is a sixth of a short round, and nothing in a hospital's. Call it after ``flare.init``.
+    FLARE's 0.5 s, twice, is a sixth of a short round, and nothing in a hospital's.
     """
     if process_kind() == "simulated site":
         from nvflare.app_common.executors.client_api import in_process_backend
-        from nvflare.client.api import get_context
+        from nvflare.client.api_spec import CLIENT_API_KEY
+        from nvflare.fuel.data_event.data_bus import DataBus
 
         in_process_backend._RESULT_POLL_INTERVAL = SCRIPT_SECONDS
-        get_context().api.result_check_interval = SCRIPT_SECONDS
+        DataBus().get_data(CLIENT_API_KEY).result_check_interval = SCRIPT_SECONDS
 
 
 # -- the simulator -----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from src.common.errors import CourseError
+from src.federation.flare_2_9 import answer_quickly
 
 REASON = "course_reason"
 """Where a failed answer says why: a key of an ``FLModel``'s ``meta``, or a header of a ``Shareable``."""
@@ -45,6 +46,7 @@ def run_site(main: Callable[[], None]) -> None:
     FLARE would end the script, and the server would only know that it ended. Here the site answers each further task, without
     weights and with the reason, so that the server's record can say who is missing and why.
     """
+    answer_quickly()
     try:
         main()
     except Exception as error:

@@ -18,7 +18,6 @@ from src.common.paths import sites_folder
 from src.common.seeds import site_seed
 from src.common.settings import Checked, Count, StudySettings
 from src.common.task import Task
-from src.federation.flare_2_9 import answer_quickly
 
 
 class SiteOptions(Checked):
@@ -79,7 +78,6 @@ class Site:
             torch.set_num_threads(options.threads)
         if options.batch_size:
             settings = settings.changed(batch_size=options.batch_size)
-        answer_quickly()
         # FLARE collects garbage after each round. What has been imported by now stays anyway, and to look at half a million of
         # Python's objects takes as long as some training steps.
         gc.freeze()
