@@ -28,9 +28,15 @@ def entries(task) -> list[dict[str, str]]:
     return json.loads((task / "dataset.json").read_text())["training"]
 
 
-def load(task, entry):
-    image, label = nib.load(task / entry["image"]), nib.load(task / entry["label"])
-    return image, label, np.asarray(image.dataobj), np.asarray(label.dataobj)
+@pytest.fixture(scope="module")
+def cases(task, entries) -> list[tuple]:
+    """Image, label, their voxels, and the size of a voxel in mm, of each case."""
+    found = []
+    for entry in entries:
+        image, label = nib.load(task / entry["image"]), nib.load(task / entry["label"])
+        size = np.array(label.header.get_zooms())
+        found.append((image, label, np.asarray(image.dataobj), np.asarray(label.dataobj), size))
+    return found
 
 
 # Layout
@@ -44,11 +50,8 @@ def test_dataset_json_lists_exactly_what_is_there(task):
     assert "GENERATED DRAWINGS, NOT PATIENTS" in description["description"]
     assert description["numTraining"] == len(description["training"]) == CASES
     assert description["numTest"] == len(description["test"]) == TEST_CASES
-    named = [path for entry in description["training"] for path in (entry["image"], entry["label"])]
-    named += description["test"]
-    assert all(path.startswith("./") and path.endswith(".nii.gz") for path in named)
-    found = [path.relative_to(task).as_posix() for path in task.rglob("*.nii.gz")]
-    assert sorted(found) == sorted(path[2:] for path in named)
+    named = [path for entry in description["training"] for path in entry.values()] + description["test"]
+    assert sorted(named) == sorted(f"./{path.relative_to(task).as_posix()}" for path in task.rglob("*.nii.gz"))
     first = [entry["image"][-9:-7] for entry in description["training"][:8]]
     assert first == ["00", "01", "02", "04", "06", "07", "10", "13"]
 
@@ -61,9 +64,8 @@ def test_hospitals_json_names_each_case_once(task):
     assert {len(cases) for cases in hospitals.values()} == {CASES // 4}
 
 
-def test_images_and_masks_are_what_msd_has(task, entries):
-    for entry in entries:
-        image, label, voxels, mask = load(task, entry)
+def test_images_and_masks_are_what_msd_has(task, cases):
+    for image, label, voxels, mask, size in cases:
         assert voxels.dtype == np.float32 and voxels.ndim == 4 and voxels.shape[3] == 2
         assert mask.dtype == np.uint8 and mask.shape == voxels.shape[:3]
         assert 11 <= mask.shape[2] <= 24
@@ -72,13 +74,9 @@ def test_images_and_masks_are_what_msd_has(task, entries):
         assert 1000 < voxels[..., 1].max() <= 3600, "ADC is in 10⁻⁶ mm²/s"
         np.testing.assert_array_equal(image.affine, label.affine)
         lengths = np.linalg.norm(image.affine[:3, :3], axis=0)
-        np.testing.assert_allclose(image.header.get_zooms()[:3], lengths, rtol=1e-5)
-        np.testing.assert_allclose(label.header.get_zooms(), lengths, rtol=1e-5)
+        np.testing.assert_allclose([image.header.get_zooms()[:3], size], [lengths, lengths], rtol=1e-5)
         assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
         assert np.linalg.det(image.affine[:3, :3] / lengths) == pytest.approx(1, abs=1e-6)
-
-
-def test_unlabelled_images_have_the_same_form(task):
     for path in (task / "imagesTs").iterdir():
         image = nib.load(path)
         assert image.get_data_dtype() == np.float32 and image.shape[3] == 2
@@ -101,10 +99,9 @@ def measure(mask, size):
 
 
 @pytest.fixture(scope="module")
-def masks(task, entries):
+def masks(cases):
     """Mask and voxel size in mm of each case; one of them carries the whole gland as one label."""
-    loaded = [nib.load(task / entry["label"]) for entry in entries]
-    return [(np.asarray(label.dataobj), np.array(label.header.get_zooms())) for label in loaded]
+    return [(mask, size) for _, _, _, mask, size in cases]
 
 
 def with_zones(masks):
@@ -148,21 +145,19 @@ def test_masks_look_like_real_ones(masks):
     paths = sorted(REFERENCE.glob("*.nii.gz"))
     if not paths:
         pytest.skip("no reference masks here")
-    real = []
-    for path in paths:
-        label = nib.load(path)
-        real.append(measure(np.asarray(label.dataobj), np.array(label.header.get_zooms()[:3])))
-    drawn = [measure(*one) for one in masks]
-    for what in (
-        lambda fact: fact["volume"],
-        lambda fact: fact["box"][0],
-        lambda fact: fact["box"][1],
-        lambda fact: fact["box"][2],
-        lambda fact: fact["box"][1] / fact["box"][0],
-        lambda fact: fact["volume"] * 1000 / fact["box"].prod(),
-    ):
-        ours, theirs = np.array([what(f) for f in drawn]), np.array([what(f) for f in real])
-        assert theirs.min() >= 0.9 * ours.min() and theirs.max() <= 1.1 * ours.max()
+    labels = [nib.load(path) for path in paths]
+    real = [measure(np.asarray(label.dataobj), np.array(label.header.get_zooms()[:3])) for label in labels]
+    facts = [
+        np.array(
+            [
+                [one["volume"], *one["box"], one["box"][1] / one["box"][0], one["volume"] * 1000 / one["box"].prod()]
+                for one in own
+            ]
+        )
+        for own in ([measure(*one) for one in masks], real)
+    ]
+    ours, theirs = facts
+    assert (theirs.min(0) >= 0.9 * ours.min(0)).all() and (theirs.max(0) <= 1.1 * ours.max(0)).all()
 
 
 def test_two_of_the_32_cases_carry_one_label(monkeypatch, tmp_path):
@@ -197,10 +192,9 @@ def best_threshold_dice(values, gland, total, levels):
 
 
 @pytest.mark.parametrize("central", [False, True])
-def test_no_threshold_segments_the_gland(task, entries, central):
+def test_no_threshold_segments_the_gland(cases, central):
     dice = []
-    for entry in entries[:8]:
-        _, _, voxels, mask = load(task, entry)
+    for _, _, voxels, mask, _ in cases[:8]:
         t2, gland = voxels[..., 0], mask > 0
         levels = np.percentile(t2, np.linspace(0, 100, 101))
         levels[-1] += 1
@@ -222,11 +216,10 @@ def test_threshold_search_finds_a_gland_that_is_bright():
     assert dice.max() == pytest.approx(1)
 
 
-def test_the_border_of_the_gland_can_be_seen(task, entries):
+def test_the_border_of_the_gland_can_be_seen(cases):
     """What is to be learnt is in the image: a capsule darker than the fat around it or, where fat is suppressed, brighter."""
     plane = np.ones((3, 3, 1), bool)
-    for style, entry in zip(HOSPITALS * 2, entries[:8], strict=True):
-        _, _, voxels, mask = load(task, entry)
+    for style, (_, _, voxels, mask, _) in zip(HOSPITALS * 2, cases[:8], strict=True):
         middle = int(np.argwhere(mask > 0).mean(0)[2])
         t2, gland = (array[:, :, middle - 1 : middle + 2] for array in (voxels[..., 0], mask > 0))
         wider = [ndimage.binary_dilation(gland, plane, steps) for steps in (1, 2, 5)]
@@ -235,38 +228,32 @@ def test_the_border_of_the_gland_can_be_seen(task, entries):
         assert ratio > 1.3 if style.fat < 0.2 else ratio < 0.93
 
 
-def test_hospitals_differ(task, entries):
+def test_hospitals_differ(cases):
     assert len(HOSPITALS) == 4 and len({style.name for style in HOSPITALS}) == 4
     assert sum(style.coil is not None for style in HOSPITALS) == 1
     assert all(128 <= style.matrix <= 160 and 3 <= style.thickness <= 4 for style in HOSPITALS)
     fields = {style.name: style.matrix * style.spacing for style in HOSPITALS}
     assert 130 < fields.pop("site-2") < 140, "a small field, as with an endorectal coil"
     assert all(179 <= field <= 200.1 for field in fields.values())
-    top = [np.percentile(load(task, entry)[2][..., 0], 99) for entry in entries[:8]]
+    top = [np.percentile(voxels[..., 0], 99) for _, _, voxels, _, _ in cases[:8]]
     for style, first, second in zip(HOSPITALS, top[:4], top[4:], strict=True):
         assert 0.5 * style.scale < min(first, second) and max(first, second) < 2.5 * style.scale
     assert max(top) > 20 * min(top)
 
 
-def test_coil_lights_up_what_is_near(task, entries):
+def test_a_coil_lights_up_what_is_near_and_its_light_falls_by_a_decade_within_the_gland(cases):
+    """From the back of the gland, at the coil, to its front; by far less where no coil is."""
     near_over_far = []
-    for entry in entries[:4]:
-        _, _, voxels, mask = load(task, entry)
+    for style, (_, _, voxels, mask, _) in zip(HOSPITALS, cases[:4], strict=True):
         t2 = voxels[..., 0]
         far = t2[: len(t2) // 5, len(t2) // 3 : -len(t2) // 3]
         near_over_far.append(np.median(t2[mask == 1]) / np.median(far[far > 0.1 * np.median(far)]))
-    assert near_over_far[1] == max(near_over_far)
-
-
-def test_the_coils_light_falls_by_a_decade_within_the_gland(task, entries):
-    """From the back of the gland, at the coil, to its front; by far less where no coil is."""
-    for style, entry in zip(HOSPITALS, entries[:4], strict=True):
-        _, _, voxels, mask = load(task, entry)
         middle = int(np.argwhere(mask > 0).mean(0)[2])
-        t2, gland = voxels[:, :, middle, 0], mask[:, :, middle] > 0
+        t2, gland = t2[:, :, middle], mask[:, :, middle] > 0
         rows = np.flatnonzero(gland.any(0))
         back, front = (np.median(t2[:, part][gland[:, part]]) for part in (rows[:6], rows[-6:]))
         assert back > 10 * front if style.coil else back < 6 * front
+    assert near_over_far[1] == max(near_over_far)
 
 
 # The same again
