@@ -1,8 +1,7 @@
 """Drawn stand-ins for the Medical Segmentation Decathlon's Task05_Prostate, in its layout. No patient is in them.
 
-A case is a stack of axial slices of a male pelvis, T2-weighted and ADC, drawn from anatomy in millimetres: each organ
-is an implicit surface, painted over what lies behind it with a soft edge, averaged over the slice thickness, then seen
-through one of four scanners (:data:`HOSPITALS`). Gland volume, zones, shape and position follow the real data set
+Each organ of a male pelvis is an implicit surface in mm, painted over what lies behind it with a soft edge, averaged over the slice
+thickness, then seen through one of four scanners (:data:`HOSPITALS`). Gland volume, zones, shape and position follow the real data
 (Antonelli et al., *The Medical Segmentation Decathlon*, Nature Communications 2022, doi:10.1038/s41467-022-30695-9).
 
 Index axes are the real ones: x grows to the patient's right, y to anterior, z to superior; lengths are millimetres.
@@ -20,9 +19,7 @@ from scipy.spatial.transform import Rotation
 
 from data_scripts.phantoms.common import described
 
-VERSION = 3
-"""Changes whenever the same seed draws other voxels, so that an older folder is not taken for a current one."""
-
+VERSION = 3  # changes whenever the same seed draws other voxels, so that an older folder is not taken for a current one
 TEST_CASES = 4
 # The numbers that the real data set has in imagesTs; the other ones up to 47 are in imagesTr.
 _TEST_IDS = [3, 5, 8, 9, 11, 12, 15, 19, 22, 23, 26, 27, 30, 33, 36, 45]
@@ -32,10 +29,7 @@ _ONE_LABEL_EVERY = 16  # two of the 32 real cases carry the whole gland as label
 
 @dataclass(frozen=True)
 class EndorectalCoil:
-    """A receive coil in the rectum: it flattens the gland, and what is near it is many times as bright as what is far.
-
-    Sensitivity at a distance (mm) from it: ``floor + peak / (1 + (distance / reach) ** power)``.
-    """
+    """A receive coil in the rectum, of sensitivity ``floor + peak / (1 + (distance / reach) ** power)``; it flattens the gland."""
 
     floor: float
     peak: float
@@ -45,9 +39,7 @@ class EndorectalCoil:
 
 
 @dataclass(frozen=True)
-class HospitalStyle:
-    """One scanner and its protocol, as far as it shows in the images."""
-
+class HospitalStyle:  # one scanner and its protocol, as far as it shows in the images
     name: str  # of the site, as in ``hospitals.json``
     description: str  # one line for figures and tables
     matrix: int  # voxels along x and y
@@ -78,8 +70,9 @@ HOSPITALS = (
 class _Gland:
     """Gland and transition zone as implicit surfaces in u = x/a, v = y/b and t from -1 (apex) to 1 (base)."""
 
-    def __init__(self, rng: np.random.Generator, style: HospitalStyle):
-        """Draw a gland whose volume, zones and box (mm) follow the real distribution."""
+    def __init__(
+        self, rng: np.random.Generator, style: HospitalStyle
+    ):  # its volume, zones and box follow the real ones
         volume = np.clip(rng.lognormal(4.15, 0.62), 22, 250) * 1000  # mm³: mean 74, standard deviation 55 mL
         peripheral = np.clip(rng.lognormal(np.log(16), 0.38), 7.5, 33) * 1000
         self.warp = rng.uniform(1.0, 1.45)  # exponent that puts the widest level above (>1) the middle
@@ -122,20 +115,17 @@ class _Gland:
         known = inside.any(0)
         return np.interp(z, z[known], y[inside.argmax(0), 0][known])
 
-    def normalise(self, x, y, z):
-        """Millimetres to (u, v, t)."""
+    def normalise(self, x, y, z):  # mm to (u, v, t)
         s = (z + self.half[2]) / (2 * self.half[2])
         t = 2 * np.sign(s) * np.abs(s) ** self.warp - 1
         return x / self.half[0], y / self.half[1] - self.tilt * t, t
 
-    def level(self, u, v, t):
-        """Below 1 inside, 1 on the capsule."""
+    def level(self, u, v, t):  # below 1 inside, 1 on the capsule
         v = v + self.hollow * np.exp(-((u / 0.45) ** 2)) * np.clip(v, -1, 0)
         v = np.where(v < 0, v / self.posterior, v)
         return _norm(self.power, _norm(self.square, u, v) / (1 + _harmonics(self.waves, u, v, t)), t)
 
-    def zone_level(self, u, v, t):
-        """Below 1 in the transition zone (to be intersected with the gland)."""
+    def zone_level(self, u, v, t):  # below 1 in the transition zone, to be intersected with the gland
         width = np.clip(1 - np.abs(np.clip(t, -1, 1)) ** self.power, 0.02, 1) ** (1 / self.power)
         lateral = np.clip(self.zone * (0.85 - self.thinning[0] * t), 0.0, 0.75)
         dorsal = np.clip(self.zone * (0.70 - self.thinning[1] * t), 0.0, 0.70)
@@ -146,13 +136,11 @@ class _Gland:
         return _norm(2.2, p, q) / (1 + _harmonics(self.zone_waves, p, q, t))
 
 
-def _norm(power, *parts):
-    """Superellipse: 2 is round, more is squarer."""
+def _norm(power, *parts):  # superellipse: 2 is round, more is squarer
     return sum(np.abs(part) ** power for part in parts) ** (1 / power)
 
 
-def _harmonics(waves, u, v, t):
-    """Sum of low-order harmonics of the angle of (u, v), whose weights change linearly with t."""
+def _harmonics(waves, u, v, t):  # low ones of the angle of (u, v), whose weights change linearly with t
     unit = (u + 1j * v).astype(np.complex64)
     unit = unit / (np.abs(unit) + np.float32(1e-6))
     power, total = unit, 0.0
@@ -189,8 +177,7 @@ class _Canvas:
                 bent += np.float32(height) * np.sin(phase + np.float32(rng.uniform(0, 6.28)))
         self.fine, self.middle, self.coarse = self.texture(2.8), self.texture(6.5), self.texture(13.5)
 
-    def texture(self, size: float) -> np.ndarray:
-        """Smooth noise of unit variance with grains of ``size`` mm."""
+    def texture(self, size: float) -> np.ndarray:  # smooth noise of unit variance with grains of so many mm
         coarse = [int(np.ceil((n - 1) * d / size)) + 2 for n, d in zip(self.shape, self.step, strict=True)]
         field = self.rng.standard_normal(coarse).astype(np.float32)
         # Linear interpolation axis by axis: ten times faster than scipy.ndimage.zoom, which treats any zoom alike.
@@ -213,12 +200,10 @@ class _Canvas:
             view += alpha * (value - view)
 
     def organ(self, layers, centre, radii, turn=0.0, lean=0.0, square=2.0, limit=None) -> None:
-        """Paint an ellipsoid (mm, degrees in the axial plane) from the outside in.
+        """Paint an ellipsoid (mm, degrees in the axial plane) from the outside in, by layers (depth in mm, T2, ADC, perhaps edge).
 
-        A layer is (depth below the surface in mm, T2, ADC) and, if it is not 1.2, the edge. Each is a number, a field on
-        the canvas, or a pair of a number and the share by which fine grain changes it.
-        ``lean`` shifts it along y per mm of z, ``square`` above 2 fills its corners, and nothing of it gets to where
-        ``limit``, a field on the canvas, is positive.
+        Each is a number, a field on the canvas, or a pair of a number and the share by which fine grain changes it. ``lean`` shifts
+        it along y per mm of z, ``square`` above 2 fills its corners, and nothing of it gets to where ``limit`` is positive.
         """
         c, s = np.float32(np.cos(np.deg2rad(turn))), np.float32(np.sin(np.deg2rad(turn)))
         a, b, half = radii
@@ -234,14 +219,12 @@ class _Canvas:
             depth, *tissue = (self.cut(one, box) for one in layer)
             self.paint(box, distance + depth, *tissue)
 
-    def cut(self, value, box):
-        """What a layer of :meth:`organ` is made of, in a box."""
+    def cut(self, value, box):  # what a layer of an organ is made of
         if isinstance(value, tuple):
             return value[0] * (1 + value[1] * self.fine[box])
         return value[box] if isinstance(value, np.ndarray) else value
 
-    def whole(self, box, distance) -> np.ndarray:
-        """A distance that is known in a box, on the whole canvas: far outside elsewhere."""
+    def whole(self, box, distance) -> np.ndarray:  # known in a box, and far outside elsewhere
         full = np.full(self.shape, 50, np.float32)
         full[box] = distance
         return full
@@ -474,16 +457,10 @@ def _affine(rng: np.random.Generator, style: HospitalStyle, slices: int) -> np.n
 
 
 def draw_case(rng: np.random.Generator, style: HospitalStyle, one_label: bool = False) -> tuple[np.ndarray, ...]:
-    """Draw one pelvis as one hospital would image it.
+    """Draw one pelvis as one hospital would image it; ``one_label`` marks the whole gland as 1, as two of the real cases do.
 
-    Args:
-        rng: the only source of chance; the same state gives the same voxels.
-        style: scanner and protocol, e.g. one of :data:`HOSPITALS`.
-        one_label: mark the whole gland as label 1, as two of the real cases do.
-
-    Returns:
-        Image (x, y, z, 2) float32: T2 in arbitrary units, ADC in 10⁻⁶ mm²/s. Label (x, y, z) uint8: 0 background,
-        1 peripheral zone, 2 transition zone. Affine (4, 4) float64: voxel indices to RAS mm.
+    Returns image (x, y, z, 2) float32: T2 in arbitrary units, ADC in 10⁻⁶ mm²/s; label (x, y, z) uint8: 0 background,
+    1 peripheral zone, 2 transition zone; affine (4, 4) float64: voxel indices to RAS mm.
     """
     gland = _Gland(rng, style)
     height = 2 * gland.half[2]
@@ -505,20 +482,14 @@ def _save(array: np.ndarray, affine: np.ndarray, path: Path):
 
 
 def parameters(cases: int, seed: int) -> dict:
-    """What the files of :func:`write`, with the same arguments, depend on; raises as :func:`described`."""
+    """What the files of :func:`write` depend on; a ``CourseError`` for numbers that are not possible."""
     return described(__name__, VERSION, cases=cases, seed=seed)
 
 
 def write(folder: Path, cases: int, seed: int) -> None:
-    """Write a stand-in for Task05_Prostate, with four hospitals in turn, into an empty folder.
+    """Write a stand-in for Task05_Prostate, with four hospitals in turn, into an empty folder; a seed gives the same bytes again.
 
-    The layout is that of the Medical Segmentation Decathlon (http://medicaldecathlon.com): ``imagesTr``, ``labelsTr``,
-    ``imagesTs``, ``dataset.json``; and ``hospitals.json``, which maps each site to its cases.
-
-    Case ``i`` comes from hospital ``i % 4``. The same ``seed`` gives the same files, byte for byte.
-
-    Raises:
-        CourseError: for fewer than one of ``cases``, or a negative seed.
+    Beside what the Decathlon has there is ``hospitals.json``, which maps each site to its cases. Raises as :func:`parameters`.
     """
     parameters(cases, seed)
     folder, names = Path(folder), {"imagesTr": [], "imagesTs": []}
