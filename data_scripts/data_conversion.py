@@ -14,6 +14,7 @@ from src.common.files import read_json, stamp, write_json
 from src.common.paths import raw_folder
 
 RECORD = "conversion.json"
+CHANNELS = ("modality", "channel_names")  # keys of the Decathlon and of nnU-Net in dataset.json
 VERSION = 2  # changes whenever the same input gives another conversion
 _GLAND = r"(whole )?gland|.*\b(prostat\w*|peripheral|transition(al)?|central|fibromuscular|pz|tz|cz|cg|afs|wg)\b.*"
 
@@ -39,11 +40,9 @@ def pairs(folder: Path) -> tuple[dict[str, tuple[Path, Path]], list[str], list[s
         if (folder / images_in).is_dir() and (folder / masks_in).is_dir():
             break
     else:
-        raise CourseError(
-            f"{folder} has neither imagesTr/ and labelsTr/ nor images/ and labels/. Get Task05_Prostate with "
-            "data_scripts/prostate_download.sh and convert it with data_conversion.sh, or name the folder of your own cases: "
-            "NIfTI files images/NAME.nii.gz with their masks labels/NAME.nii.gz."
-        )
+        what = "Get Task05_Prostate with data_scripts/prostate_download.sh and convert it with data_conversion.sh"
+        own = "or name the folder of your own cases: NIfTI files images/NAME.nii.gz with their masks labels/NAME.nii.gz"
+        raise CourseError(f"{folder} has neither imagesTr/ and labelsTr/ nor images/ and labels/. {what}, {own}.")
     problems, left_out = [], []
     images = _cases_in(folder / images_in, problems, left_out)
     masks = _cases_in(folder / masks_in, problems, left_out)
@@ -87,20 +86,18 @@ def convert(
 ) -> Path:
     """Take one channel of every image and make its mask binary: whole gland 1, all else 0; returns ``out``.
 
-    Intensities, data type and voxels of the image stay as they are; the mask becomes uint8 on the grid of its image, and both get
-    one geometry. ``out`` appears when all cases are in it; where the input is unchanged, nothing is done.
+    Intensities, data type and voxels of the image stay as they are; the mask becomes uint8 on its grid. ``out`` appears when all
+    cases are in it, with ``conversion.json``, the record of what was made from what; where ``raw`` is unchanged, nothing is done.
 
     Args:
-        raw: folder with ``imagesTr`` and ``labelsTr``, or ``images`` and ``labels``: 3D (x, y, z) or 4D (x, y, z, channel) NIfTI,
-            masks (x, y, z). Its ``dataset.json``, if there is one, names the channels and the labels.
-        out: folder that gets ``images``, ``labels``, and ``conversion.json``, the record of what was made from what.
+        raw: folder of images and masks, as ``data_conversion.sh --help`` says; ``dataset.json`` may name channels and labels.
+        out: the folder to make.
         channel: index of the T2 channel; by default the one that is so named, else 0.
         labels: mask values of the gland; by default those that are named as parts of the prostate, else 1 and 2.
         say: called with each line of progress, and with what a person should look at.
 
     Raises:
-        CourseError: names all that is wrong with the cases (nothing is written then), or says that ``out`` holds something else
-            or cannot be written.
+        CourseError: names all that is wrong with the cases, or says that ``out`` cannot be written or holds something else.
     """
     raw, out = Path(raw).resolve(), Path(out).resolve()
     if raw == out or raw in out.parents or out in raw.parents:
@@ -132,12 +129,7 @@ def convert(
     return out
 
 
-def channel_names(raw: Path) -> dict[int, str]:
-    """Names of the channels by number, under the Decathlon's key or nnU-Net's."""
-    return _names(raw, "modality", "channel_names")
-
-
-def _names(raw: Path, *keys: str) -> dict[int, str]:
+def names_of(raw: Path, *keys: str) -> dict[int, str]:
     """Names by number under the first of the keys that ``dataset.json`` has, as the Decathlon or nnU-Net write them."""
     file = raw / "dataset.json"
     content = read_json(file) if file.exists() else {}
@@ -151,7 +143,7 @@ def _names(raw: Path, *keys: str) -> dict[int, str]:
 
 def _choose(raw: Path, channel: int | None, labels: Sequence[int] | None, problems: list[str]) -> dict:
     """Which ``channel`` is T2, of how many ``channels``, which labels are the ``gland`` and which are ``known``; None: any."""
-    names, parts = channel_names(raw), _names(raw, "labels")
+    names, parts = names_of(raw, *CHANNELS), names_of(raw, "labels")
     if channel is None and len(names) > 1:
         named = [number for number, name in names.items() if "t2" in name.lower()]
         if len(named) != 1:
@@ -201,12 +193,11 @@ def _convert_all(cases: Mapping, choice: dict, problems: list[str], new: Path, s
 def main() -> None:
     parser = command.parser("data_conversion", TEXT)
     add, numbers = parser.add_argument, lambda text: [int(one) for one in text.split(",")]
-    default = "imagesTr/ and labelsTr/, or images/ and labels/; default: Task05_Prostate of the data folder"
-    add("raw", nargs="?", type=command.folder, help=default)
+    layout = "imagesTr/ and labelsTr/, or images/ and labels/; default: Task05_Prostate of the data folder"
+    add("raw", nargs="?", type=command.folder, help=layout)
     add("out", nargs="?", type=command.folder, help="folder to make; default: prostate_t2 beside RAW")
     add("--channel", type=int, help="index of T2 in 4D images; default: by its name, else 0")
-    default = "mask values that make up the gland; default: by their names, else 1,2"
-    add("--labels", type=numbers, metavar="N,N", help=default)
+    add("--labels", type=numbers, metavar="N,N", help="mask values of the gland; default: by their names, else 1,2")
     a = parser.parse_args()
     raw = a.raw or raw_folder("Task05_Prostate")
     convert(raw, a.out or raw.parent / "prostate_t2", a.channel, a.labels)

@@ -14,8 +14,7 @@ from src.common.files import read_json
 from src.common.paths import raw_folder
 from src.prostate.card import CARD, Settings
 
-SITES = 4
-"""How many hospitals play where nothing says which case comes from which."""
+SITES = 4  # where nothing says which case comes from which hospital
 
 TEXT = """\
 Give every site a folder of its own, COURSE_DATA/sites/NAME/SITE: its cases, and datalist.json in the format of the
@@ -52,8 +51,7 @@ def share_out(
         say: called with each line of progress and with a warning that names the cases in no site.
 
     Raises:
-        CourseError: for files without a partner, unknown cases, cases named twice, sites with too few cases (all named at once),
-            and what :func:`data_scripts.sharing.write_sites` refuses.
+        CourseError: for what is wrong with files, sites and cases, all named at once; and as ``write_sites``.
     """
     folder = Path(folder or raw_folder("Task05_Prostate").with_name("prostate_t2")).absolute()
     found, problems, _ = pairs(folder)
@@ -98,11 +96,9 @@ def main() -> None:
     add = parser.add_argument
     add("data", nargs="?", type=command.folder, help="converted data; default: prostate_t2 of the data folder")
     add("--name", help="what jobs call these data (default: prostate)")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--num-sites", type=int, help="sites to deal out to at random (default: 4, without hospitals)")
-    which.add_argument(
-        "--sites", type=command.folder, metavar="FILE", help='JSON: {"site name": ["case name", ...], ...}'
-    )
+    which = parser.add_mutually_exclusive_group().add_argument
+    which("--num-sites", type=int, help="sites to deal out to at random (default: 4, without hospitals)")
+    which("--sites", type=command.folder, metavar="FILE", help='JSON: {"site name": ["case name", ...], ...}')
     add("--seed", type=int, default=0, help="of the random generator (default: %(default)s)")
     a = parser.parse_args()
     share_out(read_hospitals(a.sites) if a.sites else a.num_sites, a.seed, a.name, a.data)

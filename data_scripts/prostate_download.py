@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_scripts import command
-from data_scripts.data_conversion import case_name, channel_names, pairs
+from data_scripts.data_conversion import CHANNELS, case_name, names_of, pairs
 from data_scripts.fetching import fetch
 from data_scripts.folders import generated, is_generated
 from data_scripts.phantoms.prostate import parameters, write
@@ -12,8 +12,7 @@ from src.common.errors import CourseError, first_line
 from src.common.paths import data_source, raw_folder
 
 DRAWN_CASES = 36
-GOOGLE_DRIVE_ID = "1Ff7c21UksxyT4JfETjaarmuKEjdqe1-a"
-"""Task05_Prostate.tar in the Google Drive folder that http://medicaldecathlon.com links to."""
+GOOGLE_DRIVE_ID = "1Ff7c21UksxyT4JfETjaarmuKEjdqe1-a"  # in the folder that http://medicaldecathlon.com links to
 
 TEXT = f"""\
 Put Task05_Prostate of the Medical Segmentation Decathlon into the data folder, unless it is there.
@@ -25,15 +24,9 @@ generated:  DATA/generated/Task05_Prostate, {DRAWN_CASES} drawn cases in the sam
 
 
 def find_or_make(source: str | None = None, root: Path | None = None, say: Callable[[str], None] = print) -> Path:
-    """The folder ``Task05_Prostate``: made if it is missing or empty, used as it is when it is there.
+    """The folder ``Task05_Prostate`` of a source (``generated`` or ``real``), below the folder of all data sets; made if missing.
 
-    Args:
-        source: ``generated`` or ``real``, by default :func:`src.common.paths.data_source`.
-        root: folder of all data sets, by default :func:`src.common.paths.data_root`.
-        say: called with each line of progress.
-
-    Raises:
-        CourseError: if a part of it is missing, or the data cannot be fetched, verified, unpacked or written.
+    A ``CourseError`` if a part of it is missing, or the data cannot be fetched, verified, unpacked or written.
     """
     folder = raw_folder("Task05_Prostate", source, root)
     if data_source(source) == "generated":
@@ -72,7 +65,7 @@ def describe(folder: Path) -> str:
     """One line for the screen: which data set this is, how many cases, which channels; for any folder to convert."""
     kind = "generated drawings, not patients" if is_generated(folder) else "real cases"
     more = sum(case_name(file) is not None for file in Path(folder).glob("imagesTs/*"))
-    channels = ", ".join(channel_names(folder).values()) or "without names"
+    channels = ", ".join(names_of(folder, *CHANNELS).values()) or "without names"
     return f"{kind}: {len(pairs(folder)[0])} cases with mask, {more} without; channels {channels} ({folder})"
 
 
