@@ -21,7 +21,8 @@ Give every site a folder of its own, COURSE_DATA/sites/NAME/SITE: its cases, and
 Medical Segmentation Decathlon, in which they are split 45 : 22 : 33 into training, validation and testing.
 
 Cases keep the hospitals that they come from: those of --sites, or of hospitals.json beside the raw data. Without either
-they are dealt out at random. No case is in two parts or at two sites."""
+they are dealt out at random. No case is in two parts or at two sites. Beside the datalist, checked.json keeps the checksums
+of its volumes: a site trains on no others."""
 
 
 def read_hospitals(path: Path) -> dict[str, list[str]]:
