@@ -1,10 +1,11 @@
-"""What all tests share: their order, a thread for small work, and a look into the logs of what a notebook ran.
+"""What all tests share: their order, a thread for small work, and a look into the logs of what a notebook ran."""
 
-Files whose tests take seconds come first, then the notebooks, then the files that start FLARE, the longest ones first: so two
-processes that take a file at a time end at about the same time.
-"""
-
+import os
 from collections import Counter
+
+# PyTorch's threads wait by spinning, which is read when PyTorch loads: see benchmarks/threads.py.
+os.environ.setdefault("GOMP_SPINCOUNT", "300")
+os.environ.setdefault("KMP_BLOCKTIME", "1")
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from tests.runs_support import finished_runs, noisy
 
 @pytest.fixture
 def one_thread():
-    """Work this small is faster on one thread, most of all where other work runs beside the tests."""
+    """Work this small is faster on one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -23,13 +24,11 @@ def one_thread():
 
 
 def pytest_collection_modifyitems(items):
+    """Quick files, then notebooks, then files that start FLARE, the longest first: two processes end at about the same time."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-
-    def turn(item) -> tuple:
-        kind = 1 if item.path.suffix == ".ipynb" else 2 if slow[item.path] else 0
-        return kind, -slow[item.path], str(item.path), item.get_closest_marker("slow") is not None
-
-    items.sort(key=turn)
+    # The order within a file, too: what is slow comes last.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    items.sort(key=lambda item: (slow[item.path] > 0, item.path.suffix == ".ipynb", -slow[item.path], str(item.path)))
 
 
 @pytest.hookimpl(wrapper=True)
