@@ -51,9 +51,9 @@ class LoadCase(mt.Transform):
                 said = getattr(error, "strerror", None) or f"it may be damaged, {first_line(error)}"
                 wrong = [f"cannot be read: {said}"]
             if wrong:
-                said = f"{wrong[0]}; convert it with data_scripts/data_conversion.sh first, or take it out of the datalist."
+                what = "convert it with data_scripts/data_conversion.sh first, or take it out of the datalist."
                 kind = "an image cannot be used" if key == "image" else "a mask cannot be used"
-                raise CourseError(f"{item.get('site') or 'here'}: {item[key]}: {said}", kind)
+                raise CourseError(f"{item.get('site') or 'here'}: {item[key]}: {wrong[0]}; {what}", kind)
         return loaded
 
 
@@ -75,8 +75,7 @@ def _not_converted(header: nib.Nifti1Header, volume: MetaTensor, image: MetaTens
 def smooth_before_coarser(image: MetaTensor, spacing: Sequence[float]) -> MetaTensor:
     """Blur each axis that will be sampled more coarsely, so that fine noise does not come back as coarse noise (aliasing).
 
-    The width follows scikit-image's ``resize``: a standard deviation of ``(new / old - 1) / 2`` old voxels, for new voxels of
-    ``spacing`` mm (x, y, z).
+    The width follows scikit-image's ``resize``: a standard deviation of ``(new / old - 1) / 2`` voxels; ``spacing`` is new, in mm.
     """
     sigma = [max(0.0, (new / mm - 1) / 2) for new, mm in zip(spacing, image.pixdim.tolist(), strict=True)]
     # Not MONAI's filter: it takes what lies beyond the volume for zero, and darkens the rim.
@@ -110,12 +109,11 @@ class CropToField(mt.Transform):
     def __call__(self, data: Mapping) -> dict:
         cropped = {**data, **{key: self.crop(data[key]) for key in BOTH if key in data}}
         whole, kept = (float(one["label"].sum()) if "label" in one else 1.0 for one in (data, cropped))
-        site, case, lost = data.get("site") or "here", data["case"], 1 - kept / max(whole, 1)
-        if not whole:
-            warnings.warn(f"{site}: the mask of {case} is empty; the case trains as one without a gland", stacklevel=2)
-        elif lost:
-            said = f"cuts {lost:.1%} of the gland of {case}; enlarge field_of_view"
-            warnings.warn(f"{site}: the box around the image's centre {said}", stacklevel=2)
+        said = f"the mask of {data['case']} is empty; the case trains as one without a gland"
+        if lost := 1 - kept / max(whole, 1) if whole else 0:
+            said = f"the box around the image's centre cuts {lost:.1%} of the gland of {data['case']}; enlarge field_of_view"
+        if lost or not whole:
+            warnings.warn(f"{data.get('site') or 'here'}: {said}", stacklevel=2)
         return cropped
 
 
@@ -123,11 +121,9 @@ class ToPlainTensors(mt.Transform):
     """What is kept: ``image`` float32, ``label`` uint8, both ``(1, x, y, z)``, ``affine`` ``(4, 4)``, ``case``."""
 
     def __call__(self, data: Mapping) -> dict:
-        kept = {"case": data["case"], "affine": torch.as_tensor(data["image"].affine, dtype=torch.float64)}
-        kept["image"] = data["image"].as_tensor().float().contiguous()
-        if "label" in data:
-            kept["label"] = data["label"].as_tensor().to(torch.uint8).contiguous()
-        return kept
+        kinds = {"image": torch.float32, "label": torch.uint8}
+        kept = {key: data[key].as_tensor().to(kinds[key]).contiguous() for key in BOTH if key in data}
+        return {"case": data["case"], "affine": torch.as_tensor(data["image"].affine, dtype=torch.float64), **kept}
 
 
 def preparation(settings: Settings) -> mt.Compose:
@@ -143,21 +139,20 @@ def preparation(settings: Settings) -> mt.Compose:
     """
     sides = zip((*settings.field_of_view, 0), settings.voxel_spacing, strict=True)
     some = {"allow_missing_keys": True}
-    return mt.Compose(
-        [
-            LoadCase(),
-            mt.Orientationd(BOTH, axcodes="RAS", labels=None, **some),
-            mt.Lambdad("image", lambda image: smooth_before_coarser(image, settings.voxel_spacing)),
-            # A linearly resampled mask that is cut at one half keeps its outline smooth.
-            mt.Spacingd(BOTH, pixdim=settings.voxel_spacing, mode="bilinear", padding_mode="border", **some),
-            mt.Lambdad("label", lambda mask: mask > 0.5, **some),
-            mt.Lambdad("image", lambda image: correct_coil(image, settings.coil_correction)),
-            CropToField([round(mm / size) if mm else -1 for mm, size in sides]),
-            mt.ScaleIntensityRangePercentilesd("image", 0.5, 99.5, 0.0, 1.0, clip=True, channel_wise=True),
-            mt.SpatialPadd(BOTH, spatial_size=settings.patch_size, **some),
-            ToPlainTensors(),
-        ]
-    )
+    steps = [
+        LoadCase(),
+        mt.Orientationd(BOTH, axcodes="RAS", labels=None, **some),
+        mt.Lambdad("image", lambda image: smooth_before_coarser(image, settings.voxel_spacing)),
+        # A linearly resampled mask that is cut at one half keeps its outline smooth.
+        mt.Spacingd(BOTH, pixdim=settings.voxel_spacing, mode="bilinear", padding_mode="border", **some),
+        mt.Lambdad("label", lambda mask: mask > 0.5, **some),
+        mt.Lambdad("image", lambda image: correct_coil(image, settings.coil_correction)),
+        CropToField([round(mm / size) if mm else -1 for mm, size in sides]),
+        mt.ScaleIntensityRangePercentilesd("image", 0.5, 99.5, 0.0, 1.0, clip=True, channel_wise=True),
+        mt.SpatialPadd(BOTH, spatial_size=settings.patch_size, **some),
+        ToPlainTensors(),
+    ]
+    return mt.Compose(steps)
 
 
 class Normalise(mt.Transform):
@@ -184,19 +179,18 @@ def augmentation(settings: Settings) -> mt.Compose:
     to_batch = [mt.SelectItemsd(BOTH), mt.ToTensord(BOTH, track_meta=False)]
     if not settings.augmentation:
         return mt.Compose([Normalise(), patch, *to_batch])
-    return mt.Compose(
-        [
-            mt.RandBiasFieldd("image", degree=2, coeff_range=(-0.4, 0.4), prob=0.25),
-            mt.RandAdjustContrastd("image", gamma=(0.6, 1.7), prob=0.25),
-            mt.RandGaussianSmoothd("image", sigma_x=(0.3, 1.0), sigma_y=(0.3, 1.0), sigma_z=(0.1, 0.3), prob=0.1),
-            Normalise(),
-            patch,
-            mt.RandFlipd(BOTH, spatial_axis=0, prob=0.5),
-            mt.RandAffined(BOTH, prob=0.5, **pose, mode=("bilinear", "nearest"), padding_mode="border"),
-            mt.RandGaussianNoised("image", std=0.2, prob=0.2),
-            *to_batch,
-        ]
-    )
+    steps = [
+        mt.RandBiasFieldd("image", degree=2, coeff_range=(-0.4, 0.4), prob=0.25),
+        mt.RandAdjustContrastd("image", gamma=(0.6, 1.7), prob=0.25),
+        mt.RandGaussianSmoothd("image", sigma_x=(0.3, 1.0), sigma_y=(0.3, 1.0), sigma_z=(0.1, 0.3), prob=0.1),
+        Normalise(),
+        patch,
+        mt.RandFlipd(BOTH, spatial_axis=0, prob=0.5),
+        mt.RandAffined(BOTH, prob=0.5, **pose, mode=("bilinear", "nearest"), padding_mode="border"),
+        mt.RandGaussianNoised("image", std=0.2, prob=0.2),
+        *to_batch,
+    ]
+    return mt.Compose(steps)
 
 
 def prepare(items: Sequence[Mapping], settings: Settings, cache: Path | None = None) -> list[dict]:
@@ -228,10 +222,8 @@ def prepare(items: Sequence[Mapping], settings: Settings, cache: Path | None = N
 
 
 def batches(prepared: Sequence[dict], settings: Settings, train: bool, seed: int = 0) -> Iterable[dict]:
-    """Batches ``{"image": float32 (batch, 1, x, y, z), "label": uint8 of the same shape}`` in a MONAI ``DataLoader``.
-
-    For training, augmented patches, one of every case an epoch, in an order that ``seed`` fixes; else whole volumes, one at a time.
-    """
+    """Batches ``{"image": float32 (batch, 1, x, y, z), "label": uint8 of the same shape}`` in a MONAI ``DataLoader``: for training,
+    augmented patches, one of every case an epoch, in an order that ``seed`` fixes; else whole volumes, one at a time."""
     if not train:
         plain = mt.Compose([Normalise(), mt.SelectItemsd(BOTH, allow_missing_keys=True)])
         return DataLoader(Dataset(prepared, plain), batch_size=1)
