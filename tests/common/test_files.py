@@ -5,6 +5,7 @@ import json
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -43,16 +44,14 @@ def test_json_comes_back_with_any_file_name_in_it(tmp_path):
     write_json(tmp_path / "a.json", content)
     assert read_json(tmp_path / "a.json") == content
     assert b"fall_\xe4" in (tmp_path / "a.json").read_bytes()
+    assert read_json(tmp_path / "none.json") is None
 
 
 @pytest.mark.parametrize(
-    "content",
-    [None, b"", b"{", b"[1]", b"3", b"\xff\xfe{\0}\0"],
-    ids=["none", "nothing", "half", "list", "number", "UTF-16"],
+    "content", [b"", b"{", b"[1]", b"3", b"\xff\xfe{\0}\0"], ids=["nothing", "half", "list", "number", "UTF-16"]
 )
 def test_json_that_is_no_object_is_none(tmp_path, content):
-    if content is not None:
-        (tmp_path / "a.json").write_bytes(content)
+    (tmp_path / "a.json").write_bytes(content)
     assert read_json(tmp_path / "a.json") is None
 
 
@@ -97,15 +96,6 @@ def test_after_an_error_the_folder_is_as_it_was(tmp_path, error):
     assert files_of(tmp_path) == {"data/old": b"old"} and names_in(tmp_path) == ["data"]
 
 
-def together(*works) -> None:
-    """Call all at once, each in a thread."""
-    threads = [threading.Thread(target=work) for work in works]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-
 def test_one_process_at_a_time(tmp_path):
     seen, first_is_in = [], threading.Event()
 
@@ -121,7 +111,8 @@ def test_one_process_at_a_time(tmp_path):
         with one_at_a_time(tmp_path / "data"):
             seen.append("b in")
 
-    together(first, second)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda work: work(), (first, second)))
     assert seen == ["a in", "a out", "b in"] and names_in(tmp_path / "data") == [], "the lock leaves no file"
 
 
@@ -134,21 +125,19 @@ def test_what_cannot_be_locked_is_no_obstacle(tmp_path, monkeypatch):
         pass
 
 
-def draw(calls: list):
-    def into(folder: Path):
-        time.sleep(0.02)
-        calls.append(folder)
-        (folder / "image").write_text(f"drawing {len(calls)}")
-
-    return into
+def draw(folder: Path, calls: list) -> None:
+    time.sleep(0.02)
+    calls.append(folder)
+    (folder / "image").write_text(f"drawing {len(calls)}")
 
 
 def test_drawings_are_made_once_and_again_for_other_parameters(tmp_path):
     folder, calls = tmp_path / "generated" / "MedNIST", []
     for version in (1, 2):
         about = {"version": version, "seed": 0}
-        together(*[lambda about=about: generated(folder, about, draw(calls))] * 4)
-        assert generated(folder, about, draw(calls)) == folder and len(calls) == version
+        with ThreadPoolExecutor(5) as pool:
+            asked = [pool.submit(generated, folder, about, lambda new: draw(new, calls)) for _ in range(5)]
+        assert {one.result() for one in asked} == {folder} and len(calls) == version
         assert json.loads((folder / GENERATED).read_text()) == about
     assert (folder / "image").read_text() == "drawing 2"
     assert is_generated(folder) and not is_generated(tmp_path)
@@ -158,15 +147,14 @@ def test_drawings_are_made_once_and_again_for_other_parameters(tmp_path):
 def test_drawings_never_replace_what_was_not_drawn(tmp_path, monkeypatch):
     (tmp_path / "MedNIST").mkdir()
     with failing(monkeypatch, folders, "write_json", FULL), pytest.raises(CourseError, match="No space left"):
-        generated(tmp_path / "MedNIST", {}, draw([]))
+        generated(tmp_path / "MedNIST", {}, lambda new: draw(new, []))
     assert names_in(tmp_path) == ["MedNIST"] and not files_of(tmp_path), "a drawing that fails leaves nothing"
-    generated(tmp_path / "MedNIST", {}, draw([]))  # an empty folder is as good as none
+    generated(tmp_path / "MedNIST", {}, lambda new: draw(new, []))  # an empty folder is as good as none
     (tmp_path / "MedNIST" / GENERATED).unlink()
-    with pytest.raises(CourseError, match=r"MedNIST is in the place of the drawings .*COURSE_DATA"):
-        generated(tmp_path / "MedNIST", {}, draw([]))
     (tmp_path / "file").write_text("thesis")
-    with pytest.raises(CourseError, match="was not drawn by this course"):
-        generated(tmp_path / "file", {}, draw([]))
+    for name, said in {"MedNIST": r"MedNIST is in the place .*COURSE_DATA", "file": "was not drawn by this"}.items():
+        with pytest.raises(CourseError, match=said):
+            generated(tmp_path / name, {}, lambda new: draw(new, []))
     assert files_of(tmp_path) == {"MedNIST/image": b"drawing 1", "file": b"thesis"}
 
 

@@ -8,17 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from src.common import lean
-
-ROOT = Path(__file__).parents[2]
 OPTIONAL = ("ignite", "matplotlib", "mlflow", "pandas")
 MONAI = """
-import importlib
+import contextlib, importlib
 for name in ("ignite", "matplotlib", "mlflow", "pandas"):
-    try:
+    with contextlib.suppress(ImportError):
         importlib.import_module(name)
-    except ImportError:
-        pass
 """
 PROGRAM = """
 import sys
@@ -39,6 +34,7 @@ import ignite, matplotlib, mlflow, pandas  # what was hidden from MONAI is there
         ("nvflare.private.fed.app.server.runner_process", []),
         ("ipykernel_launcher", list(OPTIONAL)),
     ],
+    ids=["a simulated site", "a site", "the simulator", "a server", "a notebook"],
 )
 def test_what_a_process_of_flare_does_not_use_is_not_loaded(tmp_path, program, loaded):
     """In a process of its own, with a stand-in for MONAI that loads, as MONAI does, what is installed."""
@@ -46,21 +42,7 @@ def test_what_a_process_of_flare_does_not_use_is_not_loaded(tmp_path, program, l
     for name in OPTIONAL:
         (tmp_path / f"{name}.py").touch()
     (tmp_path / "monai.py").write_text(MONAI)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, program], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    environment, here = {**os.environ, "PYTHONPATH": str(tmp_path)}, Path(__file__).parents[2]
+    command = [sys.executable, "-c", PROGRAM, program]
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr) == (str(loaded), "")
-
-
-@pytest.mark.parametrize(
-    ("word", "simulated"),
-    [
-        ("nvflare.private.fed.app.simulator.simulator_worker", True),
-        ("nvflare.private.fed.app.client.worker_process", False),
-        ("src.federation.simulated", False),
-    ],
-)
-def test_a_site_of_the_simulator_is_known_by_its_program(monkeypatch, word, simulated):
-    monkeypatch.setattr(lean.sys, "orig_argv", ["python", "-m", word])
-    assert lean.is_simulated() is simulated
