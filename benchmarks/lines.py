@@ -27,7 +27,7 @@ from src.common.files import write_json
 from src.federation.recipes import client_recipe
 from src.federation.run import Run
 from src.mednist.card import Settings
-from src.mednist.training import TASK
+from src.mednist.evaluation import TASK
 
 REPORT = Path(__file__).with_name("results") / "federation" / "lines.json"
 SITES = ("site-1", "site-2")
