@@ -1,11 +1,18 @@
-"""Two hospitals, each with a disk of its own, as far as one machine can show it: real processes, each with its own environment."""
+"""A real federation of two hospitals, each with a disk of its own, as far as one machine can show it; and that nothing is left."""
 
 import json
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 from nvflare.fuel.flare_api.api_spec import AuthorizationError
@@ -16,6 +23,7 @@ from deploy.kits import ADMIN, LEAD, SERVER
 from src.common.datalists import DATALIST
 from src.common.errors import CourseError
 from src.common.paths import sites_folder
+from src.federation.processes import processes_below
 from src.federation.recipes import client_recipe
 from src.federation.run import Run
 from src.mednist.card import Settings
@@ -105,3 +113,66 @@ def test_a_name_that_is_not_to_be_known_stays_at_its_site(place):
     assert not any(holders(name, kits[other]) for other in (SERVER, LEAD, "south"))
     said = [line for record in kits[LEAD].rglob("course_record.jsonl") for line in record.read_text().splitlines()]
     assert any("north" in line and "an image cannot be read" in line for line in said)
+
+
+OWNER = """
+import json, os, sys, time
+from pathlib import Path
+from deploy.federation import Federation
+os.chdir(sys.argv[3])
+with Federation(Path(sys.argv[1]), {"site-1": {}}) as hospitals:
+    hospitals.start()
+    print(json.dumps([str(hospitals.folder), hospitals.port]), flush=True)
+    if sys.argv[2] == "error":
+        raise RuntimeError("a cell failed")
+    time.sleep(600)
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(signal.SIGKILL, id="killed"),
+        pytest.param(signal.SIGINT, id="interrupted", marks=pytest.mark.long),
+        pytest.param(signal.SIGTERM, id="terminated", marks=pytest.mark.long),
+        pytest.param("error", id="an error", marks=pytest.mark.long),
+    ],
+)
+def test_however_its_owner_ends_no_process_port_or_file_is_left(tmp_path, how):
+    temporary = tmp_path / "temporary"
+    (tmp_path / "deploy").mkdir()
+    (tmp_path / "deploy" / "guard.py").touch()  # somebody else's, in the owner's current folder
+    temporary.mkdir()
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(tmp_path / "with a blank" / "federation"), str(how), str(tmp_path)],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        folder, port = json.loads(next(line for line in owner.stdout if line.startswith("[")))
+        if how != "error":
+            assert len(processes_below(folder)) >= 2
+            with socket.create_connection(("localhost", port), 5.0):
+                pass
+            owner.send_signal(how)
+        owner.wait(60)
+    finally:
+        owner.kill()
+        owner.wait()
+
+    def left() -> list[str]:
+        lines = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
+        return [line for line in lines if str(tmp_path) in line]
+
+    deadline = time.monotonic() + 60
+    while Path(folder).exists() or any(temporary.iterdir()) or left():  # the guard itself ends last
+        assert time.monotonic() < deadline, left()
+        time.sleep(0.2)
+    assert processes_below(folder, temporary, tmp_path) == []
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("localhost", port), 5.0)
+    assert list(tmp_path.rglob("*.key")) == []
