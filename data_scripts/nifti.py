@@ -51,8 +51,11 @@ def one_geometry(voxels: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
     """Voxels (x, y, z) with an affine as sform, qform and voxel sizes, in mm, and nothing else in the header. Shear is lost."""
     image = nib.Nifti1Image(voxels, None, dtype=voxels.dtype)
     image.header.set_xyzt_units("mm")
-    image.set_qform(affine, code="scanner")  # sets the voxel sizes, too
-    image.set_sform(image.get_qform(), code="scanner")  # read back, for the qform has single precision
+    # Twice, for both have single precision: what is read back the second time is what a third time would write.
+    for _ in range(2):
+        image.set_qform(affine, code="scanner")  # sets the voxel sizes, too
+        image.set_sform(image.get_qform(), code="scanner")
+        affine = image.affine
     return image
 
 
