@@ -15,7 +15,7 @@ from src.common.paths import raw_folder
 
 RECORD = "conversion.json"
 CHANNELS = ("modality", "channel_names")  # keys of the Decathlon and of nnU-Net in dataset.json
-VERSION = 2  # changes whenever the same input gives another conversion
+VERSION = 3  # changes whenever the same input gives another conversion
 _GLAND = r"(whole )?gland|.*\b(prostat\w*|peripheral|transition(al)?|central|fibromuscular|pz|tz|cz|cg|afs|wg)\b.*"
 
 TEXT = """\
