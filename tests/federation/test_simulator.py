@@ -322,7 +322,7 @@ def test_of_what_works_in_the_run_folder_only_flares_processes_end(tmp_path):
     code = "import time; time.sleep(60)"
     started = [
         subprocess.Popen([sys.executable, "-c", code, *words])
-        for words in (["nvflare.x", str(tmp_path)], ["tensorboard", str(tmp_path)], ["nvflare.x", "/elsewhere"])
+        for words in (["nvflare.x", str(tmp_path)], ["tensorboard", str(tmp_path)], ["nvflare.x", f"{tmp_path}-other"])
     ]
     simulator = subprocess.Popen([sys.executable, "-c", code, "-m", "src.federation.simulated", str(tmp_path)])
     try:
