@@ -3,6 +3,11 @@ PYTHON ?= python3
 # Another build of PyTorch than pip's default, from its own index (see README): make course TORCH_INDEX=https://...
 TORCH_INDEX ?=
 
+# PyTorch's threads wait for one another by spinning. A short wait leaves the cores to others: python -m benchmarks.threads.
+# The first is read on Linux, the second on macOS, when PyTorch loads.
+export GOMP_SPINCOUNT ?= 300
+export KMP_BLOCKTIME ?= 1
+
 SHELL := bash
 STAMP := .venv/.course-is-installed
 RUN := .venv/bin/python -m
