@@ -12,7 +12,7 @@ from nvflare.app_opt.pt.recipes import FedAvgRecipe
 from data_scripts.mednist_sites import share_out
 from src.common.datalists import sites_folder
 from src.federation.run import Run
-from src.federation.server import add_record
+from src.federation.recipes import add_record
 from src.federation.simulator import CourseSimEnv
 from tests.runs_support import drawings
 
@@ -49,9 +49,8 @@ def test_the_script_of_one_site_learns():
 
 @pytest.mark.slow
 def test_the_federated_script_runs_with_flares_own_recipe(monkeypatch):
-    monkeypatch.chdir(
-        STEPS.parents[1]
-    )  # FLARE keeps a relative path of a script as it is, as part of the module's name
+    # FLARE keeps a relative path of a script as it is, as part of the module's name.
+    monkeypatch.chdir(STEPS.parents[1])
     recipe = FedAvgRecipe(
         name="first",
         min_clients=2,

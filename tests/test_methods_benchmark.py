@@ -15,9 +15,8 @@ REPORTS = sorted(grid.RESULTS.glob("*.json"))
 def test_the_grid_has_every_method_skew_and_seed_once():
     cells = list(grid.grid())
     assert len({str(cell) for cell in cells}) == len(cells) == 5 * 9 * 3 + 11 * 3
-    assert (
-        {cell.method for cell in cells} == {"local", "pooled", *METHODS, *grid.VARIANTS["prostate"]} == set(grid.TITLES)
-    )
+    methods = {"local", "pooled", *METHODS, *grid.VARIANTS["prostate"]}
+    assert {cell.method for cell in cells} == methods == set(grid.TITLES)
     assert "mednist-alpha0.1-scaffold-0" in map(str, cells)
 
 
@@ -50,38 +49,15 @@ def test_a_kept_report_is_that_of_its_cell(path):
     assert set(report["versions"]) == {"torch", "monai", "nvflare"} and report["date"]
 
 
-def test_where_hospitals_are_alike_the_federation_is_no_worse_than_the_best_of_them():
-    """On all sites' images, mean of the seeds; the best one is chosen anew for each seed, which favours it."""
-
-    def kept(method: str) -> list[dict]:
-        return [
-            json.loads((grid.RESULTS / f"mednist-alpha100-{method}-{seed}.json").read_text()) for seed in grid.SEEDS
-        ]
-
-    best_single = np.mean([max(report["everywhere"].values()) for report in kept("local")])
-    assert np.mean([report["mean"]["everywhere"] for report in kept("fedavg")]) >= best_single
-
-
 def report_of(cell, home=0.5) -> dict:
-    sites = {"site-1": home, "site-2": home + 0.2}
     fields = {name: getattr(cell, name) for name in ("task", "skew", "method", "seed")}
-    return {
-        **fields,
-        "home": sites,
-        "mean": {"home": home + 0.1, "everywhere": home},
-        "date": "2026-01-01",
-        "seconds": 1,
-    }
+    sites, mean = {"site-1": home, "site-2": home + 0.2}, {"home": home + 0.1, "everywhere": home}
+    return {**fields, "home": sites, "mean": mean, "date": "2026-01-01", "seconds": 1}
 
 
 def test_it_measures_what_is_missing_and_nothing_else(tmp_path, monkeypatch, capsys):
     measured = []
-
-    def measure(cell, python):
-        measured.append(str(cell))
-        return report_of(cell)
-
-    monkeypatch.setattr(grid, "measure", measure)
+    monkeypatch.setattr(grid, "measure", lambda cell, python: measured.append(str(cell)) or report_of(cell))
     monkeypatch.setenv("COURSE_DATA_SOURCE", "generated")
     pattern = "mednist-sizes-[lp]*-*"
     for _ in range(2):
@@ -102,11 +78,8 @@ def test_the_table_has_means_and_spreads(tmp_path):
         (tmp_path / f"{cell}.json").write_text(json.dumps(report_of(cell, home)))
     results = grid.read(tmp_path)
     assert results["worst"].tolist() == [0.5, 0.6, 0.7]
-    assert grid.table(results, "mednist").equals(
-        pd.DataFrame({"sizes": ["0.700 ± 0.100"]}, index=pd.Index(["FedAvg"], name="method")).rename_axis(
-            "skew", axis=1
-        )
-    )
+    expected = pd.DataFrame({"sizes": ["0.700 ± 0.100"]}, index=pd.Index(["FedAvg"], name="method"))
+    assert grid.table(results, "mednist").equals(expected.rename_axis("skew", axis=1))
 
 
 def test_sites_are_compared_with_pooled_training(tmp_path):
@@ -125,15 +98,16 @@ def test_the_grid_is_complete():
     assert {path.stem for path in REPORTS} == {str(cell) for cell in grid.grid()}
 
 
-def best(method: str, skew: str) -> float:
-    """The best of the models that sites end with, on all sites' testing parts: mean over the seeds."""
+def best(method: str, skew: str, chosen=max) -> float:
+    """The best of the models that sites end with, or with ``np.mean`` all, on all sites' testing parts: mean over the seeds."""
     reports = [json.loads(path.read_text()) for path in REPORTS if path.stem.startswith(f"mednist-{skew}-{method}-")]
     assert len(reports) == len(grid.SEEDS)
-    return float(np.mean([max(report["everywhere"].values()) for report in reports]))
+    return float(np.mean([chosen([*report["everywhere"].values()]) for report in reports]))
 
 
 def test_where_hospitals_are_alike_federation_is_no_worse_than_the_best_of_them():
-    assert best("fedavg", "alpha100") >= best("local", "alpha100")
+    """The best one is chosen anew for each seed, which favours it."""
+    assert min(best("fedavg", "alpha100"), best("fedavg", "alpha100", np.mean)) >= best("local", "alpha100")
 
 
 def test_a_hospital_with_most_of_the_images_gains_little():
