@@ -25,6 +25,7 @@ from nvflare.apis.fl_constant import FLMetaKey
 from nvflare.app_common.abstract.fl_model import FLModel
 
 from benchmarks.__main__ import machine, versions
+from benchmarks.costs import megabytes_per_round
 from benchmarks.measure import TOGETHER, Watch
 from benchmarks.table import with_table
 from data_scripts import mednist_sites as data
@@ -274,7 +275,7 @@ def measure(
             run = Run(client_recipe(TASK, sites, study).execute(simulator).get_result())
         if not run.contributions["accepted"].all():
             raise CourseError(f"{sites} sites: an update is missing.\n{run.contributions}")
-        weights = run.weights(run.final_model)
+        weights, round_bytes = run.weights(run.final_model), 1e6 * megabytes_per_round(run)
         memory = [peak for name, peak in watch.peak_memory.items() if name != "server"]
         return {
             "wall_seconds": watch.seconds,
@@ -284,9 +285,9 @@ def measure(
             "site_bytes_max": max(memory),
             "site_bytes_mean": fmean(memory),
             "together_bytes": watch.peak_together,
-            "round_bytes": 1e6 * run.megabytes_per_round,
+            "round_bytes": round_bytes,
             "round_bytes_loopback": loopback_of_a_round(watch.traffic, run.record),
-            "model_bytes": 1e6 * run.megabytes_per_round / (2 * sites),
+            "model_bytes": round_bytes / (2 * sites),
         }
     finally:
         shutil.rmtree(place)

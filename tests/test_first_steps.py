@@ -10,9 +10,9 @@ import pytest
 from nvflare.app_opt.pt.recipes import FedAvgRecipe
 
 from data_scripts.mednist_sites import share_out
-from src.common.datalists import sites_folder
-from src.federation.run import Run
+from src.common.paths import sites_folder
 from src.federation.recipes import add_record
+from src.federation.run import Run
 from src.federation.simulator import CourseSimEnv
 from tests.runs_support import drawings
 
