@@ -16,17 +16,19 @@ from src.common.files import write_file
 
 ROOT = Path(__file__).resolve().parent.parent
 GITHUB = "https://github.com/"
-# Colab starts with an empty machine, so the first cell brings the course there. Everywhere else it does nothing.
 # A copy of the course, not an editable install: only a copy can be imported by the process that has just installed it.
 COLAB_CELL = """\
-# In Google Colab this installs the course from its repository; anywhere else it does nothing.
+# PyTorch's threads wait by spinning; a short wait leaves the cores to others. Read when PyTorch loads.
+# Then, in Google Colab alone, this installs the course from its repository.
+import os
 import sys
 
+os.environ.setdefault("GOMP_SPINCOUNT", "300")
+os.environ.setdefault("KMP_BLOCKTIME", "1")
 COURSE_REPOSITORY = "{repository}"
 
 if "google.colab" in sys.modules:
     import importlib
-    import os
     import subprocess
     from pathlib import Path
 
