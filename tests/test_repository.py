@@ -1,7 +1,7 @@
 """The repository as a reader finds it: notebooks as they are to be committed, no link or picture that leads nowhere."""
 
 import ast
-import inspect
+import keyword
 import os
 import re
 import shutil
@@ -17,7 +17,7 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from packaging.requirements import Requirement
 
 from book.tidy import COLAB_CELL, notebook_text, read_notebook, repository, tidy
-from src.common.task import tasks
+from src.tasks import tasks
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -335,33 +335,128 @@ def test_what_src_imports_of_itself_travels_with_a_job():
     assert list((ROOT / "src").rglob("__init__.py")) == [], "it would hide what a job carries"
 
 
-def test_both_tasks_have_the_same_rooms_and_functions():
-    """What a third task copies, and what clients, benchmark and notebooks call by the same names."""
-    promised = {
-        "card": {"CARD", "Settings"},
-        "data": {"find_or_make", "describe", "share_out", "prepare"},
-        "transforms": {"preparation", "augmentation", "prepare", "batches"},
-        "training": {
-            *("new_model", "load_model", "to_device", "make_trainer"),
-            *("evaluate", "predict", "evaluate_cases"),
-        },
-        "recipe": {"recipe"},
-    }
-    for card in tasks().values():
-        for room, names in promised.items():
-            assert names <= set(vars(card.room(room))), (
-                f"{card.name}: {room} lacks {names - set(vars(card.room(room)))}"
-            )
-        assert card.room("card").CARD is card
-        assert card.key_metric.startswith("val_")
-        assert (ROOT / "src" / card.client).is_file()
-    for room in ("transforms", "training"):
-        for name in promised[room]:
-            mednist, prostate = (
-                [*inspect.signature(getattr(tasks()[task].room(room), name)).parameters]
-                for task in ("mednist", "prostate")
-            )
-            assert len(mednist) == len(prostate), f"{room}.{name}: {mednist} and {prostate}"
+FLOORS = (
+    ("src/common",),
+    ("src/federation",),
+    ("src/densenet.py", "src/unet.py"),
+    ("src/mednist", "src/prostate"),
+    ("src/learners",),
+    ("src/monai_mednist_train.py", "src/monai_prostate_train.py", "src/tasks.py"),
+    ("data_scripts",),
+    ("deploy",),
+    ("benchmarks",),
+    ("book",),
+)
+"""Rooms of the house from the ground up: each may use those below it, and neither those above nor its neighbours."""
+
+
+def floors_of(module: str) -> set[int]:
+    """Numbers of the floors that a dotted name, in which ``*`` stands for any word, may lead to; none for modules of others."""
+    words = module.split(".")
+    found = set()
+    for number, rooms in enumerate(FLOORS):
+        for room in rooms:
+            parts = room.removesuffix(".py").split("/")
+            if len(words) >= len(parts) and all(word in ("*", part) for word, part in zip(words, parts, strict=False)):
+                found.add(number)
+    return found
+
+
+def loaded_by(path: Path) -> set[str]:
+    """Dotted names of what a file imports, also inside of functions, by ``importlib`` and its like, or by a name in a text."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+        elif isinstance(node, ast.JoinedStr):  # f"src.{name}.training"
+            names.add("".join(part.value if isinstance(part, ast.Constant) else "*" for part in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.add(node.value)
+    names = {name for name in names if re.fullmatch(r"\w+(\.(\w+|\*))+", name)}
+    return names
+
+
+def test_no_room_uses_one_above_it():
+    """The drawing of the house has no arrow upwards and none between neighbours, whatever way a module is loaded."""
+    top = len(FLOORS) - 1
+    assert floors_of("src.common.files") == {0} and floors_of("book.figures") == {top} and floors_of("numpy") == set()
+    assert 3 in floors_of("src.*.evaluation")
+    upwards = []
+    for path in repository_files():
+        name = path.relative_to(ROOT)
+        if path.suffix != ".py" or name.parts[0] in ("tests", "notebooks", "conftest.py"):
+            continue
+        (here,) = floors_of(".".join(name.with_suffix("").parts))
+        (own,) = [room for room in FLOORS[here] if f"{name.as_posix()}/".startswith(f"{room}/")]
+        for module in loaded_by(path):
+            inside = f"{module.replace('.', '/')}/".startswith(f"{own.removesuffix('.py')}/")
+            if not inside and any(floor >= here for floor in floors_of(module)):
+                upwards.append(f"{name} → {module}")
+    assert upwards == []
+
+
+def test_tasks_have_the_same_rooms():
+    """What a third task copies."""
+    rooms = {name: {file.name for file in (ROOT / "src" / name).glob("*.py")} for name in tasks()}
+    assert set(rooms) == {"mednist", "prostate"}
+    assert rooms["mednist"] == rooms["prostate"] == {"card.py", "transforms.py", "training.py", "evaluation.py"}
+
+
+DRIVERS = (
+    "src/monai_mednist_train.py",
+    "src/monai_prostate_train.py",
+    "src/learners/supervised_learner.py",
+    "src/learners/supervised_monai_prostate_learner.py",
+    "src/federation/site.py",
+    "benchmarks/local.py",
+)
+
+
+def test_what_drives_a_site_is_written_once():
+    """No six lines stand twice among the clients, the learner and local training, whatever their names are."""
+
+    def shapes(path: Path) -> list[str]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        left_out = (ast.Import, ast.ImportFrom)
+        skipped = {
+            n for node in ast.walk(tree) if isinstance(node, left_out) for n in range(node.lineno, node.end_lineno + 1)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):  # docstrings
+                skipped |= set(range(node.lineno, node.end_lineno + 1))
+        lines = path.read_text(encoding="utf-8").splitlines()
+        code = [line.split("  #")[0].strip() for number, line in enumerate(lines, start=1) if number not in skipped]
+        shape = [
+            re.sub(r"""[\w.]+|".*?"|'.*?'""", lambda m: m[0] if m[0] in keyword.kwlist else "x", line) for line in code
+        ]
+        return [line for line in shape if re.search(r"\w", line) and not line.startswith("#")]
+
+    runs: dict[tuple, str] = {}
+    twice = []
+    for name in DRIVERS:
+        lines = shapes(ROOT / name)
+        for start in range(len(lines) - 5):
+            run = tuple(lines[start : start + 6])
+            if runs.setdefault(run, name) != name:
+                twice.append((name, runs[run], run))
+    assert len(runs) > 100 and twice == []
+
+
+def test_the_house_is_small():
+    """A reader reads ``src`` in an evening, and a hospital's engineer reviews it."""
+
+    def lines(*folders: str) -> dict[str, int]:
+        files = [
+            path for path in repository_files() if path.suffix == ".py" and path.relative_to(ROOT).parts[0] in folders
+        ]
+        return {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+
+    assert sum(lines("src").values()) <= 3_000
+    assert {name: count for name, count in lines("src").items() if count > 250} == {}
+    assert sum(lines("src", "data_scripts", "deploy", "book", "conftest.py").values()) <= 7_000
+    assert sum(lines("tests").values()) <= 8_500
 
 
 def test_versions_of_requirements_are_all_pinned():
