@@ -28,8 +28,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PRELOAD = (
-    "nvflare.private.fed.app.simulator.simulator_runner",
-    "nvflare.private.fed.app.simulator.simulator_worker",
     "nvflare.app_opt.pt.recipes",
     "nvflare.app_opt.tracking.tb.tb_receiver",
     "nvflare.client.tracking",
@@ -66,7 +64,9 @@ def warm_python() -> Iterator[Path]:
 
 def serve(address: str, program: str) -> None:
     """Import, then fork a child for each connection; end by SIGTERM, or with the process that holds the other end of stdin."""
-    for name in PRELOAD:
+    from src.federation.flare_2_9 import PROGRAMS  # not above: whoever asks runs this file without any package
+
+    for name in (*(name for name, kind in PROGRAMS.items() if kind == "simulated site"), *PRELOAD):
         __import__(name)
     gc.freeze()  # a child that collects garbage would copy all pages of what was imported
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the one who asked waits for the child, not this process

@@ -1,5 +1,6 @@
 """What more than one test of real runs needs: a client without images, and what may not be left or logged."""
 
+import json
 import os
 import re
 import tempfile
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import psutil
 from nvflare.app_opt.pt.recipes import FedAvgRecipe
+from nvflare.recipe.spec import Recipe
 
 from data_scripts.phantoms.mednist import write
 from src.federation.aggregation import SampleWeightedMean
@@ -48,23 +50,12 @@ def drawings(root: Path, per_class: int, seed: int = 0) -> Path:
 
 
 def toy_recipe(
-    folder: Path,
-    sites: int,
-    rounds: int,
-    body: str = "pass",
-    initial: Path | None = None,
-    **options,
+    folder: Path, sites: int, rounds: int, body: str = "pass", initial: Path | None = None, **options
 ) -> FedAvgRecipe:
-    """FedAvg of a model with six numbers, each of which a site raises by one in each round.
+    """FedAvg of a model with six numbers, each of which a site raises by one in each round; ``folder`` gets the client script.
 
-    Args:
-        folder: gets the client script, ``toy_client.py``.
-        sites: how many.
-        rounds: how many.
-        body: Python statements of the client between training and sending, with ``site``, ``number`` (of the round, from 1)
-            and ``params``.
-        initial: checkpoint to start from.
-        **options: of :func:`src.federation.recipes.add_everything`.
+    ``body`` are Python statements of the client between training and sending, with ``site``, ``number`` (of the round, from 1) and
+    ``params``; ``options`` those of :func:`src.federation.recipes.add_everything`.
     """
     script = folder / "toy_client.py"
     script.write_text(CLIENT.replace("BODY", body.strip().replace("\n", "\n        ")))
@@ -79,6 +70,13 @@ def toy_recipe(
         aggregator=SampleWeightedMean(),
     )
     return add_everything(made, **options)
+
+
+def configuration(made: Recipe, folder: Path, side: str = "server") -> dict:
+    """What the job of a recipe, exported into a folder, says to the server or the clients."""
+    made.export(job_dir=str(folder))
+    (file,) = folder.glob(f"*/app/config/config_fed_{side}.json")
+    return json.loads(file.read_text())
 
 
 def complaints(folder: Path) -> list[str]:

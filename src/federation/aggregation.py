@@ -41,8 +41,7 @@ class SampleWeightedMean(ModelAggregator):
         meta = model.meta or {}
         site, weight = meta.get("client_name", "unknown site"), meta.get(FLMetaKey.NUM_STEPS_CURRENT_ROUND)
         params = {name: np.asarray(value) for name, value in model.params.items()}
-        reason = self._reason_to_refuse(params, weight, self._global_shapes() or _shapes(self._sums))
-        if reason:
+        if reason := self._reason_to_refuse(params, weight):
             self.refused[site] = reason
             self.warning(f"refused the update of {site} in round {model.current_round}: {reason}")
             return
@@ -50,10 +49,7 @@ class SampleWeightedMean(ModelAggregator):
         for name, value in params.items():
             self._dtypes.setdefault(name, value.dtype)
             scaled = np.multiply(value, float(weight), dtype=np.float64)
-            if name in self._sums:
-                self._sums[name] += scaled
-            else:
-                self._sums[name] = scaled
+            self._sums[name] = self._sums[name] + scaled if name in self._sums else scaled
         self._metrics.add(dict(model.metrics or {}), float(weight), site, model.current_round)
         self.accepted[site] = float(weight)
 
@@ -67,34 +63,26 @@ class SampleWeightedMean(ModelAggregator):
             raise ValueError(f"no usable update in this round ({reasons})")
         total, mean = sum(self.accepted.values()), {}
         for name, value in self._sums.items():
-            value /= total
             integer = np.issubdtype(self._dtypes[name], np.integer)
-            mean[name] = np.asarray(np.rint(value) if integer else value).astype(self._dtypes[name])
+            mean[name] = np.asarray(np.rint(value / total) if integer else value / total).astype(self._dtypes[name])
         metrics = self._metrics.get_result() or None
         return FLModel(params_type=self._params_type or ParamsType.FULL, params=mean, metrics=metrics)
 
-    def _global_shapes(self) -> dict[str, tuple]:
-        """Shapes of the global model's tensors; empty outside of a run."""
-        model = self.fl_ctx.get_prop(AppConstants.GLOBAL_MODEL) if self.fl_ctx else None
-        shapes = _shapes(model[ModelLearnableKey.WEIGHTS]) if model else {}
-        return {name: shape for name, shape in shapes.items() if name not in self.held_back}
-
-    @staticmethod
-    def _reason_to_refuse(
-        params: Mapping[str, np.ndarray], weight: object, expected: Mapping[str, tuple]
-    ) -> str | None:
+    def _reason_to_refuse(self, params: Mapping[str, np.ndarray], weight: object) -> str | None:
         if isinstance(weight, bool) or not isinstance(weight, Real) or not np.isfinite(weight) or weight <= 0:
             return f"its number of samples is {weight!r}, not a positive number"
+        model = self.fl_ctx.get_prop(AppConstants.GLOBAL_MODEL) if self.fl_ctx else None  # none outside of a run
+        due = _shapes(model[ModelLearnableKey.WEIGHTS], self.held_back) if model else _shapes(self._sums)
         found = _shapes(params)
-        if expected and found != expected:
-            odd = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-            was, due = found.get(odd[0], "missing"), expected.get(odd[0], "none")
-            return f"{len(odd)} of its tensors are not those of the global model, the first is {odd[0]!r}: {was} instead of {due}"
+        if due and found != due:
+            odd = sorted(name for name in found.keys() | due.keys() if found.get(name) != due.get(name))
+            said = f"{len(odd)} of its tensors are not those of the global model, the first is {odd[0]!r}"
+            return f"{said}: {found.get(odd[0], 'missing')} instead of {due.get(odd[0], 'none')}"
         broken = [name for name, value in params.items() if not np.isfinite(value).all()]
         if broken:
             return f"{len(broken)} of {len(params)} tensors hold NaN or infinity, the first is {broken[0]!r}"
         return None
 
 
-def _shapes(tensors: Mapping[str, object]) -> dict[str, tuple]:
-    return {name: tuple(np.shape(value)) for name, value in tensors.items()}
+def _shapes(tensors: Mapping[str, object], but: Sequence[str] = ()) -> dict[str, tuple]:
+    return {name: tuple(np.shape(value)) for name, value in tensors.items() if name not in but}

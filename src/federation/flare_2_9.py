@@ -11,7 +11,6 @@ import functools
 import runpy
 import socket
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
 
 def job_of(recipe: Recipe) -> FedJob:
-    """The job behind a recipe."""
     return recipe._job
 
 
@@ -50,10 +48,7 @@ def go_on_without_a_site(recipe: Recipe) -> None:
 
 
 def forget_script_folder(recipe: Recipe) -> None:
-    """Let a site look for the training script in the job by its name alone.
-
-    FLARE writes ``train_script`` into the job as it was given, and a site then looks for a whole path on its own disk.
-    """
+    """Let a site look for its script in the job, by name. FLARE writes the whole path into the job, and a site looks there."""
     recipe._ensure_client_apps_prepared()
     for app in recipe._job._deploy_map.values():
         for entry in getattr(app.app_config, "executors", ()):
@@ -62,9 +57,9 @@ def forget_script_folder(recipe: Recipe) -> None:
 
 
 def know_the_parts(recipe: Recipe, key_metric: str) -> None:
-    """Tell FLARE's helpers what the recipes for SCAFFOLD and FedOpt leave open: framework, names of parts, key metric.
+    """Tell FLARE what its recipes for SCAFFOLD and FedOpt leave open.
 
-    Without it its evaluations refuse these recipes, and the best model is chosen by a metric that no site sends.
+    Without it, evaluations refuse these recipes, and the best model is chosen by a metric that no site sends.
     """
     from nvflare.fuel.utils.constants import FrameworkType
 
@@ -76,7 +71,7 @@ def know_the_parts(recipe: Recipe, key_metric: str) -> None:
 
 # -- processes ---------------------------------------------------------------------------------------------------------
 
-_PROGRAMS = {
+PROGRAMS = {
     "nvflare.private.fed.app.simulator.simulator_worker": "simulated site",
     "nvflare.private.fed.app.client.worker_process": "site",
     "nvflare.private.fed.app.server.runner_process": "server",
@@ -85,18 +80,15 @@ _PROGRAMS = {
 
 
 def process_kind() -> str:
-    """Which of a job's processes this is, by its command line, else nothing: FLARE tells a script nowhere which one it is in."""
-    return next(filter(None, map(_PROGRAMS.get, sys.orig_argv)), "")
+    """Which of a job's processes this is, else nothing. FLARE tells a script nowhere; the command line does."""
+    return next(filter(None, map(PROGRAMS.get, sys.orig_argv)), "")
 
 
 SCRIPT_SECONDS = 0.02
 
 
 def answer_quickly() -> None:
-    """In the simulator, let a script look for a task, and FLARE for its answer, every ``SCRIPT_SECONDS``.
-
-    FLARE's 0.5 s, twice, is a sixth of a short round, and nothing in a hospital's.
-    """
+    """In the simulator, look for a task and for its answer more often: FLARE's 0.5 s, twice, is a sixth of a short round."""
     if process_kind() == "simulated site":
         from nvflare.app_common.executors.client_api import in_process_backend
         from nvflare.client.api_spec import CLIENT_API_KEY
@@ -117,10 +109,7 @@ _held: list[socket.socket] = []
 
 
 def hold_open_ports(number: int) -> list[int]:
-    """Find so many free ports that the system will give to nobody else who asks for any free one.
-
-    A socket holds each: bound and not listening, so that one may listen who allows to reuse the address, as Python's listeners do.
-    """
+    """Find free ports that the system gives to nobody else: a socket holds each, bound, and a listener may reuse its address."""
     found = []
     for _ in range(number):
         holder = socket.socket()
@@ -131,8 +120,13 @@ def hold_open_ports(number: int) -> list[int]:
     return found
 
 
-def each_its_own_name(start: Callable) -> Callable:
-    """Let FLARE's method, which starts a site's process and gives it its name, work on a copy of what all sites share."""
+def mend_simulator() -> None:
+    """Put both into FLARE's simulator, in this process."""
+    from nvflare.private.fed.app.deployer import simulator_deployer
+    from nvflare.private.fed.app.simulator import simulator_runner
+
+    simulator_runner.get_open_ports = simulator_deployer.get_open_ports = hold_open_ports
+    start = simulator_runner.SimulatorClientRunner.do_one_task
 
     @functools.wraps(start)
     def do_one_task(runner: object, *args: object, **options: object) -> object:
@@ -140,17 +134,7 @@ def each_its_own_name(start: Callable) -> Callable:
         own.build_ctx = dict(runner.build_ctx)
         return start(own, *args, **options)
 
-    return do_one_task
-
-
-def mend_simulator() -> None:
-    """Put both into FLARE's simulator, in this process."""
-    from nvflare.private.fed.app.deployer import simulator_deployer
-    from nvflare.private.fed.app.simulator import simulator_runner
-
-    runner = simulator_runner.SimulatorClientRunner
-    runner.do_one_task = each_its_own_name(runner.do_one_task)
-    simulator_runner.get_open_ports = simulator_deployer.get_open_ports = hold_open_ports
+    simulator_runner.SimulatorClientRunner.do_one_task = do_one_task
 
 
 def run_simulator() -> None:

@@ -1,7 +1,6 @@
 """Federated methods for all tasks, in one table: FLARE's recipe, its arguments, and what a site does in a round.
 
-The study's setting ``method`` names one. :func:`src.federation.recipes.client_recipe` makes its recipe, :func:`at_site`
-a site's part.
+The study's setting ``method`` names one; :func:`src.federation.recipes.client_recipe` makes its recipe.
 """
 
 import copy
@@ -16,7 +15,6 @@ from nvflare.apis.fl_constant import FLMetaKey
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.app_constant import AlgorithmConstants
 from nvflare.app_common.utils.fedprox_utils import get_fedprox_mu
-from nvflare.app_opt.pt.ditto import PTDittoHelper
 from nvflare.app_opt.pt.scaffold import PTScaffoldHelper
 from nvflare.client.config import TransferType
 
@@ -30,10 +28,9 @@ PERSONAL = "personalized_model.pt"
 
 
 class FedAvg:
-    """Take the global weights, train them on the site's own items, and send them back.
+    """Take the global weights, train them on the site's own items, and send them back as ``trained``.
 
-    McMahan et al., *Communication-Efficient Learning of Deep Networks from Decentralized Data*, AISTATS 2017. ``trained`` holds
-    the weights as they were after the last training; in ``folder`` the site may keep a model of its own.
+    McMahan et al., *Communication-Efficient Learning of Deep Networks from Decentralized Data*, AISTATS 2017.
     """
 
     def __init__(self, site: Site, folder: Path):
@@ -41,7 +38,6 @@ class FedAvg:
         self.trained = self.model.state_dict()
 
     def receive(self, received: FLModel) -> None:
-        """Put the received weights into the network."""
         self.model.load_state_dict(received.params)
 
     def train(self, received: FLModel) -> float:
@@ -62,9 +58,9 @@ class FedAvg:
 
 
 class FedProx(FedAvg):
-    """FedAvg that holds a site near the model that it received, as strongly as the server says.
+    """FedAvg that holds a site near the model that it received, as strongly as FLARE's ``FedProxRecipe`` says.
 
-    Li et al., *Federated Optimization in Heterogeneous Networks*, MLSys 2020; FLARE's ``FedProxRecipe`` sends the weight along.
+    Li et al., *Federated Optimization in Heterogeneous Networks*, MLSys 2020.
     """
 
     def __init__(self, site: Site, folder: Path):
@@ -73,7 +69,6 @@ class FedProx(FedAvg):
         self.pull.attach(site.trainer)
 
     def fit(self, received: FLModel) -> float:
-        """Train with the proximal term, whose weight came with the model."""
         self.pull.mu = get_fedprox_mu(received)
         return super().fit(received)
 
@@ -92,7 +87,6 @@ class Scaffold(FedAvg):
         site.trainer.add_event_handler(Events.ITERATION_COMPLETED, self.correct)
 
     def fit(self, received: FLModel) -> float:
-        """Train with the correction, then work out this site's new direction."""
         before = copy.deepcopy(self.model)
         self.helper.load_global_controls(received.meta[AlgorithmConstants.SCAFFOLD_CTRL_GLOBAL])
         self.controls, self.rates = self.helper.get_params(), []
@@ -102,20 +96,18 @@ class Scaffold(FedAvg):
         return loss
 
     def correct(self, trainer: Engine) -> None:
-        """Add the correction after the optimiser's step, at its learning rate."""
+        """After the optimiser's step, at its learning rate."""
         self.rates.append(trainer.optimizer.param_groups[0]["lr"])
         self.helper.model_update(self.model, self.rates[-1], *self.controls)
 
     def meta(self) -> dict[str, object]:
-        """Also how this site's direction has changed."""
         return super().meta() | {AlgorithmConstants.SCAFFOLD_CTRL_DIFF: self.helper.get_delta_controls()}
 
 
 class FedBN(FedAvg):
-    """FedAvg in which each site keeps its own BatchNorm: statistics, scales and shifts are neither taken nor averaged.
+    """FedAvg in which each site keeps its own BatchNorm: it does not take it, and a filter of FLARE's holds it back in the update.
 
-    Li et al., *FedBN: Federated Learning on Non-IID Features via Local Batch Normalization*, ICLR 2021. A filter of FLARE's holds
-    them back when the update leaves the site.
+    Li et al., *FedBN: Federated Learning on Non-IID Features via Local Batch Normalization*, ICLR 2021.
     """
 
     def __init__(self, site: Site, folder: Path):
@@ -123,12 +115,10 @@ class FedBN(FedAvg):
         self.own = batchnorm_tensors(self.model)
 
     def receive(self, received: FLModel) -> None:
-        """Take all but the normalisation."""
         shared = {name: value for name, value in received.params.items() if name not in self.own}
         self.model.load_state_dict(shared, strict=False)
 
     def fit(self, received: FLModel) -> float:
-        """Train as FedAvg does, and keep the normalisation."""
         loss = super().fit(received)
         weights = self.model.state_dict()
         torch.save({"model": {name: weights[name] for name in self.own}}, self.folder / PERSONAL)
@@ -138,8 +128,8 @@ class FedBN(FedAvg):
 class Ditto(FedAvg):
     """FedAvg, and beside it a second model that each site trains for itself, held near the global one.
 
-    Li et al., *Ditto: Fair and Robust Federated Learning Through Personalization*, ICML 2021, with FLARE's helper for what is
-    kept. It takes twice the work at a site. The hold is ``lambda / 2 * |v - w|^2``, the gradient that FedProx has.
+    Li et al., *Ditto: Fair and Robust Federated Learning Through Personalization*, ICML 2021. It takes twice the work at a site.
+    The hold is ``lambda / 2 * |v - w|^2``, the gradient that FedProx has.
     """
 
     LAMBDA = 0.1
@@ -147,23 +137,16 @@ class Ditto(FedAvg):
     def __init__(self, site: Site, folder: Path):
         super().__init__(site, folder)
         self.personal = site.another()
-        network, optimizer = self.personal.network, self.personal.optimizer
-        # The helper wants to know the loss, which the trainer applies here.
-        self.helper = PTDittoHelper(torch.nn.MSELoss(), network, optimizer, None, str(folder), self.LAMBDA)
         ProximalTerm(self.LAMBDA, towards=self.model).attach(self.personal)
 
     def fit(self, received: FLModel) -> float:
-        """Train this site's own model towards the received one and keep it, then the global one as FedAvg does."""
         train_for(self.personal, self.site.settings.local_epochs)
-        self.helper.save_model()
+        torch.save({"model": self.personal.network.state_dict()}, self.folder / PERSONAL)
         return super().fit(received)
 
 
 def batchnorm_tensors(model: torch.nn.Module) -> list[str]:
-    """Names of the tensors of all BatchNorm layers: scale, shift, running mean and variance, number of batches.
-
-    A ``CourseError`` if there is none, for then FedBN would be FedAvg under another name.
-    """
+    """Names of the tensors of all BatchNorm layers, its statistics too; a ``CourseError`` if there is none."""
     kinds = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
     layers = [name for name, layer in model.named_modules() if isinstance(layer, kinds)]
     if not layers:
@@ -182,13 +165,12 @@ class Method:
     arguments: Callable[[StudySettings], dict] = lambda settings: {}  # of the recipe, beside those that all have
     stays: Callable[[torch.nn.Module], list[str]] = lambda model: []  # names of the tensors that stay at a site
     personal: bool = False  # every site ends with a model of its own
-    needs_all: bool = False  # FLARE's controller waits for every site in each round
 
 
 def _fedopt(title: str, optimizer: str, **arguments: object) -> Method:
     """Reddi et al., *Adaptive Federated Optimization*, ICLR 2021: the mean of the sites' changes is the server's gradient."""
     chosen = {"optimizer_args": {"path": f"torch.optim.{optimizer}", "args": arguments}}
-    return Method(title, "FedOptRecipe", arguments=lambda settings: chosen, needs_all=True)
+    return Method(title, "FedOptRecipe", arguments=lambda settings: chosen)
 
 
 METHODS: dict[str, Method] = {
@@ -199,16 +181,12 @@ METHODS: dict[str, Method] = {
     "fedavgm": _fedopt("FedOpt, momentum", "SGD", lr=1.0, momentum=0.5),
     # Differences, because what is held back then stays as it is in the global model.
     "fedbn": Method(
-        "FedBN",
-        at_site=FedBN,
-        arguments=lambda settings: {"params_transfer_type": TransferType.DIFF},
-        stays=batchnorm_tensors,
-        personal=True,
+        "FedBN", "FedAvgRecipe", FedBN, lambda _: {"params_transfer_type": TransferType.DIFF}, batchnorm_tensors, True
     ),
     "ditto": Method("Ditto", at_site=Ditto, personal=True),
 }
 
 
 def at_site(site: Site, folder: Path) -> FedAvg:
-    """This site's part in its study's method; see :class:`FedAvg` for the arguments."""
+    """This site's part in its study's method; in ``folder`` it may keep a model of its own."""
     return METHODS[site.settings.method].at_site(site, folder)

@@ -20,19 +20,15 @@ _LINKS = "course-links-"
 
 
 def processes_below(*folders: Path | str) -> list[psutil.Process]:
-    """FLARE's processes with one of these folders in their command line, and what they started.
-
-    A TensorBoard that a reader opened on the same folder is none.
-    """
+    """FLARE's processes with one of these folders in their command line, and what they started; no TensorBoard that looks there."""
     places = [str(folder) for folder in folders]
     found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or ()
         at_work = any(word == place or word.startswith(f"{place}/") for word in words for place in places)
         if at_work and any(word.startswith(MODULES) or word.endswith("start.sh") for word in words):
-            found[process.pid] = process
             with contextlib.suppress(psutil.NoSuchProcess):
-                found |= {child.pid: child for child in process.children(recursive=True)}
+                found |= {one.pid: one for one in (process, *process.children(recursive=True))}
     return [process for process in found.values() if process.is_running()]
 
 
@@ -58,19 +54,16 @@ def plain_paths(python: Path, folder: Path) -> Iterator[tuple[str, str]]:
     if PLAIN.fullmatch(f"{python}{folder}"):
         yield str(python), str(folder)
         return
-    place = Path(tempfile.gettempdir())
-    if not PLAIN.fullmatch(str(place)):
-        raise CourseError(
-            f"FLARE's simulator needs a temporary folder with a plain name, not {place}; set TMPDIR to one."
-        )
-    for left in place.glob(f"{_LINKS}*"):  # of a process that was killed
+    place = tempfile.gettempdir()
+    if not PLAIN.fullmatch(place):
+        said = f"FLARE's simulator needs a temporary folder with a plain name, not {place}; set TMPDIR to one."
+        raise CourseError(said)
+    for left in Path(place).glob(f"{_LINKS}*"):  # of a process that was killed
         if not psutil.pid_exists(int(left.name.split("-")[2])):
             shutil.rmtree(left, ignore_errors=True)
-    links = Path(tempfile.mkdtemp(prefix=f"{_LINKS}{os.getpid()}-"))
-    try:
+    with tempfile.TemporaryDirectory(prefix=f"{_LINKS}{os.getpid()}-") as made:
+        environment, run = Path(made, "environment"), Path(made, "run")
         # The interpreter finds its packages from its own place, so the environment is linked, not the binary.
-        (links / "environment").symlink_to(python.parent.parent, target_is_directory=True)
-        (links / "run").symlink_to(folder, target_is_directory=True)
-        yield str(links / "environment" / python.parent.name / python.name), str(links / "run")
-    finally:
-        shutil.rmtree(links)
+        environment.symlink_to(python.parent.parent, target_is_directory=True)
+        run.symlink_to(folder, target_is_directory=True)
+        yield str(environment / python.parent.name / python.name), str(run)

@@ -22,9 +22,7 @@ def short_reason(error: BaseException) -> str:
         return error.kind
     if isinstance(error, FloatingPointError):
         return "its loss or its weights became NaN or infinite"
-    if isinstance(error, MemoryError):
-        return "it ran out of memory"
-    return f"its software raised {type(error).__name__}"
+    return "it ran out of memory" if isinstance(error, MemoryError) else f"its software raised {type(error).__name__}"
 
 
 def said_reason(answer: Shareable | None) -> str:
@@ -41,10 +39,9 @@ def said_reason(answer: Shareable | None) -> str:
 
 
 def run_site(main: Callable[[], None]) -> None:
-    """Run a Client API script's ``main``; when it fails, write the error to the site's log and tell the server the kind alone.
+    """Run a Client API script's ``main``. If it fails, the site's log gets the error, the server for each further task its kind.
 
-    FLARE would end the script, and the server would only know that it ended. Here the site answers each further task, without
-    weights and with the reason, so that the server's record can say who is missing and why.
+    FLARE would end the script, and the server could say neither who is missing nor why.
     """
     answer_quickly()
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from nvflare.app_common.filters.exclude_vars import ExcludeVars
+from nvflare.app_common.workflows.fedavg import FedAvg
 from nvflare.app_opt.pt import recipes
 from nvflare.client.config import TransferType
 from nvflare.recipe.spec import Recipe
@@ -15,16 +16,8 @@ from nvflare.recipe.utils import add_experiment_tracking, add_final_global_evalu
 from src.common.errors import CourseError
 from src.common.settings import CONFIG, StudySettings
 from src.common.task import Task
+from src.federation import flare_2_9
 from src.federation.aggregation import SampleWeightedMean
-from src.federation.flare_2_9 import (
-    SCRIPT_SECONDS,
-    forget_script_folder,
-    go_on_without_a_site,
-    job_of,
-    know_the_parts,
-    look_often,
-    server_of,
-)
 from src.federation.methods import METHODS
 from src.federation.server import RecordedScaffold, RunRecorder
 
@@ -40,29 +33,20 @@ def client_recipe(
     transfer: TransferType | None = None,
     **options,
 ) -> Recipe:
-    """FLARE's recipe for a task whose sites run a Client API script, by the method of its settings.
+    """FLARE's recipe for a task whose sites run a Client API script, by the method of its settings, by default the notebook's.
 
-    Args:
-        task: what is trained.
-        sites: how many sites are asked in each round.
-        settings: of the study, by default the notebook's; ``method`` names one of :data:`src.federation.methods.METHODS`.
-        client: script that every site runs, by default the task's.
-        initial: checkpoint to start from, for example ``run.final_model``; by default a new model of the settings' seed.
-        transfer: what a site sends, weights (``FULL``) or their changes (``DIFF``), where the method leaves that open.
-        **options: of :func:`add_everything`.
+    ``sites`` are asked in each round; each runs ``client``, by default the task's script, and sends weights (``transfer`` is
+    ``FULL``) or their changes (``DIFF``), where the method leaves that open. The run starts from the checkpoint ``initial``, by
+    default from a new model of the settings' seed. The other options are those of :func:`add_everything`.
 
-    Raises:
-        CourseError: for FedBN of a network without BatchNorm, a ``transfer`` or ``min_clients`` that the method does not heed.
+    A ``CourseError`` for FedBN of a network without BatchNorm, and for a ``transfer`` that the method does not heed.
     """
     settings = settings or task.settings()
     method, network = METHODS[settings.method], task.networks[settings.network]
     kind, stays = getattr(recipes, method.recipe), method.stays(network(seed=settings.seed))
     own = method.arguments(settings)
-    if transfer and "params_transfer_type" in own:
+    if transfer and (kind is recipes.FedOptRecipe or "params_transfer_type" in own):
         raise CourseError(f"{method.title} decides itself what a site sends; leave transfer out.")
-    if options.get("min_clients") is not None and method.needs_all:
-        said = f"{method.title} needs every site in each round; leave min_clients out, or choose another method."
-        raise CourseError(said)
     own |= {"params_transfer_type": transfer} if transfer else {}
     if issubclass(kind, recipes.FedAvgRecipe):
         own |= {"key_metric": task.key_metric, "aggregator": SampleWeightedMean(stays)}
@@ -79,11 +63,11 @@ def client_recipe(
     made.kept = TemporaryDirectory(prefix="course-settings-")  # as long as the recipe, which may be exported again
     settings.write(Path(made.kept.name) / "src" / CONFIG)
     made.add_client_file(made.kept.name)  # a folder's content goes beside the script
-    know_the_parts(made, task.key_metric)
+    flare_2_9.know_the_parts(made, task.key_metric)
     if stays:
         made.add_client_output_filter(ExcludeVars(stays), tasks=["train"])
     if kind is recipes.ScaffoldRecipe:
-        (workflow,) = server_of(made).workflows
+        (workflow,) = flare_2_9.server_of(made).workflows
         workflow.controller = RecordedScaffold(num_clients=sites, num_rounds=settings.rounds, persistor_id="persistor")
     return add_everything(made, **options)
 
@@ -95,14 +79,11 @@ def add_everything(
     round_timeout: float | None = None,
     final_evaluation: bool = True,
 ) -> Recipe:
-    """All that the course adds to a recipe beside its aggregator; what notebook 02 switches on line by line.
+    """All that the course adds to a PyTorch recipe beside its aggregator; what notebook 02 switches on line by line.
 
-    Args:
-        recipe: of a PyTorch model, before it is executed.
-        min_clients: see :func:`add_record`.
-        tracker: where the server writes the sites' curves: ``tensorboard``, or ``mlflow`` where that is installed.
-        round_timeout: see :func:`add_record`; the final validation waits as long.
-        final_evaluation: let every site validate the final model; not where FLARE's ``add_cross_site_evaluation`` follows.
+    ``min_clients`` and ``round_timeout``: see :func:`add_record`; the final validation waits as long. ``tracker`` is where the
+    server writes the sites' curves, ``tensorboard``, or ``mlflow`` where that is installed. With ``final_evaluation`` every site
+    validates the final model; not where FLARE's ``add_cross_site_evaluation`` follows.
     """
     if tracker not in ("tensorboard", "mlflow"):
         raise CourseError(f"Unknown tracker {tracker!r}; choose tensorboard or mlflow.")
@@ -114,34 +95,35 @@ def add_everything(
         add_final_global_evaluation(recipe, **({"validation_timeout": ceil(round_timeout)} if round_timeout else {}))
     weigh_selection(recipe)
     add_quick_pace(recipe)
-    forget_script_folder(recipe)
+    flare_2_9.forget_script_folder(recipe)
     return recipe
 
 
 def add_record(recipe: Recipe, min_clients: int | None = None, round_timeout: float | None = None) -> None:
     """Keep a record of who took part, and say what happens when a site fails; see :class:`src.federation.server.RunRecorder`.
 
-    FLARE's ``MetricsArtifactWriter`` writes down the metrics of the updates that were accepted; the record also holds what was not.
-    And FLARE's simulator has no heartbeat: a site whose process was killed is waited for without end. The record notices.
+    FLARE's ``MetricsArtifactWriter`` holds what was accepted alone, and its simulator waits without end for a site that was killed.
 
-    Args:
-        recipe: of any kind, before it is executed.
-        min_clients: a round goes on without the others as long as so many sites take part. By default all must: the first site that
-            fails ends the run, with an error that names it.
-        round_timeout: seconds after which a round goes on without the sites that have not answered, which counts as a failure of
-            theirs in this round. By default a round waits for a site as long as its process is there.
+    A round goes on without the others as long as ``min_clients`` sites take part. By default all must: the first site that fails
+    ends the run, with an error that names it. It also goes on after ``round_timeout`` seconds, and whoever has not answered has
+    failed in this round; by default it waits for a site as long as its process is there.
+
+    A ``CourseError`` for numbers that make no sense, and for a recipe whose server waits for every site.
     """
     if round_timeout is not None and not round_timeout > 0:
         raise CourseError(f"round_timeout is {round_timeout}; give a number of seconds above 0, or None.")
-    job = job_of(recipe)
+    job = flare_2_9.job_of(recipe)
     everyone = job.job.min_clients
     min_clients = everyone if min_clients is None else min_clients
     if not 1 <= min_clients <= everyone:
         said = f"min_clients is {min_clients}; the job asks {everyone} site(s), so give a number from 1 to that."
         raise CourseError(said)
-    job.job.min_clients = min_clients
     if min_clients < everyone:
-        go_on_without_a_site(recipe)
+        if not isinstance(flare_2_9.server_of(recipe).workflows[0].controller, FedAvg):
+            said = f"{type(recipe).__name__} needs every site in each round"
+            raise CourseError(f"{said}; leave min_clients out, or choose another method.")
+        flare_2_9.go_on_without_a_site(recipe)
+    job.job.min_clients = min_clients
     job.to_server(RunRecorder(min_clients, round_timeout), id="recorder")
     # FLARE waits 60 s for a site that is gone to come back, and does not count one as gone in a task's first 30 s.
     recipe.add_server_config({"dead_client_grace_period": 1.0, "dead_client_check_lead_time": 2.0})
@@ -152,13 +134,13 @@ def add_quick_pace(recipe: Recipe) -> None:
 
     FLARE's sites ask every 2 s and its server looks every 0.5 s: right for hospitals, and a third of the time of a course's run.
     """
-    look_often(recipe, SCRIPT_SECONDS)
+    flare_2_9.look_often(recipe, flare_2_9.SCRIPT_SECONDS)
     recipe.add_server_config({"server": {"task_request_interval": ASK_SECONDS}})
 
 
 def weigh_selection(recipe: Recipe) -> None:
     """Let FLARE's model selector weigh the sites' metrics by their number of samples, as the average does; else all count alike."""
-    server_of(recipe).components["model_selector"].weigh_by_local_iter = True
+    flare_2_9.server_of(recipe).components["model_selector"].weigh_by_local_iter = True
 
 
 def use_installed_code(recipe: Recipe) -> None:
@@ -166,4 +148,4 @@ def use_installed_code(recipe: Recipe) -> None:
 
     For a recipe without a script of its own, such as one with a ``LearnerExecutor``: a script always travels with the job.
     """
-    job_of(recipe).set_app_packages([__name__.split(".")[0]])
+    flare_2_9.job_of(recipe).set_app_packages([__name__.split(".")[0]])

@@ -11,11 +11,9 @@ from src.federation.server import RECORD
 def read_record(folder: Path) -> list[dict]:
     """The lines of the record below a folder, oldest first; empty as long as the server has not started."""
     file = next(iter(Path(folder).rglob(RECORD)), None)
-    if file is None:
-        return []
+    lines = file.read_text().splitlines(keepends=True) if file else []
     # The last line may still be in the writing while the run goes on.
-    lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    return [json.loads(line) for line in lines]
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def progress(record: list[dict]) -> tuple[int, int, int]:
@@ -26,7 +24,7 @@ def progress(record: list[dict]) -> tuple[int, int, int]:
 
 
 def shortfall(folder: Path) -> str | None:
-    """What a run that ended lacks: a sentence, or None if its record holds all rounds, and in each the sites that its job demands.
+    """What a run that ended lacks: a sentence, or None if it has all rounds, and in each the sites that its job demands.
 
     A run whose job keeps no record is taken as it is.
     """
@@ -38,34 +36,26 @@ def shortfall(folder: Path) -> str | None:
     number, rounds, answers = progress(record)
     if not answers:
         return "The run ended without a single update from a site."
-    saved = sum(entry["event"] == "model saved" for entry in record)
-    if number < rounds or saved < rounds:
+    if number < rounds or sum(entry["event"] == "model saved" for entry in record) < rounds:
         return f"The run ended in round {number} of {rounds}."
-    metas = [read_json(file) or {} for file in Path(folder).glob("job/*/meta.json")]
-    demanded = metas[0].get("min_clients", 1) if metas else 1
-    took_part = [
-        {entry["site"] for entry in record if entry.get("accepted") and entry["round"] == n} for n in range(rounds)
-    ]
-    few = [number for number, sites in enumerate(took_part, start=1) if len(sites) < demanded]
-    return (
-        f"The job needs {demanded} site(s) in each round; there were fewer in round {few[0]} of {rounds}."
-        if few
-        else None
-    )
+    meta = next((read_json(file) for file in Path(folder).glob("job/*/meta.json")), None) or {}
+    demanded = meta.get("min_clients", 1)
+    for number in range(rounds):
+        if len({entry["site"] for entry in record if entry.get("accepted") and entry["round"] == number}) < demanded:
+            many = f"The job needs {demanded} site(s) in each round"
+            return f"{many}; there were fewer in round {number + 1} of {rounds}."
+    return None
 
 
 def failure_report(run_folder: Path, workspace: Path, sites: list[str]) -> str:
-    """Why a run failed, in one message: round, sites and kinds of fault, and in which site's own log more is written.
-
-    ``workspace`` is the simulator's, with a folder for each site and the server.
-    """
+    """Why a run failed: round, sites and kinds of fault, and which process's own log in the simulator's ``workspace`` says more."""
     record = read_record(run_folder)
     failed = [entry for entry in record if entry["event"] == "answer" and not entry["accepted"]]
     lost = [entry for entry in record if entry["event"] == "site lost"]
     causes = {entry["site"]: entry["reason"] for entry in failed + lost}
-    if not causes:  # then by the kind of error that a log begins with
-        kinds = {name: _first_error(workspace / name) for name in (*sites, "server")}
-        causes = {name: f"its software raised {kind}" for name, kind in kinds.items() if kind}
+    for name in () if causes else (*sites, "server"):
+        if kind := _first_error(workspace / name / "error_log.txt"):
+            causes[name] = f"its software raised {kind}"
     number, rounds, _ = progress(record)
     where = f"in round {number} of {rounds}" if number else "before the first round"
     said = "; ".join(f"{name}: {cause}" for name, cause in causes.items()) or "no process left an error"
@@ -73,9 +63,8 @@ def failure_report(run_folder: Path, workspace: Path, sites: list[str]) -> str:
     return f"The run failed {where}. {said}. More is in the log of its own: {logs}."
 
 
-def _first_error(folder: Path) -> str | None:
-    """The kind of the exception in a process's error log: the name of its class, never its message."""
-    file = folder / "error_log.txt"
-    text = file.read_text(errors="replace") if file.is_file() else ""
-    kinds = re.findall(r"^(?:[\w.]+\.)?([A-Z]\w*(?:Error|Exception|Interrupt|Exit))\b", text, re.MULTILINE)
-    return kinds[0] if kinds else None
+def _first_error(log: Path) -> str | None:
+    """The kind of the first exception in a process's error log: the name of its class, never its message."""
+    text = log.read_text(errors="replace") if log.is_file() else ""
+    found = re.search(r"^(?:[\w.]+\.)?([A-Z]\w*(?:Error|Exception|Interrupt|Exit))\b", text, re.MULTILINE)
+    return found and found[1]

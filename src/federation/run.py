@@ -1,8 +1,11 @@
 """Reads a run, simulated or real: who took part, curves, timings and checkpoints. Nothing here writes or trains."""
 
 from functools import cached_property
+from itertools import product
 from math import inf
 from pathlib import Path
+
+import pandas as pd
 
 from src.common.errors import CourseError
 from src.common.files import read_json
@@ -17,6 +20,9 @@ FINAL, BEST = "FL_global_model.pt", "best_FL_global_model.pt"
 class Run:
     """One run folder: what an environment's ``get_result()`` names. The server's results lie somewhere below it.
 
+    ``sites`` should have taken part in ``rounds``; ``seconds`` is the wall time of the whole execution where that is known, else
+    between the first and the last line of the record; ``tensorboard_folder`` is for ``tensorboard --logdir``, a subfolder a site.
+
     A ``CourseError`` if it holds no run with a record; see :func:`src.federation.recipes.add_record`.
     """
 
@@ -29,6 +35,11 @@ class Run:
         self.server = records[0].parent
         self.about = read_json(self.folder / RUN) or {}
         self.record = read_record(self.folder)
+        self.sites = self.about.get("sites") or sorted({entry["site"] for entry in self.record if "site" in entry})
+        self.rounds = progress(self.record)[1]
+        times = [entry["time"] for entry in self.record] or [0.0]
+        self.seconds = self.about.get("seconds", times[-1] - times[0])
+        self.tensorboard_folder = self.server / "tb_events"
 
     def __repr__(self) -> str:
         absent = [f"{site}: {reason}" for site, reason in self.left_out.items()]
@@ -43,26 +54,6 @@ class Run:
         absent = self.contributions.groupby("site").filter(lambda rows: not rows["accepted"].any())
         return absent.drop_duplicates("site").set_index("site")["reason"].to_dict()
 
-    @property
-    def sites(self) -> list[str]:
-        """Names of the sites that should have taken part."""
-        return self.about.get("sites") or sorted({entry["site"] for entry in self.record if "site" in entry})
-
-    @property
-    def rounds(self) -> int:
-        """How many rounds the job has."""
-        return progress(self.record)[1]
-
-    @property
-    def seconds(self) -> float:
-        """Wall time: of the whole execution where that is known, else between the first and the last line of the record."""
-        return self.about.get("seconds", self.record[-1]["time"] - self.record[0]["time"])
-
-    @property
-    def tensorboard_folder(self) -> Path:
-        """Folder for ``tensorboard --logdir``: one subfolder a site, written by the server."""
-        return self.server / "tb_events"
-
     @cached_property
     def final_validation(self) -> dict[str, dict[str, dict[str, float]]]:
         """Model file → site → metrics of FLARE's ``add_final_global_evaluation``; empty where the recipe has none."""
@@ -74,13 +65,8 @@ class Run:
                     found.setdefault(model.removeprefix("SRV_"), {})[site] = metrics
         return found
 
-    def cross_site(self, metric: str):
-        """Scores of FLARE's ``add_cross_site_evaluation``, on the sites' validation parts, as a table.
-
-        A row for the last model of each site and, last, for the final global one, ``all``; a column a site.
-        """
-        import pandas as pd
-
+    def cross_site(self, metric: str) -> pd.DataFrame:
+        """Scores of FLARE's ``add_cross_site_evaluation``: a row for each site's last model, then for ``all``; a column a site."""
         rows = {"all" if model == FINAL else model: sites for model, sites in self.final_validation.items()}
         scores = {model: {site: metrics[metric] for site, metrics in sites.items()} for model, sites in rows.items()}
         return pd.DataFrame(scores, index=self.sites, columns=[*self.sites, "all"]).T
@@ -93,16 +79,16 @@ class Run:
     def best_model(self, key_metric: str) -> Path:
         """Checkpoint of the global model with the best ``key_metric`` on the sites' validation parts, weighed by training items.
 
-        FLARE's model selector compares the models that were sent out to be trained; the one of the last round never is. The final
-        validation judges it beside the selector's choice, and the better of the two is the best.
+        FLARE's selector never sees the last round's model; the final validation judges both, and the better one is the best.
         """
-        weights = {entry["site"]: entry["samples"] for entry in self.record if entry.get("samples")}
-        scores = {
-            model: sum(m[key_metric] * weights.get(site, 1) for site, m in sites.items())
-            / sum(weights.get(site, 1) for site in sites)
-            for model, sites in self.final_validation.items()
-        }
-        return self._checkpoint(BEST if scores.get(BEST, -inf) > scores.get(FINAL, -inf) else FINAL)
+        samples = {entry["site"]: entry["samples"] for entry in self.record if entry.get("samples")}
+
+        def score(model: str) -> float:
+            metrics = self.final_validation.get(model, {})
+            values, weights = [m[key_metric] for m in metrics.values()], [samples.get(site, 1) for site in metrics]
+            return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights) if weights else -inf
+
+        return self._checkpoint(BEST if score(BEST) > score(FINAL) else FINAL)
 
     def _checkpoint(self, name: str) -> Path:
         path = next(iter(self.server.rglob(name)), None)
@@ -118,17 +104,15 @@ class Run:
         return torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
 
     @cached_property
-    def metrics(self):
-        """What the sites streamed to TensorBoard or MLflow: a table with the columns ``site``, ``tag``, ``step`` and ``value``."""
-        import pandas as pd
-
+    def metrics(self) -> pd.DataFrame:
+        """What the sites streamed to TensorBoard or MLflow, as ``site``, ``tag``, ``step`` and ``value``."""
         events = self.tensorboard_folder
         rows = list(_tensorboard_rows(events) if events.is_dir() else _mlflow_rows(self))
         for site, metrics in self.final_validation.get(FINAL, {}).items():
             rows += [(site, tag, self.rounds, value) for tag, value in metrics.items()]
         return pd.DataFrame(rows, columns=["site", "tag", "step", "value"])
 
-    def curve(self, tag: str):
+    def curve(self, tag: str) -> pd.DataFrame:
         """One metric as a table: a row a round, a column a site. The final validation is the row after the last round."""
         chosen = self.metrics[self.metrics.tag == tag]
         if chosen.empty:
@@ -136,32 +120,27 @@ class Run:
         return chosen.pivot_table(index="step", columns="site", values="value", aggfunc="last")
 
     @cached_property
-    def contributions(self):
+    def contributions(self) -> pd.DataFrame:
         """Who took part: a row for each round and site with ``accepted`` and, where not, the ``reason``."""
-        import pandas as pd
-
         answers = {(entry["round"], entry["site"]): entry for entry in self.record if entry["event"] == "answer"}
         lost, refused = self._losses(), self.about.get("refused", {})
         rows = []
-        for number in range(self.rounds):
-            for site in self.sites:
-                entry = answers.get((number, site), {})
-                accepted = bool(entry.get("accepted"))
-                why = entry.get("reason") or refused.get(site) or lost.get((number, site), "it did not answer")
-                rows.append((number, site, accepted, None if accepted else why))
+        for number, site in product(range(self.rounds), self.sites):
+            entry = answers.get((number, site), {})
+            why = entry.get("reason") or refused.get(site) or lost.get((number, site), "it did not answer")
+            rows.append((number, site, bool(entry.get("accepted")), None if entry.get("accepted") else why))
         return pd.DataFrame(rows, columns=["round", "site", "accepted", "reason"])
 
     def _losses(self) -> dict[tuple[int, str], str]:
         """Why a site was lost, for each round and site at some moment of which it was."""
-        since, found = {}, {}
-        end = {"event": "end", "round": self.rounds}
-        for entry in [*self.record, end]:
-            number = 0 if entry["round"] is None else entry["round"]
+        found = {}
+        for entry in self.record:
+            rounds = range(entry["round"] or 0, self.rounds)
             if entry["event"] == "site lost":
-                since[entry["site"]] = number, entry["reason"]
-            for site in [entry["site"]] if entry["event"] == "site back" else list(since) if entry is end else ():
-                first, reason = since.pop(site)
-                found |= {(n, site): reason for n in range(first, number + 1)}
+                found |= {(number, entry["site"]): entry["reason"] for number in rounds}
+            elif entry["event"] == "site back":  # in the round that goes on, it still has no part
+                for number in rounds[1:]:
+                    found.pop((number, entry["site"]), None)
         return found
 
 

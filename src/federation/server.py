@@ -19,8 +19,7 @@ from nvflare.widgets.widget import Widget
 from src.federation.flare_2_9 import LOSS_IS_NOTED, SITE_IS_BACK
 from src.federation.reasons import said_reason
 
-RECORD = "course_record.jsonl"
-LOOK_SECONDS = 0.5
+RECORD, LOOK_SECONDS = "course_record.jsonl", 0.5
 LOST = "its process has ended; often a lack of memory"
 GONE = "the server has lost it: its process, its machine or its line"
 
@@ -29,9 +28,8 @@ class RunRecorder(Widget):
     """Writes what happened on the server, and when, as one JSON object a line, and ends a run that too many sites have left.
 
     The file is ``course_record.jsonl`` in the job's run folder on the server. Every line has ``time`` (seconds since the epoch),
-    ``event`` and ``round``; an answer of a site also ``site``, ``accepted`` and ``reason``. A site of a real federation that was
-    lost and is there again is ``site lost``, then ``site back``. The arguments are those of
-    :func:`src.federation.recipes.add_record`.
+    ``event`` and ``round``; an answer also ``site``, ``accepted`` and ``reason``. A site of a real federation that was lost and is
+    there again is ``site lost``, then ``site back``. For the arguments see :func:`src.federation.recipes.add_record`.
     """
 
     EVENTS: ClassVar = {
@@ -48,17 +46,14 @@ class RunRecorder(Widget):
     def __init__(self, min_clients: int, round_timeout: float | None = None):
         super().__init__()
         self.min_clients, self.round_timeout = min_clients, round_timeout
-        self._file: Path | None = None
-        self._ended = threading.Event()
-        self._round = self._rounds = None
-        self._deadline = inf
+        self._ended, self._deadline = threading.Event(), inf
+        self._file = self._round = self._rounds = None
         self._answered: set[str] = set()  # in this round
         self._failed: dict[str, str] = {}  # in this round
         self._lost: dict[str, str] = {}  # until it is back
         self._expected: set[str] = set()  # of those, who is on the way
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Append one line for each event of interest."""
         if event_type == EventType.START_RUN:
             engine, job_id = fl_ctx.get_engine(), fl_ctx.get_job_id()
             self._file = Path(engine.get_workspace().get_run_dir(job_id)) / RECORD
@@ -119,7 +114,7 @@ class RunRecorder(Widget):
             self.system_panic(f"round {(self._round or 0) + 1} needs {self.min_clients} site(s). {causes}", fl_ctx)
 
     def _watch(self, engine, job_id: str) -> None:
-        """Look whether each site's process that was there still is, and has answered in time; report others as FLARE would.
+        """Report, as FLARE would, each site whose process was there and is not, or that has not answered in time.
 
         In a real federation a site's process has no connection to this one, and FLARE says who is lost.
         """
@@ -138,11 +133,10 @@ class RunRecorder(Widget):
                     if gone:
                         self._note_loss(site, LOST, fl_ctx)
                         # Each workflow has a list of its own: that of the rounds, then that of the final validation.
-                        if site in seen or (runner.current_wf and (site, id(runner.current_wf)) not in told):
-                            told.add((site, id(runner.current_wf)))
-                            runner.handle_dead_job(site, fl_ctx)
-                        continue
-                    if site not in self._failed:
+                        if site not in seen and (not runner.current_wf or (site, id(runner.current_wf)) in told):
+                            continue
+                        told.add((site, id(runner.current_wf)))
+                    elif site not in self._failed:
                         reason = f"it did not answer within round_timeout, {self.round_timeout:g} s"
                         self._write("answer", site=site, accepted=False, reason=reason, samples=None)
                         self._fail(site, reason, fl_ctx)
@@ -157,23 +151,19 @@ class RunRecorder(Widget):
 class RecordedScaffold(Scaffold):
     """FLARE's SCAFFOLD with what its FedAvg has: an event at the start of each round, and checkpoints that can be read back.
 
-    FLARE's keeps the control terms, which it sends to the sites, in the model's ``meta``. Its persistor writes them into the
-    checkpoint as NumPy arrays, and then refuses to read any but tensors.
+    FLARE's leaves the control terms in the model's ``meta``, and so in the checkpoint, from which it then reads tensors alone.
     """
 
     def sample_clients(self, num_clients: int | None = None) -> list[str]:
-        """Who takes part in the round that starts now."""
         self.set_fl_context(self.model)
         self.event(AppEventType.ROUND_STARTED)
         return super().sample_clients(num_clients)
 
     def send_model_and_wait(self, **options) -> list[FLModel]:
-        """The sites' answers; the terms have then done their work."""
         answers = super().send_model_and_wait(**options)
         self.model.meta.pop(AlgorithmConstants.SCAFFOLD_CTRL_GLOBAL, None)
         return answers
 
     def save_model(self, model: FLModel) -> None:
-        """Save the model without the terms."""
         model.meta.pop(AlgorithmConstants.SCAFFOLD_CTRL_DIFF, None)
         super().save_model(model)

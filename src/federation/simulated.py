@@ -1,12 +1,11 @@
-"""FLARE's simulator, in which every site's process learns its own name: ``python -m src.federation.simulated JOB ...``.
+"""FLARE's simulator with what the course mends: ``python -m src.federation.simulated JOB ...``, with FLARE's own arguments.
 
-All arguments are FLARE's; give ``-t`` as many threads as there are sites.
+Give ``-t`` as many threads as there are sites.
 """
 
 from src.federation.flare_2_9 import mend_simulator, run_simulator
 
 # At import: where processes are spawned, as on macOS, FLARE runs the sites' threads in a child that imports this module again.
 mend_simulator()
-
 if __name__ == "__main__":
     run_simulator()

@@ -10,7 +10,6 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 
 from nvflare.fuel.utils import log_utils
@@ -41,19 +40,12 @@ def cores() -> int:
 class CourseSimEnv(SimEnv):
     """FLARE's ``SimEnv`` in a run folder of its own, for a reader who waits.
 
-    What FLARE's lacks: any path works (see :func:`src.federation.processes.plain_paths`); each site gets its share of the cores; a
-    progress bar follows the record; logs go to each process's own folder and not to one console; a failed run raises an error that
-    names site, round and kind of fault; and whatever ends the run early (an error, Ctrl-C, a terminated kernel) ends every process
-    of it. See also :mod:`src.federation.flare_2_9`.
+    What FLARE's lacks: any path works; each site gets its share of the cores; a progress bar follows the record; logs go to each
+    process's own folder and not to one console; a failed run raises an error that names site, round and kind of fault; and whatever
+    ends the run early (an error, Ctrl-C, a terminated kernel) ends every process of it.
 
-    Args:
-        sites: how many, or their names; each gets one process.
-        name: of the folder in ``COURSE_RUNS`` that gets the run's own folder.
-        folder: a fresh run folder instead.
-
-    Attributes:
-        run_folder: where everything of the run is.
-        python: program by which FLARE's processes are started, by default this one's.
+    ``sites`` is how many, or their names; each gets one process. ``run_folder`` is a new one in ``COURSE_RUNS``, in a folder called
+    ``name``, or else ``folder``. ``python`` is the program by which FLARE's processes are started, by default this one's.
     """
 
     def __init__(self, sites: int | Sequence[str], name: str = "simulation", folder: Path | None = None):
@@ -65,55 +57,48 @@ class CourseSimEnv(SimEnv):
     def deploy(self, job: FedJob) -> str:
         """Run the job to its end and return its name; the results are in ``run_folder``.
 
-        Raises:
-            CourseError: if it fails, or if the record says that rounds or sites are missing; ``run.json`` then says ``failed``.
+        A ``CourseError`` if it fails, or if the record says that rounds or sites are missing; ``run.json`` then says ``failed``.
         """
         if (self.run_folder / RUN).exists():
             raise CourseError(f"{self.run_folder} holds a run already. Make a new CourseSimEnv for another one.")
-        started, status, error = time.time(), "failed", None
+        started, status = time.time(), "failed"
         job.export_job(str(self.run_folder / "job"))
         try:
-            self._simulate(self.run_folder / "job" / job.name, job.name)
-            error = shortfall(self.run_folder)
-            status = "failed" if error else "finished"
+            self._simulate(job.name)
+            if lacks := shortfall(self.run_folder):
+                raise CourseError(f"{lacks} All logs are in {self.run_folder}.")
+            status = "finished"
         finally:
             about = {"status": status, "job": job.name, "sites": self.clients}
             write_json(self.run_folder / RUN, {**about, "started": started, "seconds": time.time() - started})
-        if error:
-            raise CourseError(f"{error} All logs are in {self.run_folder}.")
         if read_record(self.run_folder) and not (run := Run(self.run_folder)).contributions["accepted"].all():
             warnings.warn(f"The run finished without some of its updates: {run!r}", stacklevel=2)
         return job.name
 
     def get_job_status(self, job_id: str) -> str | None:
-        """``finished`` or ``failed``."""
+        """``finished`` or ``failed``; None while it runs."""
         return (read_json(self.run_folder / RUN) or {}).get("status")
 
     def get_job_result(self, job_id: str, timeout: float = 0.0) -> str:
         """The run folder, for :class:`src.federation.run.Run`."""
         return str(self.run_folder)
 
-    def _simulate(self, job: Path, name: str) -> None:
-        workspace = self.run_folder / name
+    def _simulate(self, job: str) -> None:
+        workspace = self.run_folder / job
         allow_usual_classes(str(workspace))
-        _log_to_files_only(workspace / "local" / LOG_CONFIG)
+        # FLARE's own logging without its console, on which all processes would write what belongs into each one's own log.
+        logging = json.loads(Path(log_utils.__file__).with_name(LOG_CONFIG).read_text())
+        logging["loggers"]["root"]["handlers"].remove("consoleHandler")
+        write_json(workspace / "local" / LOG_CONFIG, logging)
         with _exit_on_sigterm(), plain_paths(self.python, self.run_folder) as (python, folder):
-            options = {
-                "-w": f"{folder}/{name}",
-                "-c": ",".join(self.clients),
-                "-n": str(self.num_clients),
-                "-t": str(self.num_threads),
-                "-l": f"{folder}/{name}/local/{LOG_CONFIG}",
-            }
-            command = [python, "-m", "src.federation.simulated", f"{folder}/job/{job.name}", *chain(*options.items())]
-            threads = str(max(1, cores() // self.num_clients))
+            command = [python, "-m", "src.federation.simulated", f"{folder}/job/{job}", "-w", f"{folder}/{job}"]
+            command += ["-c", ",".join(self.clients), "-n", str(self.num_clients), "-t", str(self.num_threads)]
+            command += ["-l", f"{folder}/{job}/local/{LOG_CONFIG}"]
             # FLARE's many threads would each get a heap of their own, which glibc never shrinks: one is enough.
-            environment = {
-                "MALLOC_ARENA_MAX": "1",
-                **os.environ,
-                **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), threads),
-                "PYTHONPATH": os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(CODE)]),
-            }
+            environment = {"MALLOC_ARENA_MAX": "1", **os.environ}
+            threads = str(max(1, cores() // self.num_clients))
+            environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(CODE)]))
             with (self.run_folder / "console.log").open("w") as console:
                 # Not in the current folder: what is called src there may be somebody else's.
                 streams = {"stdout": console, "stderr": subprocess.STDOUT}
@@ -123,15 +108,16 @@ class CourseSimEnv(SimEnv):
                 finally:
                     # Found by the workspace in their command lines: sites are sessions of their own, and lose their parent when
                     # Ctrl-C in a terminal reaches the simulator first. After a normal end there is none.
-                    end_processes_below(f"{folder}/{name}", patience=5.0)
+                    end_processes_below(f"{folder}/{job}", patience=5.0)
                     process.wait()
         self.last_run_failed = process.returncode != 0
         if self.last_run_failed:
             raise CourseError(failure_report(self.run_folder, workspace, self.clients))
 
     def _wait(self, process: subprocess.Popen) -> None:
-        """Follow the record: a bar where somebody looks, one line a round in a log."""
-        quiet = not (sys.stderr.isatty() or _in_notebook())
+        """Follow the record: a bar where somebody looks, in a terminal or a notebook, one line a round in a log."""
+        ipython = sys.modules.get("IPython")  # that it is imported does not make this process a notebook's kernel
+        quiet = not (sys.stderr.isatty() or (ipython and ipython.get_ipython()))
         said = 0
         with tqdm(total=0, unit="update", desc="starting", leave=False, disable=quiet) as bar:
             while process.poll() is None:
@@ -150,31 +136,13 @@ class CourseSimEnv(SimEnv):
                 bar.set_description("finished")
 
 
-def _in_notebook() -> bool:
-    """Whether this process is a notebook's kernel; that its packages are imported does not make it one."""
-    ipython = sys.modules.get("IPython")
-    return ipython is not None and ipython.get_ipython() is not None
-
-
-def _log_to_files_only(file: Path) -> None:
-    """FLARE's own logging, without its console, on which all processes would write what belongs into each one's own log."""
-    settings = json.loads(Path(log_utils.__file__).with_name(LOG_CONFIG).read_text())
-    settings["loggers"]["root"]["handlers"].remove("consoleHandler")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, settings)
-
-
 @contextlib.contextmanager
 def _exit_on_sigterm() -> Iterator[None]:
     """Let SIGTERM end this process as an exception does, so that what the block started and linked is cleared away."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def leave(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         yield
     finally:

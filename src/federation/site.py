@@ -32,15 +32,9 @@ class Site:
     """One place that trains: its items, its network and its trainer, put together once, whoever drives it.
 
     A Client API script drives it with FLARE's four calls, a ``Learner`` with FLARE's methods, local training with a loop.
-    ``training`` and ``validation`` are the prepared items of ``parts``, ``seconds`` how long the last round's work took.
-
-    Args:
-        task: what is trained.
-        settings: of the study.
-        parts: ``training`` and ``validation`` items.
-        name: fixes, with the seed, the order of the items and the augmentation.
-        cache: folder for prepared volumes, for tasks that keep them on disk.
-        weights: to start from, by default those of a new model with the settings' seed.
+    ``name`` fixes, with the seed, the order of the items and the augmentation; ``cache`` is a folder for prepared volumes, for
+    tasks that keep them on disk; ``weights`` to start from are by default a new model's, of the settings' seed. ``training`` and
+    ``validation`` are the prepared items of ``parts``, ``seconds`` how long the last round's work took.
     """
 
     def __init__(
@@ -69,8 +63,7 @@ class Site:
         """
         settings = task.settings.read(settings_file)
         file = sites_folder(settings.data) / name / "options.json"
-        chosen = read_json(file) if file.exists() else {}
-        if chosen is None:
+        if (chosen := read_json(file) if file.exists() else {}) is None:
             said = f"{file} cannot be read as a JSON object. Mend it, or delete it."
             raise CourseError(said, "its settings cannot be read")
         options = SiteOptions.checked(chosen, f"{file}")
@@ -78,8 +71,7 @@ class Site:
             torch.set_num_threads(options.threads)
         if options.batch_size:
             settings = settings.changed(batch_size=options.batch_size)
-        # FLARE collects garbage after each round. What has been imported by now stays anyway, and to look at half a million of
-        # Python's objects takes as long as some training steps.
+        # FLARE collects garbage after each round. To look at half a million objects that stay anyway takes as long as some steps.
         gc.freeze()
         cache = cache_folder(settings.data, name) if options.cache else None
         return cls(task, settings, read_site(settings.data, name), name, cache)

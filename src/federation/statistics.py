@@ -15,8 +15,7 @@ PART = "training"
 
 
 class ImageStatistics(DFStatisticsCore):
-    """Two features of the training images of one site, for pictures with a class: ``intensity``, a number from 0 to 1 a pixel, and
-    ``class``, a number an image.
+    """Two features of a site's training images: ``intensity``, 0 to 1 a pixel, and ``class``, a number an image.
 
     Each site reads its own part of the shared-out ``data``, and sends what the recipe asks for and FLARE's filters let pass.
     """

@@ -1,0 +1,239 @@
+"""What the course touches of FLARE's insides is needed and is still called so: a test fails on the day when that changes."""
+
+import ast
+import inspect
+import json
+import socket
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from types import SimpleNamespace
+
+import pytest
+from IPython.core.inputtransformer2 import TransformerManager
+from nvflare.app_common.executors.client_api import in_process_backend
+from nvflare.app_common.widgets.component_path_authorizer import CLASS_ALLOW_LIST
+from nvflare.app_opt.pt.recipes import FedAvgRecipe, FedOptRecipe, ScaffoldRecipe
+from nvflare.client.api_spec import CLIENT_API_KEY
+from nvflare.client.in_process.api import InProcessClientAPI
+from nvflare.fuel.data_event.data_bus import DataBus
+from nvflare.fuel.utils.network_utils import get_open_ports
+from nvflare.job_config.api import FedJob
+from nvflare.private.fed.app.deployer import simulator_deployer
+from nvflare.private.fed.app.simulator import simulator_runner
+from nvflare.private.fed.server.admin import check_client_replies
+from nvflare.private.fed.server.job_runner import JobRunner
+from nvflare.private.fed.utils.fed_utils import extract_participants
+from nvflare.recipe.sim_env import SimEnv
+from nvflare.recipe.utils import add_final_global_evaluation
+
+from src.federation import flare_2_9
+from tests.runs_support import configuration
+from tests.test_repository import ROOT, repository_files
+
+SITES = ("site-1", "site-2", "site-3")
+
+
+@pytest.fixture
+def made(tmp_path):
+    """``made(kind)``: FLARE's recipe of that kind, as a reader at home would make it."""
+    (tmp_path / "client.py").touch()
+    line = {"class_path": "torch.nn.Linear", "args": {"in_features": 2, "out_features": 2}}
+    return lambda kind=FedAvgRecipe: kind(
+        name="toy", min_clients=2, num_rounds=1, model=line, train_script=str(tmp_path / "client.py")
+    )
+
+
+# -- recipes and jobs --------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_has_no_public_way_to_its_job(made):
+    one = made()
+    public = [getattr(one, name) for name in dir(one) if not name.startswith("_")]
+    assert isinstance(flare_2_9.job_of(one), FedJob) and not any(isinstance(value, FedJob) for value in public)
+    assert [type(workflow.controller).__name__ for workflow in flare_2_9.server_of(one).workflows] == ["FedAvg"]
+
+
+@pytest.mark.parametrize(
+    ("change", "argument", "value"),
+    [
+        pytest.param(lambda one: flare_2_9.look_often(one, 0.02), "task_check_period", 0.02, id="looks often"),
+        pytest.param(flare_2_9.go_on_without_a_site, "ignore_result_error", True, id="goes on without a site"),
+    ],
+)
+@pytest.mark.parametrize("kind", [FedAvgRecipe, ScaffoldRecipe])
+def test_a_recipe_has_no_argument_for_what_its_controller_can(made, tmp_path, kind, change, argument, value):
+    assert argument not in inspect.signature(kind).parameters
+    one = made(kind)
+    assert argument not in configuration(one, tmp_path / "before")["workflows"][0]["args"]
+    change(one)
+    assert configuration(one, tmp_path / "after")["workflows"][0]["args"][argument] == value
+
+
+def test_a_recipe_writes_the_scripts_folder_into_the_job(made, tmp_path):
+    def script(one, name):
+        (executor,) = configuration(one, tmp_path / name, "client")["executors"]
+        return executor["executor"]["args"]["task_script_path"]
+
+    one = made()
+    assert script(one, "before") == str(tmp_path / "client.py")
+    flare_2_9.forget_script_folder(one)
+    assert script(one, "after") == "client.py"
+
+
+@pytest.mark.parametrize("kind", [ScaffoldRecipe, FedOptRecipe])
+def test_flare_does_not_know_the_parts_of_its_own_recipes(made, kind):
+    assert "key_metric" not in inspect.signature(kind).parameters
+    with pytest.raises(ValueError, match="PyTorch recipes only"):
+        add_final_global_evaluation(made(kind))
+    one = made(kind)
+    flare_2_9.know_the_parts(one, "val_dice")
+    add_final_global_evaluation(one)
+    assert flare_2_9.server_of(one).components["model_selector"].key_metric == "val_dice"
+
+
+# -- processes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("program", flare_2_9.PROGRAMS)
+def test_programs_are_known_by_their_names(program, monkeypatch):
+    assert find_spec(program)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", program])
+    assert flare_2_9.process_kind() == flare_2_9.PROGRAMS[program]
+
+
+def test_in_the_simulator_a_script_and_flare_look_for_each_other_more_often(monkeypatch):
+    api = InProcessClientAPI({})
+    monkeypatch.setattr(in_process_backend, "_RESULT_POLL_INTERVAL", in_process_backend._RESULT_POLL_INTERVAL)
+    DataBus().put_data(CLIENT_API_KEY, api)
+    flare_2_9.answer_quickly()
+    assert min(api.result_check_interval, in_process_backend._RESULT_POLL_INTERVAL) > 10 * flare_2_9.SCRIPT_SECONDS
+    monkeypatch.setattr(flare_2_9, "process_kind", lambda: "simulated site")
+    flare_2_9.answer_quickly()
+    assert api.result_check_interval == in_process_backend._RESULT_POLL_INTERVAL == flare_2_9.SCRIPT_SECONDS
+
+
+# -- the simulator -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def flares():
+    """FLARE's own method that starts a site, and the same with what the course mends."""
+    flares = simulator_runner.SimulatorClientRunner.do_one_task
+    ports = simulator_runner.get_open_ports, simulator_deployer.get_open_ports
+    flare_2_9.mend_simulator()
+    yield flares, simulator_runner.SimulatorClientRunner.do_one_task
+    simulator_runner.SimulatorClientRunner.do_one_task = flares
+    simulator_runner.get_open_ports, simulator_deployer.get_open_ports = ports
+
+
+@pytest.mark.parametrize(
+    ("mended", "names"), [pytest.param(False, 1, id="by FLARE"), pytest.param(True, 3, id="mended")]
+)
+def test_flare_alone_tells_some_sites_the_name_of_another(flares, monkeypatch, tmp_path, mended, names):
+    """All threads have written their site's name before the first one sends it."""
+    told, written = {}, threading.Barrier(len(SITES))
+
+    class Connection:
+        def send(self, data):
+            written.wait(timeout=30)
+            told[data["deploy_args"].workspace.rpartition("/")[2]] = data["build_ctx"]["client_name"]
+
+    class Runner(simulator_runner.SimulatorClientRunner):
+        def _create_connection(self, port, timeout=60.0):
+            return Connection()
+
+    ended = SimpleNamespace(returncode=1, poll=lambda: 1)
+    monkeypatch.setattr(simulator_runner.subprocess, "Popen", lambda command, **options: ended)
+    for site in SITES:
+        for folder in ("startup", "local"):  # FLARE looks whether they are there
+            (tmp_path / site / folder).mkdir(parents=True)
+    args = SimpleNamespace(workspace=str(tmp_path), set=[], log_config=None)
+    cell = SimpleNamespace(get_root_url_for_child=lambda: "root", get_internal_listener_url=lambda: "parent")
+    clients = [SimpleNamespace(client_name=site, token="token", cell=cell) for site in SITES]
+    runner = Runner(str(tmp_path / "none"), args, clients, {}, args, {"client_name": ""})
+    lock = threading.Lock()
+    with ThreadPoolExecutor(len(SITES)) as pool:
+        list(pool.map(lambda client: flares[mended](runner, client, len(SITES), None, lock), clients))
+    assert set(told) == set(SITES) and len(set(told.values())) == names
+    assert not mended or told == dict(zip(SITES, SITES, strict=True))
+
+
+def offers(port: int) -> bool:
+    """Whether the system lets somebody else have this port."""
+    with socket.socket() as other:
+        try:
+            other.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
+def test_flare_alone_only_looks_for_a_port_and_the_mended_one_is_offered_to_nobody_else(flares):
+    assert offers(get_open_ports(1)[0])
+    for place in (simulator_runner, simulator_deployer):
+        port = place.get_open_ports(1)[0]
+        assert not offers(port)
+        with socket.create_server(("localhost", port)), socket.create_connection(("localhost", port)):
+            assert not offers(port), "while its process listens and FLARE has connected"
+        assert not offers(port), "also when the process has closed it again"
+        assert port not in {found for _ in range(50) for found in get_open_ports(20)}
+
+
+def test_the_simulator_is_a_program_and_an_environment_has_to_allow_the_usual_classes(tmp_path):
+    command = [sys.executable, "-m", "src.federation.simulated", "--help"]
+    assert "job_folder" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    assert "_ensure_default_component_policy" in inspect.getsource(SimEnv.deploy), "which the course's replaces"
+    flare_2_9.allow_usual_classes(str(tmp_path))
+    (resources,) = (tmp_path / "local").iterdir()
+    assert json.loads(resources.read_text())[CLASS_ALLOW_LIST]
+
+
+# -- sites that come back ----------------------------------------------------------------------------------------------
+
+
+def test_what_a_job_runner_does_at_a_jobs_start_has_no_public_name():
+    """That FLARE does not do it by itself is proved in a real federation: tests/deploy/test_faults.py."""
+    assert list(inspect.signature(JobRunner._make_deploy_message).parameters) == [
+        "job",
+        "app_data",
+        "app_name",
+        "fl_ctx",
+    ]
+    assert "self._pending_client_outcomes" in inspect.getsource(JobRunner.__init__)
+    assert extract_participants(["site-1"]) == ["site-1"]
+    assert {"strict"} <= set(inspect.signature(check_client_replies).parameters)
+
+
+# -- and nothing else --------------------------------------------------------------------------------------------------
+
+
+def private(tree: ast.AST) -> list[str]:
+    """Uses of somebody else's private names: attributes, names in strings of ``getattr``, modules of ``nvflare.private``."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            found += [] if own else [ast.unparse(node)]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr", "hasattr"):
+            found += [ast.unparse(node)] if ast.unparse(node.args[1]).startswith("'_") else []
+        elif isinstance(node, ast.ImportFrom | ast.Import | ast.Constant):
+            found += [ast.unparse(node)] if "nvflare.private" in ast.unparse(node) else []
+    return found
+
+
+def test_nothing_else_in_the_project_touches_a_private_name_of_flares():
+    others = ("os._exit", "torch._foreach_sub", "torch._foreach_add_", "client._cleanup_kernel", "code._repr_html_")
+    used, python = {}, TransformerManager()
+    for file in repository_files():
+        place = file.relative_to(ROOT).as_posix()
+        if file.suffix == ".py" and not place.startswith("tests/"):
+            used[place] = private(ast.parse(file.read_text()))
+        elif file.suffix == ".ipynb":
+            cells = [cell for cell in json.loads(file.read_text())["cells"] if cell["cell_type"] == "code"]
+            code = [python.transform_cell("".join(cell["source"])) for cell in cells]
+            used[place] = [name for one in code for name in private(ast.parse(one))]
+    found = {place: rest for place, names in used.items() if (rest := sorted({*names} - {*others}))}
+    assert list(found) == ["src/federation/flare_2_9.py"], found
