@@ -1,7 +1,4 @@
-"""Run every notebook and leave pages to read: ``python -m book [NAME ...]``, which is what ``make course`` calls.
-
-The build folder gets the executed notebooks, a page for each, ``index.html`` and ``summary.json``.
-"""
+"""Run every notebook and leave pages to read: ``python -m book [NAME ...]``, which is what ``make course`` calls."""
 
 import argparse
 import math
@@ -20,13 +17,11 @@ from book.tidy import notebook_text, read_notebook
 from src.common.errors import CourseError
 from src.common.files import read_json, write_file, write_json, writing
 
-_PLAIN_TICK_SECONDS = 60  # how often a log without a terminal says that a long cell is still running
-
 
 def _execute_one(notebook: NotebookNode, folder: Path, label: str) -> dict:
-    """Execute one notebook in its own folder, in place, and return its entry for the summary.
+    """Execute one notebook in place and return its entry for the summary.
 
-    Shows one line: on a terminal rewritten in place; in a log at the start, at the end and every minute.
+    Shows one line: on a terminal rewritten every second, in a log said anew every minute.
     """
     total, started, terminal, said = count_cells(notebook), time.monotonic(), sys.stdout.isatty(), -math.inf
 
@@ -36,7 +31,7 @@ def _execute_one(notebook: NotebookNode, folder: Path, label: str) -> dict:
         line = f"{label}  cell {cell}/{total}  {duration(now - started)}"
         if terminal:  # a line that wraps cannot be rewritten
             print(f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
-        elif now - said >= _PLAIN_TICK_SECONDS:
+        elif now - said >= 60:
             said = now
             print(line, flush=True)
 
@@ -51,13 +46,11 @@ def _execute_one(notebook: NotebookNode, folder: Path, label: str) -> dict:
 
 
 def run_course(notebooks: Path, build: Path, names: list[str] | None = None) -> dict[str, dict]:
-    """Execute notebooks in order and write their pages, ``index.html`` and ``summary.json`` to the build folder.
+    """Execute notebooks in order; write them, their pages, ``index.html`` and ``summary.json`` to the folder ``build``.
 
-    A notebook that fails does not keep the others from running; its page shows the cells that ran and the error. With ``names``
-    (of files, with or without ``.ipynb``) only these are run, and pages and entries of the others are kept.
-
-    Returns what ``summary.json`` holds: ``{"<name>": {"seconds": ..., "<headline>": ..., "error": <only if it failed>}}``.
-    Raises a CourseError for a notebook that is missing or none, or a build folder that cannot be written to or is damaged.
+    A notebook that fails does not keep the others from running. With ``names`` (with or without ``.ipynb``) only these are run,
+    and pages and entries of the others are kept. Returns what ``summary.json`` holds: ``{"<name>": {"seconds": ..., "<headline>":
+    ..., "error": <only if it failed>}}``. Raises a CourseError for a notebook or a build folder that cannot be used.
     """
     notebooks, build = Path(notebooks).resolve(), Path(build).resolve()
     found = {path.stem: path for path in sorted(notebooks.glob("*.ipynb"))}

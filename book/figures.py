@@ -1,11 +1,10 @@
 """The pictures of the notebooks: every function draws what it is given and returns a figure, a heat map or a slider.
 
-A *case* is a dictionary: ``image``, an array ``(x, y, z)`` or ``(x, y, z, channels)``; ``label`` and perhaps ``prediction``,
-``(x, y, z)`` on the same grid, outlined where above 0; ``affine``, ``(4, 4)``, from voxel numbers to millimetres towards the
-patient's right, front and head, as nibabel and MONAI read it; ``caption``; and perhaps ``z``, the axial slice to show, counted from
-the feet, by default where there is most to see. Axes may have any order and direction. Cases are shown as radiologists look at
-them: the patient's right on the left of the screen, the front of axial slices and the head of the others on top, and the front of
-sagittal ones on the left.
+A *case* is a dictionary: ``image``, ``(x, y, z)`` or ``(x, y, z, channels)``; ``label`` and perhaps ``prediction``, ``(x, y, z)``,
+outlined where above 0; ``affine``, ``(4, 4)``, from voxel numbers to millimetres towards the patient's right, front and head, as
+nibabel reads it, with axes of any order and direction; ``caption``; and perhaps ``z``, the axial slice to show, from the feet.
+It is shown as radiologists look at it: the patient's right on the left, the front of axial and the head of other slices on top, and
+the front of sagittal ones on the left.
 """
 
 import re
@@ -73,9 +72,7 @@ def class_montage(images: Mapping[str, Sequence[np.ndarray]], title: str = "") -
     return figure
 
 
-def prediction_gallery(
-    images, captions: Sequence[str], right: Sequence[bool], title: str, columns: int = 6
-) -> plt.Figure:
+def prediction_gallery(images, captions: Sequence[str], right: Sequence[bool], title: str, columns=6) -> plt.Figure:
     """Images ``(height, width)``, each with its caption: green where it is right, red and bold where it is wrong."""
     figure, axes = _grid(len(images), columns, 1.5, 1.8, title)
     for axis, image, caption, ok in zip(axes, images, captions, right, strict=False):
@@ -130,10 +127,9 @@ def load_case(item: Mapping, caption: str = "") -> dict:
 
 
 def upright(case: Mapping) -> dict:
-    """The same case with axes towards the patient's right, front and head, and with ``z``; no voxel is interpolated.
+    """The same case with axes towards the patient's right, front and head, and with ``z``; a CourseError if grids differ.
 
-    An oblique axis goes to the nearest one; see https://nipy.org/nibabel/image_orientation.html. Raises a CourseError if
-    image, label and prediction are not on the same grid.
+    No voxel is interpolated: an oblique axis goes to the nearest one, https://nipy.org/nibabel/image_orientation.html.
     """
     turn = nib.io_orientation(case["affine"])
     arrays = {key: np.asarray(case[key]) for key in ("image", "label", "prediction") if key in case}
@@ -149,9 +145,9 @@ def upright(case: Mapping) -> dict:
 def _of_interest(case: Mapping) -> list[int]:
     """The plane across each axis that shows most of what is wrong; without a prediction or a fault, most of the mask."""
     mask = case["label"] > 0
-    wrong = (case["prediction"] > 0) != mask if "prediction" in case else mask
-    shown = next((voxels for voxels in (wrong, mask) if voxels.any()), None)
-    if shown is None:
+    wrong = (case.get("prediction", np.zeros(1)) > 0) != mask
+    shown = wrong if wrong.any() else mask
+    if not shown.any():
         return [count // 2 for count in mask.shape]
     return [int(shown.sum(axis=tuple({0, 1, 2} - {axis})).argmax()) for axis in range(3)]
 
@@ -162,8 +158,8 @@ def planes(case: Mapping, title: str = "", channel_names: Sequence[str] = ("T2",
     center = _of_interest(case)
     x, y, z = case["label"].shape * nib.affines.voxel_sizes(case["affine"])
     size = (10, len(channel_names) * (10 * max(y, z) / (x + x + y) + 0.3) + 0.3)
-    layout = {"layout": "constrained", "width_ratios": (x, x, y), "squeeze": False}
-    figure, axes = plt.subplots(len(channel_names), len(_VIEWS), figsize=size, **layout)
+    figure = plt.figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(channel_names), len(_VIEWS), width_ratios=(x, x, y), squeeze=False)
     for channel, (row, name) in enumerate(zip(axes, channel_names, strict=True)):
         for axis, view in zip(row, _VIEWS, strict=True):
             _slice(axis, case, view, center[_VIEWS[view][0]], channel)
@@ -233,10 +229,7 @@ def _slice(axis, case: dict, view: str, index: int, channel: int = 0) -> None:
 
 
 def intensity_curves(volumes: Mapping[str, Sequence], title: str, axis_label: str, log: bool = False) -> plt.Figure:
-    """Distribution of the voxel values of each site, ``{site: [array, …]}``, a line a case, a colour a site.
-
-    With ``log``, the axis is logarithmic, the bins are equally wide on it, and values up to 0 are left out.
-    """
+    """Distribution of the voxel values of each site, ``{site: [array, …]}``, a line a case; ``log`` leaves out values up to 0."""
     figure, axis = plt.subplots(figsize=(7, 3), layout="constrained")
     for number, (site, arrays) in enumerate(volumes.items()):
         for position, values in enumerate(map(np.ravel, arrays)):
@@ -251,10 +244,7 @@ def intensity_curves(volumes: Mapping[str, Sequence], title: str, axis_label: st
 
 
 def pooled_histograms(statistics: Mapping, feature: str, labels: Sequence[str] = (), title: str = "") -> plt.Figure:
-    """Histograms of one feature at each site and at all together: lines, or where ``labels`` name its classes groups of bars.
-
-    ``statistics`` are those of the file that ``FedStatsRecipe`` writes: feature → statistic → site or ``Global`` → part → value.
-    """
+    """Histograms of one feature of ``FedStatsRecipe``'s file at each site and at all together: lines, or bars of named classes."""
     sites = statistics[feature]["histogram"]
     bins = {site: next(iter(sites[site].values())) for site in [*sorted(sites.keys() - {"Global"}), "Global"]}
     table = pd.DataFrame({site: [count for _, _, count in own] for site, own in bins.items()}, dtype=float)
@@ -274,8 +264,8 @@ def pooled_histograms(statistics: Mapping, feature: str, labels: Sequence[str] =
 def method_scores(results, titles: Mapping[str, str], value: str, label: str, title: str = "") -> plt.Figure:
     """Scores of methods by how hospitals differ, a panel each: a dot a seed, a line at their mean.
 
-    ``results`` has the columns ``skew``, ``method``, ``seed`` and ``value``, whose axis is named ``label``. ``titles`` are names of
-    methods, in the order of their rows; it may have names of skews, too.
+    ``results`` has the columns ``skew``, ``method``, ``seed`` and ``value``, called ``label`` on its axis; ``titles`` names the
+    methods, in the order of their rows, and perhaps skews.
     """
     skews = list(dict.fromkeys(results["skew"]))
     methods = [name for name in titles if name in set(results["method"])]

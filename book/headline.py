@@ -13,18 +13,16 @@ OWN_KEYS = ("seconds", "error")  # what summary.json says of each notebook besid
 
 
 def headline(**values: Value) -> None:
-    """Show a notebook's headlines; ``make course`` puts them on its front page and into ``summary.json``.
+    """Show a notebook's headlines; ``make course`` puts them on its front page and into ``summary.json``. Several calls add up.
 
-    NumPy and PyTorch scalars will do; several calls in one notebook add up. Raises a CourseError for no value, a taken name, or
-    what is neither text nor a finite number.
+    Raises a CourseError for no value, a taken name, or what is neither text nor a finite number.
     """
     if not values:
         raise CourseError("headline() was given no value; call it as headline(global_test_accuracy=0.98).")
     plain = {name: _plain(name, value) for name, value in values.items()}
     shown = in_words(plain).items()
     rows = (f"<tr><th style='text-align:left'>{name}</th><td>{html.escape(text)}</td></tr>" for name, text in shown)
-    text = "\n".join(map(": ".join, shown))
-    page = {"text/html": f"<table>{''.join(rows)}</table>", "text/plain": text}
+    page = {"text/html": f"<table>{''.join(rows)}</table>", "text/plain": "\n".join(map(": ".join, shown))}
     display(page, metadata={KEY: plain}, raw=True)
 
 

@@ -23,9 +23,8 @@ _MARK = "COURSE_NOTEBOOK_PROCESS"  # environment variable by which all that a no
 def execute(notebook: NotebookNode, folder: Path, tick: Callable[[int], None]) -> str:
     """Run a notebook in ``folder`` and this very Python; its outputs are put in place, up to a cell that fails.
 
-    ``tick`` is called every second with the number of the code cell that is running. The notebook client has a thread of its own,
-    so that an interruption reaches this one at once. Returns what went wrong, if anything: where and what in the first line,
-    then the traceback.
+    ``tick`` is called every second with the number of the code cell that is running. Returns what went wrong, if anything: where
+    and what in the first line, then the traceback.
     """
     started = []
     client = NotebookClient(
@@ -41,7 +40,7 @@ def execute(notebook: NotebookNode, folder: Path, tick: Callable[[int], None]) -
     mark = uuid.uuid4().hex
     # Notebooks call `tensorboard` and FLARE `python3` by name: only an activated environment has them on PATH.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    with ThreadPoolExecutor(max_workers=1) as thread:
+    with ThreadPoolExecutor(max_workers=1) as thread:  # of its own, so that an interruption reaches this one at once
         done = thread.submit(client.execute, cleanup_kc=True, env={**os.environ, "PATH": path, _MARK: mark})
         try:
             while not wait([done], timeout=1).done:
@@ -75,18 +74,13 @@ def _end_processes(mark: str) -> None:
 
     A process group would not do: FLARE starts its sites in sessions of their own.
     """
-
-    def is_left(process: psutil.Process) -> bool:
-        try:
-            return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(_MARK) == mark
-        except (psutil.Error, OSError):  # it has just ended, or is not ours
-            return False
-
     for stop in (psutil.Process.terminate, psutil.Process.kill, psutil.Process.kill):
-        left = list(filter(is_left, psutil.process_iter()))
-        for process in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                stop(process)
+        left = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):  # it has just ended, or is not ours
+                if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(_MARK) == mark:
+                    left.append(process)
+                    stop(process)
         psutil.wait_procs(left, timeout=2)
 
 

@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import StrictUndefined, Template
 from markdown_it import MarkdownIt
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
@@ -32,26 +32,24 @@ _DATA = {"generated": "generated drawings, not patients", "real": "the real data
 
 
 def write_pages(build: Path, notebooks: Path, summary: dict[str, dict]) -> None:
-    """Write a page for each notebook of the summary, and the front page, into the folder ``build`` of the executed notebooks.
+    """Write the front page, and a page for each notebook of the summary, beside the executed ones in ``build``.
 
     Relative links in them start from ``notebooks``, where they come from.
     """
     with writing(build), tempfile.TemporaryDirectory(prefix=".pages-", dir=build) as temporary:
         source, output = Path(temporary, "source"), Path(temporary, "output")
         (source / "thumbnails").mkdir(parents=True)
-        cards = []
+        cards, docs = [], sorted((notebooks.parent / "docs").glob("*.md"))
         for name in sorted(summary):
             notebook = read_notebook(build / f"{name}.ipynb")
             cards.append(_card(notebook, name, summary[name], source))
             _prepare(notebook, notebooks, source, summary)
             write_file(source / f"{name}.ipynb", notebook_text(notebook))
-        docs = sorted((notebooks.parent / "docs").glob("*.md"))
         for page in docs:
             write_file(source / page.name, _linked(page.read_text("utf-8"), page.parent, notebooks, source, summary))
-        template = (_BOOK / "index.md").read_text("utf-8")
-        index = Environment(undefined=StrictUndefined, trim_blocks=True).from_string(template)
-        shown = {"cards": cards, "docs": [page.stem for page in docs], "measured": _measured(summary)}
-        write_file(source / "index.md", index.render(shown))
+        template = Template((_BOOK / "index.md").read_text("utf-8"), undefined=StrictUndefined, trim_blocks=True)
+        index = template.render(cards=cards, docs=[page.stem for page in docs], measured=_measured(summary))
+        write_file(source / "index.md", index)
         warnings = io.StringIO()
         with patch_docutils(_BOOK), docutils_namespace():
             Sphinx(source, _BOOK, output, Path(temporary, "doctrees"), "html", status=None, warning=warnings).build()
@@ -82,14 +80,11 @@ def _linked(text: str, base: Path, notebooks: Path, source: Path, names: dict) -
         if page or (target.parent == root / "docs" and target.suffix == ".md"):
             file = target.name if start == "](" else f"{target.stem}.html"
             return start + quote(file) + (f"#{address.fragment}" if address.fragment else "")
-        kind = mimetypes.guess_type(target.name)[0] or ""
+        file, kind = target.relative_to(root).as_posix(), mimetypes.guess_type(target.name)[0] or ""
         if start.startswith("src"):  # in HTML, which Sphinx leaves alone
             return f"{start}data:{kind};base64,{base64.b64encode(target.read_bytes()).decode()}"
-        file = target.relative_to(root).as_posix()
-        if kind.startswith("image/"):
-            name = re.sub(r"[^\w.-]", "-", file)  # Sphinx finds no picture whose name is quoted
-            shutil.copyfile(target, source / name)
-            return start + name
+        if kind.startswith("image/"):  # Sphinx finds no picture whose name is quoted
+            return start + Path(shutil.copyfile(target, source / re.sub(r"[^\w.-]", "-", file))).name
         return f"{start}{repository(ROOT)}/{'tree' if target.is_dir() else 'blob'}/main/{quote(file)}"
 
     return re.sub(r"""(\]\(|(?:href|src)=["'])([^)"'\s]+)""", place, text)
@@ -116,15 +111,14 @@ def _card(notebook: NotebookNode, name: str, entry: dict, source: Path) -> dict:
         notebook.cells.insert(0, new_markdown_cell(f"# {name}"))
     # The last one of a cell tagged `thumbnail`, else the last one of all.
     cells = sorted(notebook.cells, key=lambda cell: "thumbnail" in cell.metadata.get("tags", ()))
-    shown = [output.get("data", {}) for cell in cells for output in cell.get("outputs", ())]
-    pictures = [data["image/png"] for data in shown if "image/png" in data]
+    outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", ())]
+    pictures = [data["image/png"] for data in outputs if "image/png" in data]
     picture = f"thumbnails/{name}.png" if pictures else ""
     if pictures:
         write_file(source / picture, base64.b64decode(pictures[-1]))
-    number = re.match(r"0*(\d+)", name)
     return {
         "name": name,
-        "number": number[1] if number else "·",
+        "number": re.sub(r"^0*(\d*).*", r"\1", name) or "·",
         "title": title,
         "stop": re.sub(r"^\d+[\s.:·_-]*", "", title) or title,  # on the map, which shows the number already
         "opening": opening,
@@ -137,23 +131,20 @@ def _card(notebook: NotebookNode, name: str, entry: dict, source: Path) -> dict:
 
 def _title_and_opening(notebook: NotebookNode) -> tuple[str, str]:
     """The notebook's title and the first sentence of its first paragraph, without markup."""
-    title, opening = "", ""
+    found = {"h1": "", "p": ""}
     text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     for start, content in pairwise(MarkdownIt().parse(text)):
         parts = [part for part in content.children or () if part.type not in ("image", "html_inline")]
         plain = "".join(" " if part.type == "softbreak" else part.content for part in parts).strip()
-        if start.tag == "h1" and start.nesting == 1:
-            title = title or plain
-        elif start.tag == "p" and start.level == 0 and len(plain) > 40:  # neither a picture nor a row of badges
-            opening = opening or re.match(r".+?[.!?:](?=\s|$)|.+", plain)[0].rstrip(":")
-    return title, opening
+        # A paragraph that is neither in a list nor a picture or a row of badges.
+        if start.nesting == 1 and (start.tag == "h1" or (start.tag == "p" and start.level == 0 and len(plain) > 40)):
+            found[start.tag] = found[start.tag] or plain
+    return found["h1"], re.match(r".+?[.!?:](?=\s|$)|.*", found["p"])[0].rstrip(":")
 
 
 def _measured(summary: dict) -> str:
     """What the numbers on the page were measured with: without that they are no measurements."""
     versions = ", ".join(f"{package} {version(package)}" for package in ("nvflare", "monai", "torch"))
-    seconds = sum(entry["seconds"] for entry in summary.values())
-    return (
-        f"Run in {duration(seconds)}, finished {time.strftime('%Y-%m-%d %H:%M')}, on {os.cpu_count()} processor cores "
-        f"with Python {platform.python_version()}, {versions}. Images: {_DATA[data_source()]}."
-    )
+    run = f"Run in {duration(sum(entry['seconds'] for entry in summary.values()))}, finished {time.strftime('%Y-%m-%d %H:%M')}"
+    machine = f"on {os.cpu_count()} processor cores with Python {platform.python_version()}, {versions}"
+    return f"{run}, {machine}. Images: {_DATA[data_source()]}."

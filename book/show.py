@@ -42,7 +42,7 @@ def side_by_side(left: Callable | Path, right: Callable | Path, left_title: str,
 def tensorboard_through_hub() -> None:
     """On a JupyterHub, let ``%tensorboard`` show its page through the hub: a browser does not reach the ports of the hub's machine.
 
-    A ``TENSORBOARD_PROXY_URL`` that is set already stays. https://jupyter-server-proxy.readthedocs.io/en/latest/arbitrary-ports-hosts.html
+    See https://jupyter-server-proxy.readthedocs.io/en/latest/arbitrary-ports-hosts.html.
     """
     prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX")
     if prefix and "TENSORBOARD_PROXY_URL" not in os.environ:

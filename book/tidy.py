@@ -5,6 +5,7 @@ course in Google Colab. ``--repository URL`` makes a fork its own: Colab then in
 """
 
 import argparse
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -39,10 +40,7 @@ if "google.colab" in sys.modules:
     subprocess.run(pip, cwd=course, check=True)
     importlib.invalidate_caches()
     os.chdir(course / "notebooks")"""
-KERNEL = {
-    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-    "language_info": {"name": "python"},
-}
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
 def repository(root: Path) -> str:
@@ -74,10 +72,10 @@ def notebook_text(notebook: nbformat.NotebookNode) -> str:
 
 def tidy(notebook: nbformat.NotebookNode, url: str) -> None:
     """Bring a notebook, in place, into its committed form; the cell tagged ``colab`` becomes the first code cell."""
-    notebook.metadata = nbformat.from_dict(KERNEL)
+    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
     for cell in notebook.cells:
-        tags, folded = cell.metadata.get("tags"), cell.metadata.get("jupyter", {}).get("source_hidden")
-        kept = {"tags": tags, "jupyter": {"source_hidden": True} if folded else None}
+        folded = cell.metadata.get("jupyter", {}).get("source_hidden")
+        kept = {"tags": cell.metadata.get("tags"), "jupyter": {"source_hidden": True} if folded else None}
         cell.metadata = nbformat.from_dict({key: value for key, value in kept.items() if value})
         if cell.cell_type == "code":
             cell.update(outputs=[], execution_count=None)
@@ -85,15 +83,14 @@ def tidy(notebook: nbformat.NotebookNode, url: str) -> None:
     colab = colab or nbformat.v4.new_code_cell(metadata={"tags": ["colab"]}, id="colab")
     colab.source = COLAB_CELL.format(repository=url)
     others = [cell for cell in notebook.cells if cell is not colab]
-    first = next((place for place, cell in enumerate(others) if cell.cell_type == "code"), len(others))
-    notebook.cells = [*others[:first], colab, *others[first:]]
+    opening = list(itertools.takewhile(lambda cell: cell.cell_type != "code", others))
+    notebook.cells = [*opening, colab, *others[len(opening) :]]
 
 
 def tidy_all(root: Path, url: str | None = None) -> list[Path]:
     """Tidy all notebooks of the checkout ``root``; with ``url``, also make it the repository that all files name.
 
-    Returns the files that were changed. Raises a CourseError, and changes nothing, for a URL that is not of the form
-    ``https://github.com/<owner>/<name>``, or a notebook that cannot be read.
+    Returns the files that were changed. A CourseError for a URL or a notebook that cannot be used changes nothing.
     """
     old = repository(root)
     url = (url or old).removesuffix("/").removesuffix(".git")
