@@ -19,10 +19,7 @@ from src.common.files import read_json, write_file, write_json, writing
 
 
 def _execute_one(notebook: NotebookNode, folder: Path, label: str) -> dict:
-    """Execute one notebook in place and return its entry for the summary.
-
-    Shows one line: on a terminal rewritten every second, in a log said anew every minute.
-    """
+    """Execute one notebook in place, showing how far it is, and return its entry for the summary."""
     total, started, terminal, said = count_cells(notebook), time.monotonic(), sys.stdout.isatty(), -math.inf
 
     def tick(cell: int) -> None:
@@ -31,7 +28,7 @@ def _execute_one(notebook: NotebookNode, folder: Path, label: str) -> dict:
         line = f"{label}  cell {cell}/{total}  {duration(now - started)}"
         if terminal:  # a line that wraps cannot be rewritten
             print(f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
-        elif now - said >= 60:
+        elif now - said >= 60:  # in a log, a line a minute
             said = now
             print(line, flush=True)
 

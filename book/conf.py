@@ -11,6 +11,7 @@ project = html_title = "Federated learning for medical images"
 extensions = ["myst_nb", "sphinx_design"]
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_code_prompt_show, nb_code_prompt_hide = "Show the solution", "Hide the solution"  # nothing else is hidden
 myst_enable_extensions = ["amsmath", "colon_fence", "dollarmath"]
 myst_heading_anchors = 4
 html_theme = "sphinx_book_theme"

@@ -1,6 +1,6 @@
 """Draw the pictures in ``figs/`` again: ``python -m book.figs [NAME ...] [--out DIR]``, which is what ``make figures`` calls.
 
-All of them show drawn data, whatever the reader's own settings are. Those that show a run make that run first, which takes minutes.
+All show drawn data, whatever the reader's own settings are. Those that show a run make that run first, which takes minutes.
 """
 
 import argparse
@@ -28,9 +28,7 @@ from src.mednist.card import CARD as MEDNIST
 from src.tasks import tasks
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-WORK = CHECKOUT / "build" / "figures"
-"""Drawn data and runs of these pictures: the reader's own data, shares and runs are left alone."""
-
+WORK = CHECKOUT / "build" / "figures"  # data and runs of these pictures: the reader's own are left alone
 SERVER_COLOR, LEAD_COLOR = "#33415c", "#6b7a90"
 ARROW = {"arrowstyle": "-|>", "mutation_scale": 18, "lw": 2}
 
@@ -53,9 +51,8 @@ def _mednist_items() -> list[dict]:
 
 def prostate_cases() -> plt.Figure:
     """Two T2 volumes of each hospital, one above the other."""
-    raw = prostate_download.find_or_make("generated")
+    raw, cases = prostate_download.find_or_make("generated"), []
     hospitals = read_json(raw / "hospitals.json")
-    cases = []
     for site, name in [(site, names[row]) for row in range(2) for site, names in hospitals.items()]:
         item = {"image": raw / "imagesTr" / f"{name}.nii.gz", "label": raw / "labelsTr" / f"{name}.nii.gz"}
         cases.append(figures.load_case(item, f"{site} · {name}"))
@@ -72,10 +69,9 @@ def curves(name: str) -> plt.Figure:
 
 def methods(name: str) -> plt.Figure:
     """Scores of all methods of one task, from the kept reports of ``python -m benchmarks.methods``; nothing is trained."""
-    results = grid.read()
+    results, titles = grid.read().query("task == @name"), grid.TITLES | grid.SKEW_TITLES
     title = f"{tasks()[name].title}: what each site ends with, on its own testing part; a dot a seed"
-    titles = grid.TITLES | grid.SKEW_TITLES
-    return figures.method_scores(results[results["task"] == name], titles, "home", "score at home", title)
+    return figures.method_scores(results, titles, "home", "score at home", title)
 
 
 def fedavg_flow() -> plt.Figure:
@@ -154,11 +150,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - set(PICTURES):
         parser.error(f"there is no picture {', '.join(sorted(unknown))}; choose from {', '.join(PICTURES)}")
-    # The reader's own settings are put aside.
     for name in [name for name in os.environ if name.startswith("COURSE_")]:
         del os.environ[name]
-    own = {"COURSE_DATA": str(WORK / "data"), "COURSE_RUNS": str(WORK / "runs")}
-    os.environ.update(own, COURSE_DATA_SOURCE="generated")
+    os.environ |= {"COURSE_DATA": f"{WORK}/data", "COURSE_RUNS": f"{WORK}/runs", "COURSE_DATA_SOURCE": "generated"}
     plt.switch_backend("agg")
     figures.use_style()
     options.out.mkdir(parents=True, exist_ok=True)

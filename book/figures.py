@@ -18,14 +18,12 @@ from IPython.display import HTML
 from matplotlib.animation import FuncAnimation
 from matplotlib.patheffects import withStroke
 from pandas.io.formats.style import Styler
-from PIL import Image
 
 from src.common.errors import CourseError
-from src.common.pictures import grey_square
+from src.mednist.transforms import LoadPicture
 
 SITE_COLORS = ("#2a6f97", "#e07a5f", "#3d8b5f", "#8e6bbf", "#c9a227", "#5c677d", "#d1495b", "#00798c")
-OUTLINES = {"label": "#00b4a0", "prediction": "#ff8c42"}
-INK = "#1f2933"
+OUTLINES, INK = {"label": "#00b4a0", "prediction": "#ff8c42"}, "#1f2933"
 CURVES = {
     "train_loss": "training loss, each site's own",
     "val_accuracy": "validation accuracy of the received model",
@@ -56,7 +54,7 @@ def example_images(items: Sequence[dict], class_names: Sequence[str], columns: i
     rng, rows = np.random.default_rng(seed), {}
     for number, name in enumerate(class_names):
         own = [item["image"] for item in items if item["label"] == number]
-        rows[name] = [np.asarray(grey_square(Image.open(path), 64)) for path in rng.permutation(own)[:columns]]
+        rows[name] = [LoadPicture()({"image": path})["image"][0] for path in rng.permutation(own)[:columns]]
     return rows
 
 
@@ -157,8 +155,8 @@ def planes(case: Mapping, title: str = "", channel_names: Sequence[str] = ("T2",
     case = upright(case)
     center = _of_interest(case)
     x, y, z = case["label"].shape * nib.affines.voxel_sizes(case["affine"])
-    size = (10, len(channel_names) * (10 * max(y, z) / (x + x + y) + 0.3) + 0.3)
-    figure = plt.figure(figsize=size, layout="constrained")
+    height = 10 * max(y, z) / (x + x + y) + 0.3
+    figure = plt.figure(figsize=(10, len(channel_names) * height + 0.3), layout="constrained")
     axes = figure.subplots(len(channel_names), len(_VIEWS), width_ratios=(x, x, y), squeeze=False)
     for channel, (row, name) in enumerate(zip(axes, channel_names, strict=True)):
         for axis, view in zip(row, _VIEWS, strict=True):
@@ -233,11 +231,11 @@ def intensity_curves(volumes: Mapping[str, Sequence], title: str, axis_label: st
     figure, axis = plt.subplots(figsize=(7, 3), layout="constrained")
     for number, (site, arrays) in enumerate(volumes.items()):
         for position, values in enumerate(map(np.ravel, arrays)):
-            values = np.log(values[values > 0]) if log else values
-            share, edges = np.histogram(values, bins=50, range=np.percentile(values, (1, 99.5)))
-            middle = (edges[1:] + edges[:-1]) / 2
-            label = None if position else site
-            axis.plot(np.exp(middle) if log else middle, share / share.max(), color=site_color(number), label=label)
+            values = values[values > 0] if log else values
+            edges = (np.geomspace if log else np.linspace)(*np.percentile(values, (1, 99.5)), 51)
+            share, _ = np.histogram(values, edges)
+            look = {"color": site_color(number), "label": None if position else site}
+            axis.plot((edges[1:] + edges[:-1]) / 2, share / share.max(), **look)
     axis.set(title=title, xlabel=axis_label, ylabel="voxels, peak = 1", xscale="log" if log else "linear")
     axis.legend()
     return figure
@@ -267,10 +265,10 @@ def method_scores(results, titles: Mapping[str, str], value: str, label: str, ti
     ``results`` has the columns ``skew``, ``method``, ``seed`` and ``value``, called ``label`` on its axis; ``titles`` names the
     methods, in the order of their rows, and perhaps skews.
     """
-    skews = list(dict.fromkeys(results["skew"]))
+    skews = results["skew"].unique()
     methods = [name for name in titles if name in set(results["method"])]
-    size = {"figsize": (2.8 + 2.1 * len(skews), 1.2 + 0.3 * len(methods)), "layout": "constrained"}
-    figure, axes = plt.subplots(1, len(skews), sharex=True, sharey=True, squeeze=False, **size)
+    figure = plt.figure(figsize=(2.8 + 2.1 * len(skews), 1.2 + 0.3 * len(methods)), layout="constrained")
+    axes = figure.subplots(1, len(skews), sharex=True, sharey=True, squeeze=False)
     for axis, skew in zip(axes.flat, skews, strict=True):
         for row, method in enumerate(methods):
             chosen = results[(results["skew"] == skew) & (results["method"] == method)][value]

@@ -89,9 +89,8 @@ def _still(notebook: NotebookNode, widgets: dict[str, dict]) -> None:
 
     def html(model: str) -> str:
         state = widgets.get(model.removeprefix("IPY_MODEL_"), {})
-        if state.get("_model_name") == "FloatProgressModel":
-            least = state.get("min", 0)
-            return f'<progress max="{state.get("max", 1) - least}" value="{state.get("value", 0) - least}"></progress>'
+        if state.get("_model_name") == "FloatProgressModel":  # of tqdm, which counts from 0
+            return f'<progress max="{state.get("max", 1)}" value="{state.get("value", 0)}"></progress>'
         return f"<span>{state['value']}</span>" if "value" in state else "".join(map(html, state.get("children", ())))
 
     notebook.metadata.pop("widgets", None)

@@ -24,11 +24,12 @@ from sphinx.util.docutils import docutils_namespace, patch_docutils
 
 from book.headline import in_words
 from book.tidy import ROOT, notebook_text, read_notebook, repository
+from data_scripts.folders import data_source
 from src.common.files import write_file, writing
-from src.common.paths import data_source
 
 _BOOK = Path(__file__).resolve().parent
 _DATA = {"generated": "generated drawings, not patients", "real": "the real data sets"}
+_HIDDEN = {"colab": "remove-cell", "solution": "hide-cell"}  # by MyST-NB
 
 
 def write_pages(build: Path, notebooks: Path, summary: dict[str, dict]) -> None:
@@ -91,16 +92,12 @@ def _linked(text: str, base: Path, notebooks: Path, source: Path, names: dict) -
 
 
 def _prepare(notebook: NotebookNode, notebooks: Path, source: Path, names: dict) -> None:
-    """Point relative links to pages, pictures and the repository, and say by MyST-NB's tags what is hidden."""
+    """Point relative links to pages, pictures and the repository, and say what is hidden."""
     for cell in notebook.cells:
-        tags = cell.metadata.get("tags", [])
         if cell.cell_type == "markdown":
             cell.source = _linked(cell.source, notebooks, notebooks, source, names)
-        elif "colab" in tags:
-            cell.metadata.tags = [*tags, "remove-cell"]
-        elif "solution" in tags:
-            cell.metadata.tags = [*tags, "hide-cell"]
-            cell.metadata["mystnb"] = {"code_prompt_show": "Show the solution", "code_prompt_hide": "Hide the solution"}
+        tags = cell.metadata.get("tags", [])
+        cell.metadata.tags = tags + [_HIDDEN[tag] for tag in tags if tag in _HIDDEN]
 
 
 def _card(notebook: NotebookNode, name: str, entry: dict, source: Path) -> dict:
@@ -113,16 +110,15 @@ def _card(notebook: NotebookNode, name: str, entry: dict, source: Path) -> dict:
     cells = sorted(notebook.cells, key=lambda cell: "thumbnail" in cell.metadata.get("tags", ()))
     outputs = [output.get("data", {}) for cell in cells for output in cell.get("outputs", ())]
     pictures = [data["image/png"] for data in outputs if "image/png" in data]
-    picture = f"thumbnails/{name}.png" if pictures else ""
     if pictures:
-        write_file(source / picture, base64.b64decode(pictures[-1]))
+        write_file(source / "thumbnails" / f"{name}.png", base64.b64decode(pictures[-1]))
     return {
         "name": name,
         "number": re.sub(r"^0*(\d*).*", r"\1", name) or "·",
         "title": title,
         "stop": re.sub(r"^\d+[\s.:·_-]*", "", title) or title,  # on the map, which shows the number already
         "opening": opening,
-        "picture": picture,
+        "picture": f"thumbnails/{name}.png" if pictures else "",
         "headlines": in_words(entry),
         "time": duration(entry["seconds"]),
         "error": entry.get("error"),

@@ -11,18 +11,6 @@ from pathlib import Path
 from IPython.display import HTML, Code
 
 _COLUMNS = 60  # two of this many characters fit on a page
-_FONT = "font: 11px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
-# Notebook and book have styles of their own for tables, which these rules must win over.
-_DIFF_STYLE = f"""<style>
-.code-diff {{ overflow-x: auto; background: #f7f9fb; padding: .4rem; }}
-.code-diff table {{ table-layout: auto !important; border-collapse: collapse; {_FONT}; }}
-.code-diff :is(table, colgroup, thead, tbody, tr, th, td) {{ border: 0 !important; background: none; color: #1f2933; }}
-.code-diff th {{ font: 600 13px system-ui, sans-serif; text-align: left !important; padding: .3rem .5rem; }}
-.code-diff td {{ text-align: left !important; padding: 0 .5rem 0 .2rem !important; white-space: nowrap; }}
-.code-diff .diff_next {{ display: none; }}
-.code-diff td.diff_header {{ color: #9aa5b1; text-align: right !important; vertical-align: top; user-select: none; }}
-.diff_add {{ background: #cdebd6; }} .diff_sub {{ background: #f6d5d0; }} .diff_chg {{ background: #fbeebc; }}
-</style>"""
 
 
 def source(*functions: Callable | Path) -> HTML:
@@ -36,7 +24,8 @@ def side_by_side(left: Callable | Path, right: Callable | Path, left_title: str,
     """Two functions, or scripts, without docstrings, each below its title: red is only left, green only right, yellow changed."""
     lines = _without_docstring(left), _without_docstring(right)
     table = difflib.HtmlDiff(tabsize=4, wrapcolumn=_COLUMNS).make_table(*lines, left_title, right_title)
-    return HTML(f'{_DIFF_STYLE}<div class="code-diff">{table}</div>')
+    style = Path(__file__).with_name("_static").joinpath("diff.css").read_text("utf-8")
+    return HTML(f'<style>{style}</style><div class="code-diff">{table}</div>')
 
 
 def tensorboard_through_hub() -> None:

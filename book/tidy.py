@@ -1,7 +1,7 @@
 """Keep the notebooks as they are committed: ``python -m book.tidy``, which is what ``make tidy`` calls.
 
-No outputs, no execution counts, no state of one reader's editor, and as first code cell the one that installs the
-course in Google Colab. ``--repository URL`` makes a fork its own: Colab then installs the course from there.
+No outputs, no execution counts, no state of an editor, and as first code cell the one that installs the course in Google Colab.
+``--repository URL`` makes a fork its own: Colab then installs the course from there.
 """
 
 import argparse
@@ -57,12 +57,10 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
     try:
         notebook = nbformat.read(path, as_version=4)
     except (nbformat.reader.NotJSONError, nbformat.ValidationError, UnicodeDecodeError, AttributeError) as error:
-        raise CourseError(
-            f"{path} is not a notebook that can be read ({first_line(error)}). Restore it: git checkout -- '{path.name}'"
-        ) from error
+        what = f"{path} is not a notebook that can be read ({first_line(error)})."
+        raise CourseError(f"{what} Restore it: git checkout -- '{path.name}'") from error
     # An older minor version has no cell ids.
-    minor = notebook.nbformat_minor
-    return notebook if minor >= 5 else nbformat.v4.upgrade(notebook, from_version=4, from_minor=minor)
+    return nbformat.v4.upgrade(notebook)
 
 
 def notebook_text(notebook: nbformat.NotebookNode) -> str:
@@ -96,19 +94,15 @@ def tidy_all(root: Path, url: str | None = None) -> list[Path]:
     url = (url or old).removesuffix("/").removesuffix(".git")
     if not re.fullmatch(rf"{GITHUB}[\w.-]+/[\w.-]+", url):
         raise CourseError(f"{url} is not of the form {GITHUB}<owner>/<name>, which Colab can open.")
-    texts = {path: path.read_text("utf-8") for path in (root / "pyproject.toml", root / "README.md") if path.is_file()}
+    texts = {path: path.read_text("utf-8") for path in (root / "pyproject.toml", root / "README.md")}
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         notebook = read_notebook(path)
         tidy(notebook, url)
         texts[path] = notebook_text(notebook)
     # The address itself, and Colab's and nbviewer's links to the files in it.
     ours = re.compile(rf"(github(?:\.com)?/){re.escape(old.removeprefix(GITHUB))}(?![\w-])")
-    changed = []
-    for path, text in texts.items():
-        new = ours.sub(lambda found: found[1] + url.removeprefix(GITHUB), text)
-        if new != path.read_text("utf-8"):
-            changed.append(write_file(path, new))
-    return changed
+    new = {path: ours.sub(lambda found: found[1] + url.removeprefix(GITHUB), text) for path, text in texts.items()}
+    return [write_file(path, text) for path, text in new.items() if text != path.read_text("utf-8")]
 
 
 def main(arguments: list[str] | None = None) -> int:
