@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from data_scripts import command
-from data_scripts.folders import is_generated, one_at_a_time, staged
+from data_scripts.folders import is_generated, one_at_a_time, raw_folder, staged
 from data_scripts.nifti import Case, examine, one_geometry
 from src.common.errors import CourseError, all_of, some_of
 from src.common.files import read_json, stamp, write_json
-from src.common.paths import raw_folder
 
 RECORD = "conversion.json"
 CHANNELS = ("modality", "channel_names")  # keys of the Decathlon and of nnU-Net in dataset.json

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from data_scripts import command
 from data_scripts.data_conversion import RECORD, convert, pairs
+from data_scripts.folders import raw_folder
 from data_scripts.prostate_download import find_or_make
 from data_scripts.sharing import partition, split, write_sites
 from src.common.datalists import PARTS
 from src.common.errors import CourseError, all_of
 from src.common.files import read_json
-from src.common.paths import raw_folder
 from src.prostate.card import CARD, Settings
 
 SITES = 4  # where nothing says which case comes from which hospital

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, one process at a time, and what says that a folder holds drawings."""
+"""Folders of raw data: where they lie, how they appear whole, one process at a time, and what says that one holds drawings."""
 
 import contextlib
 import os
@@ -11,9 +11,24 @@ from filelock import lock_descriptor
 
 from src.common.errors import CourseError
 from src.common.files import read_json, write_json, writing
+from src.common.paths import data_root
 
 GENERATED = "generated.json"
 """A folder of drawings says in this file what drew it; a folder without it holds real data."""
+
+
+def data_source(source: str | None = None) -> str:
+    """``generated`` or ``real``: what is given, else ``COURSE_DATA_SOURCE``, else drawings. A ``CourseError`` for another word."""
+    source = source or os.environ.get("COURSE_DATA_SOURCE") or "generated"
+    if source not in ("generated", "real"):
+        raise CourseError(f"The data source is {source!r}; set COURSE_DATA_SOURCE to 'generated' (default) or 'real'.")
+    return source
+
+
+def raw_folder(name: str, source: str | None = None, root: Path | None = None) -> Path:
+    """Where a raw data set lies: ``<data folder>/<name>`` for real data, ``<data folder>/generated/<name>`` for drawings."""
+    root = Path(root or data_root()).expanduser().resolve()
+    return root / name if data_source(source) == "real" else root / "generated" / name
 
 
 @contextlib.contextmanager

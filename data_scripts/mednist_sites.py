@@ -6,15 +6,14 @@ from pathlib import Path
 
 from data_scripts import command
 from data_scripts.fetching import fetch
-from data_scripts.folders import generated, is_generated
+from data_scripts.folders import data_source, generated, is_generated, raw_folder
 from data_scripts.phantoms.mednist import parameters, write
 from data_scripts.scanners import rescan
 from data_scripts.sharing import HOW, partition, random_numbers, split, write_sites
 from src.common.errors import CourseError, some_of
-from src.common.paths import data_source, raw_folder
-from src.common.pictures import SUFFIXES
 from src.mednist.card import CARD, Settings
 
+SUFFIXES = (".jpeg", ".jpg", ".png", ".tif", ".tiff")
 DRAWN_PER_CLASS = 150
 # All 59,000 real images take a CPU 15 minutes an epoch; 500 a class reach the same accuracy in the course's time.
 REAL_PER_CLASS = 500

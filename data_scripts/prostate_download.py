@@ -6,10 +6,9 @@ from pathlib import Path
 from data_scripts import command
 from data_scripts.data_conversion import CHANNELS, case_name, names_of, pairs
 from data_scripts.fetching import fetch
-from data_scripts.folders import generated, is_generated
+from data_scripts.folders import data_source, generated, is_generated, raw_folder
 from data_scripts.phantoms.prostate import parameters, write
 from src.common.errors import CourseError, first_line
-from src.common.paths import data_source, raw_folder
 
 DRAWN_CASES = 36
 GOOGLE_DRIVE_ID = "1Ff7c21UksxyT4JfETjaarmuKEjdqe1-a"  # in the folder that http://medicaldecathlon.com links to

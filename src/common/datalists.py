@@ -5,13 +5,12 @@ In it lies ``datalist.json``, in the format of the Medical Segmentation Decathlo
 that came through ``data_scripts/datalists_gen.sh``: ``{path: {"sha256": …, "bytes": …}}``. Paths start from the folder.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from src.common.errors import CourseError, all_of, some_of
-from src.common.files import read_json
+from src.common.files import load_json, read_json
 from src.common.paths import sites_folder
 
 PARTS = ("training", "validation", "testing")
@@ -28,8 +27,7 @@ def site_names(sites: int | Sequence[str]) -> list[str]:
         said = "give a number of at least 1, or a list of names that differ in more than capitals."
         raise CourseError(f"sites is {sites!r}; {said}")
     for name in names:
-        fine = isinstance(name, str) and re.fullmatch("[A-Za-z0-9][A-Za-z0-9_-]*", name)
-        if not fine or name.lower() in ("server", "all"):
+        if not isinstance(name, str) or not re.fullmatch("(?ai)(?!(server|all)$)[a-z0-9][a-z0-9_-]*", name):
             said = "use letters, digits, - and _ alone, for it becomes a file's and a host's name, and none of server, all."
             raise CourseError(f"{name!r} cannot be the name of a site: {said}")
     return names
@@ -79,11 +77,11 @@ def in_two_places(datalists: Datalists, sums: Mapping[str, str]) -> list[str]:
     """A problem for each image that is in two places: known again by its sum where ``sums`` has one, else by its path."""
     seen, problems = {}, []
     for site, part, item in each(datalists):
-        image, here = item["image"], f"{site} {part}".strip()
-        if first := seen.get(sums.get(image, image)):
-            names = " and ".join(dict.fromkeys((first[0], image)))
-            problems.append(f"{names}: the same image is in {first[1]} and in {here}; take it out of one of them")
-        seen.setdefault(sums.get(image, image), (image, here))
+        place = item["image"], f"{site} {part}".strip()
+        first = seen.setdefault(sums.get(item["image"], item["image"]), place)
+        if first is not place:
+            names = " and ".join(dict.fromkeys((first[0], place[0])))
+            problems.append(f"{names}: the same image is in {first[1]} and in {place[1]}; take it out of one of them")
     return problems
 
 
@@ -94,16 +92,11 @@ def read_datalist(path: Path, site: str = "") -> dict[str, list[dict]]:
     image in two places, files that are not there, volumes that ``checked.json`` does not know with this size.
     """
     path, kind = Path(path).absolute(), "its datalist cannot be used"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        said, kind = getattr(error, "strerror", None) or error, "its datalist is missing or cannot be read"
-        said = f"{said}. It comes from data_scripts/mednist_sites.sh or datalists_gen.sh."
-        raise CourseError(f"Cannot read the datalist {path}: {said}", kind) from error
+    source = "It comes from data_scripts/mednist_sites.sh or datalists_gen.sh."
+    content = load_json(path, "datalist", source, "its datalist is missing or cannot be read")
     if not isinstance(content, dict):
         raise CourseError(f"The datalist {path} is not a JSON object with the parts {', '.join(PARTS)}.", kind)
     checked = {name: one for name, one in (read_json(path.with_name(CHECKED)) or {}).items() if isinstance(one, dict)}
-    sums = {str(path.parent / name): one["sha256"] for name, one in checked.items() if "sha256" in one}
     parts, problems, unknown = {part: [] for part in PARTS}, [], []
     for part, items in parts.items():
         entries = content.get(part)
@@ -125,6 +118,7 @@ def read_datalist(path: Path, site: str = "") -> dict[str, list[dict]]:
                     unknown.append(str(file))
     if unknown:
         problems.append(f"{some_of(unknown)}: did not come through data_scripts/datalists_gen.sh; run it")
+    sums = {str(path.parent / name): one["sha256"] for name, one in checked.items() if "sha256" in one}
     if problems := problems + in_two_places({site: parts}, sums):
         raise all_of(f"The datalist {path} cannot be used", problems, kind)
     return parts

@@ -2,10 +2,9 @@
 
 
 class CourseError(RuntimeError):
-    """Bad input or a failed step: ``message`` says what was wrong, where, and what to do about it.
+    """Bad input or a failed step: ``message`` says to the person at this machine what was wrong, where, and what to do about it.
 
-    The message is for the person at this machine and may name files and cases. What of it may leave a site is ``kind``: a few words
-    without a file name, a case name or a path.
+    It may name files and cases. What of it may leave a site is ``kind``: a few words without a file, a case or a path.
     """
 
     def __init__(self, message: str, kind: str = "something is wrong with its settings or its data"):

@@ -24,20 +24,13 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise CourseError(
-            f"Cannot write {path}: {error.strerror or error}. "
-            f"{'Free some space' if full else 'Choose a folder that you can write to'}, and run this again; "
-            "what was there before is unchanged.",
-            kind="it cannot write to its disk",
-        ) from error
+        advice = "Free some space" if full else "Choose a folder that you can write to"
+        said = f"{error.strerror or error}. {advice}, and run this again; what was there before is unchanged."
+        raise CourseError(f"Cannot write {path}: {said}", "it cannot write to its disk") from error
 
 
 def write_file(path: Path, content: str | bytes) -> Path:
-    """Replace a file as a whole, so that nobody ever sees half of it. Text is written as UTF-8.
-
-    Raises:
-        CourseError: if it cannot be written; the file is then as it was.
-    """
+    """Replace a file as a whole, so that nobody ever sees half of it; a ``CourseError`` if it cannot be written. Text is UTF-8."""
     path = Path(path)
     with writing(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
@@ -66,6 +59,15 @@ def read_json(path: Path) -> dict | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def load_json(path: Path, what: str, advice: str, kind: str) -> object:
+    """The content of a JSON file that a person may have written; a ``CourseError`` where it cannot be read."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise CourseError(f"Cannot read the {what} {path}: {said}. {advice}", kind) from error
 
 
 def stamp(*files: Path) -> list[int]:

@@ -8,18 +8,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from src.common.errors import CourseError
 from src.common.files import writing
-
-
-def _is_checkout(folder: Path) -> bool:
-    return (folder / "pyproject.toml").is_file() and (folder / "src" / "common" / "paths.py").is_file()
 
 
 def course_folder() -> Path:
     """The checkout that this module lies in or, for an installed copy, that the reader works in, else their folder."""
-    here = Path.cwd()
-    return next(filter(_is_checkout, (Path(__file__).resolve().parents[2], here, *here.parents)), here)
+    here, parts = Path.cwd(), ("pyproject.toml", "src/common/paths.py")
+    places = Path(__file__).resolve().parents[2], here, *here.parents
+    return next((place for place in places if all((place / part).is_file() for part in parts)), here)
 
 
 def data_root() -> Path:
@@ -30,20 +26,6 @@ def data_root() -> Path:
 def runs_root() -> Path:
     """Folder of all run folders: ``COURSE_RUNS``, by default ``runs`` in the checkout."""
     return (course_folder() / Path(os.environ.get("COURSE_RUNS") or "runs").expanduser()).resolve()
-
-
-def data_source(source: str | None = None) -> str:
-    """``generated`` or ``real``: what is given, else ``COURSE_DATA_SOURCE``, else drawings. A ``CourseError`` for another word."""
-    source = source or os.environ.get("COURSE_DATA_SOURCE") or "generated"
-    if source not in ("generated", "real"):
-        raise CourseError(f"The data source is {source!r}; set COURSE_DATA_SOURCE to 'generated' (default) or 'real'.")
-    return source
-
-
-def raw_folder(name: str, source: str | None = None, root: Path | None = None) -> Path:
-    """Where a raw data set lies: ``<data folder>/<name>`` for real data, ``<data folder>/generated/<name>`` for drawings."""
-    root = Path(root or data_root()).expanduser().resolve()
-    return root / name if data_source(source) == "real" else root / "generated" / name
 
 
 def sites_folder(data: str) -> Path:

@@ -4,7 +4,6 @@ They travel with the job, so they hold no path. What a site decides for itself (
 """
 
 import difflib
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from typing_extensions import Self
 
 from src.common.errors import CourseError, all_of
-from src.common.files import write_json
+from src.common.files import load_json, write_json
 
 CONFIG = "config/config_train.json"
 """Where a client script finds the study's settings, from its own folder on: in the course, and in a job that brings others."""
@@ -35,7 +34,7 @@ class Checked(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            problems = list(dict.fromkeys(cls._problem(one) for one in error.errors()))
+            problems = list(dict.fromkeys(map(cls._problem, error.errors())))
         place = f" in {where}" if where else ""
         raise all_of(f"The settings{place} cannot be used", problems, "its settings are wrong")
 
@@ -75,9 +74,8 @@ class StudySettings(Checked):
         if self.method == "fedprox" and not self.fedproxloss_mu:
             raise ValueError("FedProx with fedproxloss_mu=0 is FedAvg; give it a weight, for example 0.01")
         if self.method != "fedprox" and self.fedproxloss_mu:
-            raise ValueError(
-                f"method={self.method!r} does not heed fedproxloss_mu={self.fedproxloss_mu:g}; set it to 0, or method='fedprox'"
-            )
+            said = f"method={self.method!r} does not heed fedproxloss_mu={self.fedproxloss_mu:g}"
+            raise ValueError(f"{said}; set it to 0, or method='fedprox'")
         return self
 
     @property
@@ -89,21 +87,16 @@ class StudySettings(Checked):
     def read(cls, file: Path | str, **overrides) -> Self:
         """Settings from a JSON object in a file, in which a key that is left out takes its default, and ``overrides``.
 
-        Raises:
-            CourseError: for a file that cannot be read and for wrong keys and values; names them all.
+        A ``CourseError`` for a file that cannot be read and for wrong keys and values; names them all.
         """
-        try:
-            values = json.loads(Path(file).read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError) as error:
-            said = getattr(error, "strerror", None) or error
-            message = f"Cannot read the settings {file}: {said}. They must be one JSON object in UTF-8."
-            raise CourseError(message, "its settings cannot be read") from error
+        need = "They must be one JSON object in UTF-8."
+        values = load_json(file, "settings", need, "its settings cannot be read")
         if not isinstance(values, dict):
             raise CourseError(f"{file} must hold one JSON object with the settings, not a {type(values).__name__}.")
         return cls.checked({**values, **overrides}, str(file))
 
     def write(self, file: Path) -> str:
-        """Write them as JSON, for a job to carry to the sites; folders are made. Returns the file's path."""
+        """Write them as JSON, for a job to carry to the sites; returns the file's path."""
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         return str(write_json(file, self.model_dump(mode="json")))
 

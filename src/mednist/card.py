@@ -18,8 +18,7 @@ CARD = Card(
     licence="CC BY-SA 4.0",
 )
 
-SIZE = 64
-"""Pixels along a side."""
+SIZE = 64  # pixels along a side
 
 
 class Settings(StudySettings):

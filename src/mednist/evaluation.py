@@ -26,12 +26,10 @@ def predict(
 
 def evaluate_cases(
     model: torch.nn.Module, items: Sequence[dict], settings: Settings, device: torch.device | None = None
-):
-    """What the network says of each image.
+) -> pd.DataFrame:
+    """A row an image: its class and file name as ``case``, and what the network says of it.
 
-    Returns:
-        pandas.DataFrame: a row an item with ``case`` (class and file name), ``site``, ``label`` and ``predicted`` (numbers of
-        classes), ``confidence`` (probability of the prediction), ``accuracy`` (1 if it is right, else 0).
+    ``label`` and ``predicted`` are numbers of classes, ``confidence`` is the prediction's probability, ``accuracy`` 1 or 0.
     """
     probabilities = predict(model, items, settings, device)
     table = pd.DataFrame({"case": ["/".join(item["image"].split("/")[-2:]) for item in items]})

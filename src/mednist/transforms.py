@@ -9,22 +9,40 @@ import numpy as np
 import torch
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose, EnsureTyped, RandAffined, RandFlipd, ScaleIntensityRanged, Transform
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from src.common.errors import CourseError, first_line, some_of
-from src.common.pictures import grey_square, remarks
 from src.mednist.card import SIZE, Settings
 
 
 class LoadPicture(Transform):
-    """Load ``image``, a file, as ``(1, 64, 64)`` grey values of 8 bits, the first row first; adds ``remarks`` on what it did.
+    """Load ``image``, a file of any size and kind, as ``(1, 64, 64)`` grey values of 8 bits, the first row first.
 
-    MONAI's ``LoadImage`` cuts off what has more than 8 bits, and tries its next reader where this one refuses a file.
+    It is turned as its EXIF data say, and scaled as a whole, with black beside it where it is not square. Values of 8 bits stay as
+    they are. Pixels of 16 bits or floating point have no scale in common, so the file's own range becomes 0 to 255; MONAI's
+    ``LoadImage`` cuts them off. Adds ``remarks`` that a person should know of; a ``ValueError`` for several pictures, or a NaN.
     """
 
     def __call__(self, item: Mapping) -> dict:
         with Image.open(item["image"]) as picture:
-            return {**item, "image": np.array(grey_square(picture, SIZE))[None], "remarks": remarks(picture)}
+            # A telephone's MPO file holds a preview beside the photograph, which comes first.
+            if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
+                raise ValueError(f"it holds {picture.n_frames} pictures, not one")
+            is_deep = picture.mode in ("I", "F") or picture.mode.startswith("I;16")
+            checks = {
+                "scaled by the file's own range of values, for it has more than 8 bits": is_deep,
+                "turned as its EXIF data say": picture.getexif().get(ExifTags.Base.Orientation, 1) != 1,
+                "padded with black, for it is not square": picture.width != picture.height,
+            }
+            upright = ImageOps.exif_transpose(picture)
+            if is_deep:
+                values = np.asarray(upright, dtype=np.float32)
+                if not np.isfinite(values).all():
+                    raise ValueError("it holds NaN or infinity")
+                values = values - values.min()
+                upright = Image.fromarray(np.rint(values * (255 / (values.max() or 1))).astype(np.uint8))
+            image = np.array(ImageOps.pad(upright.convert("L"), (SIZE, SIZE)))[None]
+        return {**item, "image": image, "remarks": [what for what, is_so in checks.items() if is_so]}
 
 
 def preparation(settings: Settings) -> Compose:
@@ -54,9 +72,9 @@ def augmentation(settings: Settings) -> Compose:
 
 
 def prepare(items: Sequence[dict], settings: Settings, cache: object = None) -> list[dict]:
-    """Read all images of a part, and keep them in memory; 64×64 floats need no cache on disk.
+    """Read all images of a part into memory; 64×64 floats need no cache on disk. Warns of what had to be scaled, turned or padded.
 
-    Warns of pictures that had to be scaled, turned or padded. A ``CourseError`` names the first one that cannot be read.
+    A ``CourseError`` names the first one that cannot be read.
     """
     steps, prepared, changed = preparation(settings), [], defaultdict(list)
     for item in items:
@@ -72,16 +90,16 @@ def prepare(items: Sequence[dict], settings: Settings, cache: object = None) -> 
         prepared.append({**ready, "label": item["label"]})
     for what, names in changed.items():
         site = f"{items[0]['site']}: " if items[0].get("site") else ""
-        said = f"{site}{len(names)} of {len(items)} pictures: each was {what} ({some_of(names, 3)})"
-        warnings.warn(said, stacklevel=2)
+        warnings.warn(
+            f"{site}{len(names)} of {len(items)} pictures: each was {what} ({some_of(names, 3)})", stacklevel=2
+        )
     return prepared
 
 
 def batches(prepared: Sequence[dict], settings: Settings, train: bool, seed: int = 0) -> Iterable[dict]:
     """Batches of prepared images, ``{"image": float32 (batch, 1, 64, 64), "label": int64 (batch,)}``; the last may be smaller.
 
-    To ``train``, in another order and differently augmented in each epoch, all fixed by ``seed``. A ``CourseError`` if there is
-    nothing to train on.
+    To ``train``, in another order and differently augmented in each epoch, all fixed by ``seed``; there must be at least one.
     """
     if train and not prepared:
         raise CourseError("There is no image to train on; give the site at least one.", "it has nothing to train on")

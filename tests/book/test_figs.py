@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from book import figs
-from src.common.paths import data_root, data_source, runs_root
+from data_scripts.folders import data_source
+from src.common.paths import data_root, runs_root
 from src.tasks import tasks
 
 FIGS = Path(__file__).resolve().parents[2] / "figs"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from data_scripts.folders import data_source, raw_folder
 from src.common import paths
 from src.common.errors import CourseError
 
@@ -48,17 +49,17 @@ def test_drawings_lie_apart_from_real_data(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_DATA", str(tmp_path))
     for word, source in {"": "generated", "real": "real"}.items():
         monkeypatch.setenv("COURSE_DATA_SOURCE", word)
-        assert paths.data_source() == source
-        assert paths.data_source("real") == "real", "an argument goes before the environment"
+        assert data_source() == source
+        assert data_source("real") == "real", "an argument goes before the environment"
     monkeypatch.delenv("COURSE_DATA_SOURCE")
-    assert paths.raw_folder("MedNIST") == tmp_path / "generated" / "MedNIST"
-    assert paths.raw_folder("MedNIST", "real") == tmp_path / "MedNIST"
-    assert paths.raw_folder("MedNIST", "real", tmp_path / "else") == tmp_path / "else" / "MedNIST"
+    assert raw_folder("MedNIST") == tmp_path / "generated" / "MedNIST"
+    assert raw_folder("MedNIST", "real") == tmp_path / "MedNIST"
+    assert raw_folder("MedNIST", "real", tmp_path / "else") == tmp_path / "else" / "MedNIST"
     monkeypatch.setenv("COURSE_DATA_SOURCE", "Real")
     with pytest.raises(CourseError, match=r"'Real'.*'generated'.*'real'"):
-        paths.data_source()
+        data_source()
     with pytest.raises(CourseError, match="'both'"):
-        paths.raw_folder("MedNIST", "both")
+        raw_folder("MedNIST", "both")
 
 
 def test_runs_at_once_never_share_a_folder_and_leave_a_half_written_one_alone(tmp_path):
