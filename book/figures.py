@@ -9,6 +9,7 @@ the front of sagittal ones on the left.
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import nibabel as nib
@@ -35,13 +36,7 @@ _VIEWS = {"axial": (2, 0, 1, "RL"), "coronal": (1, 0, 2, "RL"), "sagittal": (0, 
 
 def use_style() -> None:
     """Give all later matplotlib figures the look of the course."""
-    plt.rc("figure", dpi=110, titlesize=11, titleweight="bold")
-    plt.rc("axes", titlesize=11, titleweight="bold", titlelocation="left", edgecolor="#9aa5b1", axisbelow=True)
-    plt.rc("axes.spines", top=False, right=False)
-    plt.rc("grid", color="#e4e7eb")
-    plt.rc("legend", frameon=False)
-    plt.rc("savefig", dpi=140, bbox="tight")
-    plt.rc("svg", hashsalt="course")
+    plt.style.use(Path(__file__).with_name("course.mplstyle"))
 
 
 def site_color(number: int) -> str:
