@@ -99,6 +99,7 @@ def _become(connection: socket.socket) -> None:
     os.environ.clear()
     os.environ.update(asked["environment"])
     module, sys.argv = asked["arguments"][1], asked["arguments"][1:]
+    sys.orig_argv = [sys.executable, *asked["arguments"]]  # by which the course knows which process this is
     sys.modules.pop(module, None)  # what it imports is there already; it itself is run anew
     sys.path[:0] = [entry for entry in asked["environment"].get("PYTHONPATH", "").split(os.pathsep) if entry]
     threading.Thread(target=lambda: connection.recv(1) or os._exit(1), daemon=True).start()
