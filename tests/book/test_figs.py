@@ -19,14 +19,8 @@ FIGS = Path(__file__).resolve().parents[2] / "figs"
 @pytest.fixture(autouse=True)
 def settings_of_a_reader(monkeypatch, tmp_path):
     """A reader who works with real data; what the command changes for itself is put back after each test."""
-    own = {
-        "COURSE_DATA": "own data",
-        "COURSE_RUNS": "own runs",
-        "COURSE_DATA_SOURCE": "real",
-        "COURSE_MEDNIST_PER_CLASS": "7",
-    }
-    for name, value in own.items():
-        monkeypatch.setenv(name, str(tmp_path / value) if "own" in value else value)
+    for name, value in {"DATA": tmp_path / "own data", "RUNS": tmp_path, "DATA_SOURCE": "real", "OTHER": "7"}.items():
+        monkeypatch.setenv(f"COURSE_{name}", str(value))
     monkeypatch.setattr(figs, "WORK", tmp_path / "work")
     with plt.rc_context():
         yield
