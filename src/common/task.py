@@ -28,9 +28,9 @@ class Task(Card):
     networks: Mapping[str, type]  # name in the settings → class, the usual one first; each takes a seed
     prepare: Callable  # (items, settings, cache): from files to what is kept in memory, an entry an item
     batches: Callable  # (prepared, settings, train, seed): an iterable of batches, with a length
-    to_device: Callable  # (model, device)
     make_trainer: Callable  # (model, batches, settings, device, handlers): a trainer of src.common.engine
     evaluate: Callable  # (model, prepared, settings, device, should_stop): {"val_…": value}
+    to_device: Callable = lambda model, device: model.to(device)
     evaluate_cases: Callable | None = None  # (model, items, settings): a table with a row an item; not at a site
 
     def new_model(self, seed: int = 0, network: str | None = None):

@@ -24,9 +24,7 @@ CARD = Card(
 CONFIG_FILE = Path(__file__).parents[1] / "config" / "config_train.json"
 """The settings of the notebook's study, to read with ``Settings.read(CONFIG_FILE)``, to copy and to change."""
 
-STRIDE = 16
-"""The U-Net halves a patch four times, so that each side is a multiple of this."""
-
+STRIDE = 16  # the U-Net halves a patch four times, so that each side is a multiple of this
 Side = Annotated[int, Field(ge=STRIDE, multiple_of=STRIDE)]
 
 
@@ -42,15 +40,9 @@ class Settings(StudySettings):
     network: Literal["UNet"] = "UNet"
     weight_decay: NotNegative = 1e-4  # of AdamW
     loss: Literal["dice_ce", "dice_focal", "dice"] = "dice_ce"
-    voxel_spacing: tuple[Positive, Positive, Positive] = (
-        2.0,
-        2.0,
-        3.0,
-    )  # mm (x, y, z) of the voxels that the network sees
+    voxel_spacing: tuple[Positive, Positive, Positive] = (2.0, 2.0, 3.0)  # mm (x, y, z) that the network sees
     field_of_view: tuple[NotNegative, NotNegative] = (128.0, 128.0)  # mm (x, y) kept around the image's centre; 0: all
-    coil_correction: NotNegative = (
-        0.0  # mm, standard deviation of the blur that takes a coil's falloff out; 0 leaves it in
-    )
+    coil_correction: NotNegative = 0.0  # mm, spread of the blur that takes a coil's falloff out; 0 leaves it in
     patch_size: tuple[Side, Side, Side] = (64, 64, 16)  # voxels of a training patch and of the sliding window
     augmentation: bool = True  # random flips, scale, rotation, bias field, contrast, blur and noise in training
     amp: bool = True  # mixed precision on a GPU; a CPU always computes in single precision

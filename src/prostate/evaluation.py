@@ -28,53 +28,42 @@ def predict(
     The probability, not the mask, is resampled back, so that the outline is as fine as the image. Of what is then above one half
     the largest piece is kept: a patient has one prostate. ``label`` is not used, ``settings`` are those of the training.
     """
-    images = (LoadCase()({"image": item["image"], "site": item.get("site", "")})["image"] for item in items)
-    return [_predict(model, item, image, settings, device) for item, image in zip(items, images, strict=True)]
-
-
-def _predict(
-    model: torch.nn.Module, item: Mapping, image: MetaTensor, settings: Settings, device: torch.device | None
-) -> np.ndarray:
-    """The predicted gland of one item on the grid of its loaded ``image``."""
-    device = device or pick_device()
-    (prepared,) = prepare([item], settings)
-    probability = gland_probability(model.to(device), prepared, settings, device)
-    on_own_grid = ResampleToMatch(mode="bilinear", padding_mode="zeros")
-    gland = on_own_grid(MetaTensor(probability, affine=prepared["affine"]), image).as_tensor()[0].numpy() > 0.5
-    pieces, count = ndimage.label(gland)  # MONAI's KeepLargestConnectedComponent needs scikit-image for this
-    largest = 1 + np.bincount(pieces.ravel())[1:].argmax() if count else 0
-    return (gland & (pieces == largest)).astype(np.uint8)
+    device, on_own_grid, found = device or pick_device(), ResampleToMatch(mode="bilinear", padding_mode="zeros"), []
+    for item in items:
+        (prepared,) = prepare([item], settings)
+        image = LoadCase()({"image": item["image"], "site": item.get("site", "")})["image"]
+        probability = gland_probability(model.to(device), prepared, settings, device)
+        gland = on_own_grid(MetaTensor(probability, affine=prepared["affine"]), image).as_tensor()[0].numpy() > 0.5
+        pieces, count = ndimage.label(gland)  # MONAI's KeepLargestConnectedComponent needs scikit-image for this
+        largest = 1 + np.bincount(pieces.ravel())[1:].argmax() if count else 0
+        found.append((gland & (pieces == largest)).astype(np.uint8))
+    return found
 
 
 def evaluate_cases(
     model: torch.nn.Module, items: Sequence[Mapping], settings: Settings, device: torch.device | None = None
-):
-    """Dice and 95% Hausdorff distance of each case, on the voxels of its own image.
+) -> pd.DataFrame:
+    """Dice and 95% Hausdorff distance of each case, on the voxels of its own image: ``case``, ``site``, ``dice``, ``hd95_mm``.
 
-    Returns:
-        pandas.DataFrame: a row an item with ``case``, ``site``, ``dice`` (1 if both masks are empty, 0 if one is), ``hd95_mm``
-        (0 if both are empty) and ``missed``: only one of the masks is empty. There is no distance to nothing, so that a missed
-        case gets the longest one that its image has room for, the diagonal of the volume: it must not leave the mean.
+    ``missed`` says that one of the masks is empty and one is not. There is no distance to nothing, so that a missed case gets the
+    longest one that its image has room for, the diagonal of the volume: it must not leave the mean.
     """
     rows = []
     for item in items:
         case = LoadCase()(item)
-        prediction = torch.from_numpy(_predict(model, item, case["image"], settings, device))[None]
-        label = case["label"].as_tensor() > 0
-        spacing = case["image"].pixdim.tolist()
+        prediction = torch.from_numpy(predict(model, [item], settings, device)[0])[None]
+        label, spacing = case["label"].as_tensor() > 0, case["image"].pixdim.tolist()
         distance = hausdorff95(prediction, label, spacing)
-        missed = math.isnan(distance)
-        row = {"case": case["case"], "site": item.get("site", ""), "dice": dice(prediction, label)}
-        diagonal = math.dist((0, 0, 0), np.multiply(label.shape[1:], spacing))
-        rows.append({**row, "hd95_mm": diagonal if missed else distance, "missed": missed})
+        longest = math.dist((0, 0, 0), np.multiply(label.shape[1:], spacing))
+        row = case["case"], item.get("site", ""), dice(prediction, label)
+        rows.append((*row, longest, True) if math.isnan(distance) else (*row, distance, False))
     return pd.DataFrame(rows, columns=["case", "site", "dice", "hd95_mm", "missed"])
 
 
 def hausdorff95(prediction: torch.Tensor, label: torch.Tensor, spacing: Sequence[float]) -> float:
     """95% Hausdorff distance in mm of two masks ``(1, x, y, z)``; 0 if both are empty, NaN if one is."""
-    filled = bool(prediction.any()), bool(label.any())
-    if not all(filled):
-        return float("nan") if any(filled) else 0.0
+    if not (prediction.any() and label.any()):
+        return math.nan if prediction.any() or label.any() else 0.0
     with warnings.catch_warnings():
         # MONAI's own call of its own deprecated argument.
         warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)

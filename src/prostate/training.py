@@ -1,6 +1,7 @@
 """Prostate: how a site trains the U-Net and validates it."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -16,31 +17,19 @@ from src.prostate.card import CARD, Settings
 from src.prostate.transforms import Normalise, batches, prepare
 from src.unet import UNet
 
-WINDOW_OVERLAP = 0.25
 HEAD_RATE = 10
 
 
-def to_device(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    """Move the network to the device."""
-    return model.to(device)
-
-
-class Loss(torch.nn.Module):
-    """The loss on logits and masks, both ``(batch, 1, x, y, z)``.
+def make_loss(kind: str) -> Callable:
+    """The loss ``dice_ce``, ``dice_focal`` or ``dice`` of logits and masks, both ``(batch, 1, x, y, z)``.
 
     Dice looks at the overlap and does not care that the gland fills only some percent of a patch; cross-entropy gives every
     voxel a gradient from the first step, also where there is no gland. Their sum is the usual choice for one organ
-    (Isensee et al., *nnU-Net*, Nature Methods 2021). ``kind`` is ``dice_ce``, ``dice_focal`` or ``dice``.
+    (Isensee et al., *nnU-Net*, Nature Methods 2021).
     """
-
-    def __init__(self, kind: str = "dice_ce"):
-        super().__init__()
-        kinds = {"dice_ce": DiceCELoss, "dice_focal": DiceFocalLoss, "dice": DiceLoss}
-        self.loss = kinds[kind](sigmoid=True, batch=True)
-
-    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        # In single precision, also where the network computed in half of it.
-        return self.loss(logits.float(), labels.float())
+    loss = {"dice_ce": DiceCELoss, "dice_focal": DiceFocalLoss, "dice": DiceLoss}[kind](sigmoid=True, batch=True)
+    # In single precision, also where the network computed in half of it.
+    return lambda logits, labels: loss(logits.float(), labels.float())
 
 
 def make_trainer(
@@ -52,11 +41,10 @@ def make_trainer(
     would know early where the gland is and spend most of a short training on saying so with confidence.
     """
     head = list(model.head().parameters())
-    of_head = {id(parameter) for parameter in head}
-    body = [parameter for parameter in model.parameters() if id(parameter) not in of_head]
+    body = list(model.parameters())[: -len(head)]
     groups = [{"params": body}, {"params": head, "lr": HEAD_RATE * settings.learning_rate}]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
-    loss = Loss(settings.loss)
+    loss = make_loss(settings.loss)
     return make_any_trainer(model, loader, optimizer, loss, device, settings.epochs, settings.amp, handlers)
 
 
@@ -69,10 +57,8 @@ def gland_probability(
     Windows overlap by a quarter, and their middle counts more than their rim, where the network has seen less around.
     https://monai.readthedocs.io/en/stable/inferers.html#sliding-window-inference-function
     """
-    image = convert_to_tensor(Normalise()({"image": prepared["image"]})["image"], track_meta=False)
-    logits = sliding_window_inference(
-        image[None].to(device), settings.patch_size, 2, model.eval(), overlap=WINDOW_OVERLAP, mode="gaussian"
-    )
+    image = convert_to_tensor(Normalise()({"image": prepared["image"]})["image"], track_meta=False)[None].to(device)
+    logits = sliding_window_inference(image, settings.patch_size, 2, model.eval(), overlap=0.25, mode="gaussian")
     return logits[0].float().sigmoid().cpu()
 
 
@@ -89,11 +75,8 @@ def evaluate(
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """Mean Dice of prepared cases as ``val_dice``, on the grid that the network sees; empty without cases."""
-    scores = []
-    for case in prepared:
-        if should_stop():
-            break
-        scores.append(dice(gland_probability(model, case, settings, device) > 0.5, case["label"] > 0))
+    cases = takewhile(lambda _: not should_stop(), prepared)
+    scores = [dice(gland_probability(model, case, settings, device) > 0.5, case["label"] > 0) for case in cases]
     return {CARD.key_metric: float(np.mean(scores))} if scores else {}
 
 
@@ -103,7 +86,6 @@ TASK = Task(
     networks={"UNet": UNet},
     prepare=prepare,
     batches=batches,
-    to_device=to_device,
     make_trainer=make_trainer,
     evaluate=evaluate,
 )

@@ -1,8 +1,7 @@
 """From a converted pair of NIfTI files to what the 3D U-Net sees: a part that never changes (cached on disk) and a random part.
 
-Hospitals differ in field of view, voxel size, coil and intensity scale. What can be undone is undone for every case in the same
-way (:func:`preparation`): orientation, voxel size, field of view, intensity range. What cannot be undone, the network has to
-learn to ignore, so training varies it at random (:func:`augmentation`): shading by the coil, contrast, blur, noise, size and pose.
+Hospitals differ in field of view, voxel size, coil and intensity scale. What can be undone is undone for every case in the same way
+(:func:`preparation`). What cannot be undone, the network has to learn to ignore: training varies it (:func:`augmentation`).
 """
 
 import contextlib
@@ -22,9 +21,7 @@ from src.common.errors import CourseError, first_line
 from src.common.files import stamp
 from src.prostate.card import Settings
 
-VERSION = (
-    3  # changes whenever preparation() gives other volumes for the same settings, so that an older cache is not used
-)
+VERSION = 3  # changes whenever preparation() gives other volumes for the same settings: an older cache is not used
 BOTH = ("image", "label")
 
 
@@ -201,10 +198,10 @@ def prepare(items: Sequence[Mapping], settings: Settings, cache: Path | None = N
     says so, and it is emptied. A ``CourseError`` names the site and the file of the first case that cannot be used.
     """
     made_with = [VERSION, settings.coil_correction, settings.voxel_spacing, settings.field_of_view, settings.patch_size]
-    # The cache's file names are made from all that an item holds: what changes any of this asks for another file.
-    files = [[Path(item[key]) for key in BOTH if item.get(key)] for item in items]
-    stamps = [[made_with, *(stamp(file) for file in own if file.is_file())] for own in files]
-    keyed = [{**item, "made": one} for item, one in zip(items, stamps, strict=True)]
+    keyed = []  # the cache's file names are made from all that an item holds: what changes any of this asks for another file
+    for item in items:
+        files = [Path(item[key]) for key in BOTH if item.get(key)]
+        keyed.append({**item, "made": [made_with, *(stamp(file) for file in files if file.is_file())]})
     try:
         data = PersistentDataset(keyed, preparation(settings), cache_dir=cache)
         return [data[index] for index in range(len(data))]
@@ -222,8 +219,10 @@ def prepare(items: Sequence[Mapping], settings: Settings, cache: Path | None = N
 
 
 def batches(prepared: Sequence[dict], settings: Settings, train: bool, seed: int = 0) -> Iterable[dict]:
-    """Batches ``{"image": float32 (batch, 1, x, y, z), "label": uint8 of the same shape}`` in a MONAI ``DataLoader``: for training,
-    augmented patches, one of every case an epoch, in an order that ``seed`` fixes; else whole volumes, one at a time."""
+    """Batches ``{"image": float32 (batch, 1, x, y, z), "label": uint8 of the same shape}``: whole volumes, one at a time.
+
+    To ``train``, augmented patches, one of every case an epoch, in an order that ``seed`` fixes.
+    """
     if not train:
         plain = mt.Compose([Normalise(), mt.SelectItemsd(BOTH, allow_missing_keys=True)])
         return DataLoader(Dataset(prepared, plain), batch_size=1)

@@ -12,7 +12,7 @@ from benchmarks.local import train_each_site_alone, train_locally
 from data_scripts.nifti import one_geometry
 from src.common.engine import train_for
 from src.prostate.evaluation import TASK, evaluate_cases, hausdorff95, predict
-from src.prostate.training import Loss, dice, evaluate, gland_probability, make_trainer
+from src.prostate.training import dice, evaluate, gland_probability, make_loss, make_trainer
 from src.prostate.transforms import batches, prepare
 from tests.tests_support import ball_case
 from tests.training_support import CPU, same
@@ -47,7 +47,7 @@ def items(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["dice_ce", "dice_focal", "dice"])
 def test_every_loss_prefers_the_right_mask_and_is_finite_without_a_gland(kind):
-    loss, label = Loss(kind), torch.zeros(1, 1, 8, 8, 8)
+    loss, label = make_loss(kind), torch.zeros(1, 1, 8, 8, 8)
     label[..., 2:6, 2:6, 2:6] = 1
     assert loss(20 * label - 10, label) < loss(10 - 20 * label, label)
     for logits in (torch.full_like(label, -10), torch.full_like(label, 10)):
