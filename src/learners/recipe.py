@@ -24,8 +24,7 @@ def learner_recipe(
 ) -> Recipe:
     """The recipe around that job; ``folder`` gets ``config_train.json``, which the job carries to the sites.
 
-    The other arguments are those of :func:`src.federation.recipes.client_recipe`. A ``CourseError`` for a method of which the
-    learner knows nothing.
+    The other arguments are those of :func:`src.federation.recipes.client_recipe`; of ``method``, the learner knows two.
     """
     settings = settings or Settings()
     SupervisedMonaiProstateLearner.check(settings)
@@ -35,14 +34,12 @@ def learner_recipe(
     persistor = PTFileModelPersistor(model=model, source_ckpt_file_full_name=checkpoint)
     job.comp_ids.update(job.to_server(PTModel(model, persistor=persistor)))
     part = job.comp_ids["persistor_id"]
-    job.to_server(
-        FedAvg(num_clients=sites, num_rounds=settings.rounds, persistor_id=part, aggregator=SampleWeightedMean())
-    )
+    mean = SampleWeightedMean()
+    job.to_server(FedAvg(num_clients=sites, num_rounds=settings.rounds, persistor_id=part, aggregator=mean))
     job.to_clients(LearnerExecutor(learner_id="learner"), tasks=["train", "validate"])
     job.to_clients(SupervisedMonaiProstateLearner(CONFIG_FILE.name, settings.local_epochs), id="learner")
-    job.add_file_to_clients(
-        settings.write(Path(folder) / CONFIG_FILE.name), app_folder_type="config"
-    )  # no code, which a site may forbid
+    # As what it is, no code, which a site may forbid.
+    job.add_file_to_clients(settings.write(Path(folder) / CONFIG_FILE.name), app_folder_type="config")
     made = Recipe(job)
     made.framework = FrameworkType.PYTORCH  # the final evaluation asks whose checkpoints these are
     return add_everything(made, **options)

@@ -22,36 +22,26 @@ from src.federation.site import Site
 
 
 class SupervisedLearner(Learner, ABC):
-    """One site's part in FedAvg, for FLARE's ``LearnerExecutor``.
+    """One site's part in FedAvg, for FLARE's ``LearnerExecutor``; a subclass says what is learned, in :meth:`set_up`.
 
     The executor calls :meth:`initialize` once, then for each ``train`` task :meth:`validate` (how good is the model that came
     in?) and :meth:`train`, and for each ``validate`` task :meth:`validate` alone; :meth:`abort` comes from another thread.
     https://nvflare.readthedocs.io/en/2.7/programming_guide/execution_api_type/model_learner.html
 
     What goes back to the server is the *difference* between the trained and the received weights, with the number of training
-    items, which is the weight of the site in the average, and the metrics of the received model.
-
-    An error at a site (a file that cannot be read, a loss that became NaN) does not end the process. It is written to the site's
-    own log; the answer says that the task failed, and in a header in a few words why. A site whose :meth:`set_up` failed says the
-    same thing again in each round. A subclass says what is learned, in :meth:`set_up`.
+    items, which is the weight of the site in the average, and the metrics of the received model. An error does not end the process:
+    it is written to the site's own log, and the answer says in a few words why, in each round again where :meth:`set_up` failed.
     """
 
     def __init__(self, aggregation_epochs: int = 1):
         super().__init__()
         self.aggregation_epochs = aggregation_epochs
-        self.site: Site | None = None
-        self._error: Exception | None = None
+        self.site = self._error = None
         self._aborted = False
 
     @abstractmethod
     def set_up(self, name: str, fl_ctx: FLContext) -> Site:
         """Read settings and data, and put together what the site of this name trains with."""
-
-    def evaluate(self, should_stop) -> dict[str, float]:
-        """Metrics of the model on this site's validation items; once ``should_stop()`` is true, nobody will use them."""
-        return self.site.evaluate(should_stop)
-
-    # -- what the executor calls ---------------------------------------------------------------------------------------
 
     def initialize(self, parts: dict, fl_ctx: FLContext) -> None:
         """Set up once, before the first task; an error is kept and answered to every task."""
@@ -74,15 +64,14 @@ class SupervisedLearner(Learner, ABC):
         self._aborted = False
 
         def evaluate() -> DXO:
-            start = time.time()
             self._load(from_shareable(data))
-            metrics = self.evaluate(lambda: self._stopped(abort_signal))
+            metrics = self.site.evaluate(lambda: self._stopped(abort_signal))
             if not np.isfinite(list(metrics.values())).all():
                 raise FloatingPointError(f"the received model's metrics are {metrics}")
             if data.get_header(AppConstants.VALIDATE_TYPE) != ValidateType.BEFORE_TRAIN_VALIDATE:
                 return DXO(DataKind.METRICS, data=metrics)
             # A round's validation; after the last round a model comes to be validated alone, and belongs to no round.
-            self._stream({**metrics, "seconds_validation": time.time() - start}, data, fl_ctx)
+            self._stream({**metrics, **self.site.seconds}, data, fl_ctx)
             # The executor takes the metrics of the received model from here and puts them beside the update.
             return DXO(DataKind.METRICS, data={MetaKey.INITIAL_METRICS: metrics})
 
@@ -99,13 +88,10 @@ class SupervisedLearner(Learner, ABC):
             self._stream({"train_loss": loss, "seconds_training": time.time() - start}, data, fl_ctx)
             trained = self.site.model.state_dict()
             change = {name: value.cpu().numpy() - np.asarray(received.data[name]) for name, value in trained.items()}
-            return DXO(
-                DataKind.WEIGHT_DIFF, data=change, meta={MetaKey.NUM_STEPS_CURRENT_ROUND: len(self.site.training)}
-            )
+            weight = {MetaKey.NUM_STEPS_CURRENT_ROUND: len(self.site.training)}
+            return DXO(DataKind.WEIGHT_DIFF, data=change, meta=weight)
 
         return self._answer("training", train, fl_ctx, abort_signal)
-
-    # -- the pieces ----------------------------------------------------------------------------------------------------
 
     def _answer(self, what: str, work, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
         """What ``work`` returns, as FLARE sends it; or that it was stopped; or, in a few words, why it failed."""

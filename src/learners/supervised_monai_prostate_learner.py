@@ -17,12 +17,9 @@ from src.prostate.training import TASK
 class SupervisedMonaiProstateLearner(SupervisedLearner):
     """Segments the prostate on T2 volumes with the course's 3D U-Net, by FedAvg or FedProx.
 
-    Each round draws one augmented patch of every training case in each epoch. The metric ``val_dice`` is the mean Dice over the
-    site's validation cases, each predicted whole by a sliding window, on the grid that the network sees.
-
-    Args:
-        train_config_filename: JSON with the keys of :class:`src.prostate.card.Settings`: the job's file, or that of the course.
-        aggregation_epochs: passes over the site's training cases in each round.
+    Each round draws one augmented patch of every training case in each of ``aggregation_epochs``. The metric ``val_dice`` is the
+    mean Dice over the site's validation cases, each predicted whole by a sliding window, on the grid that the network sees.
+    ``train_config_filename`` has the keys of :class:`src.prostate.card.Settings`: the job's file, or that of the course.
     """
 
     def __init__(self, train_config_filename: str = CONFIG_FILE.name, aggregation_epochs: int = 1):
@@ -31,7 +28,7 @@ class SupervisedMonaiProstateLearner(SupervisedLearner):
 
     @staticmethod
     def check(settings: StudySettings) -> None:
-        """Raise a ``CourseError`` for a method of which this learner knows nothing; it would train FedAvg under another name."""
+        """Refuse, by a ``CourseError``, a method of which it knows nothing: it would train FedAvg under another name."""
         if settings.method not in ("fedavg", "fedprox"):
             said = f"The learner knows fedavg and fedprox, not method={settings.method!r}. Use the Client API: client_recipe()."
             raise CourseError(said, "its settings are wrong")
@@ -46,11 +43,10 @@ class SupervisedMonaiProstateLearner(SupervisedLearner):
 
     def _config_file(self, fl_ctx: FLContext) -> Path:
         """The configuration: looked for in the folders that the job brought along, then in the course's."""
-        app = fl_ctx.get_prop(FLContextKey.APP_ROOT)
-        folders = [Path(app) / "custom", Path(app) / "config"] if app else []
-        places = [folder / self.train_config_filename for folder in [*folders, CONFIG_FILE.parent]]
-        if found := next(filter(Path.is_file, places), None):
-            return found
-        looked = ", ".join(str(place.parent) for place in places)
-        said = f"There is no training configuration {self.train_config_filename!r}; looked in {looked}"
+        app = Path(fl_ctx.get_prop(FLContextKey.APP_ROOT))
+        folders = app / "custom", app / "config", CONFIG_FILE.parent
+        for folder in folders:
+            if (folder / self.train_config_filename).is_file():
+                return folder / self.train_config_filename
+        said = f"There is no training configuration {self.train_config_filename!r}; looked in {', '.join(map(str, folders))}"
         raise CourseError(said, "its training configuration is missing")

@@ -188,7 +188,7 @@ def test_after_a_validation_that_failed_the_round_is_not_trained(monkeypatch, ca
     executor.do("train", START, 0)
     executor.learner.site.trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: steps.append(1))
     with monkeypatch.context() as patch:
-        patch.setattr(executor.learner, "evaluate", lambda should_stop: {"val_fit": math.nan})
+        patch.setattr(executor.learner.site, "evaluate", lambda should_stop: {"val_fit": math.nan})
         assert_failed(executor.do("train", START, 1), "its loss or its weights became NaN or infinite")
     assert steps == [] and caplog.text.count("Traceback") == 1
     assert executor.do("train", START, 2).get_return_code() == ReturnCode.OK
