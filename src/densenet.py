@@ -13,9 +13,8 @@ from src.common.seeds import seeded
 class DenseNet121(MonaiDenseNet121):
     """DenseNet121 (Huang et al., *Densely Connected Convolutional Networks*, CVPR 2017) for grey 2D images.
 
-    Input: ``(batch, in_channels, height, width)`` floats, 64×64 here. Output: ``(batch, out_channels)`` logits, one a class.
-    The names of the weights are MONAI's own, so that a checkpoint of either class fits the other. ``seed`` is that of the first
-    weights: a server and a notebook that name the same one start from the same model.
+    ``(batch, in_channels, height, width)`` floats, 64×64 here, become ``(batch, out_channels)`` logits, one a class. The weights
+    bear MONAI's names; a server and a notebook that name the same ``seed`` start from the same ones.
     """
 
     def __init__(
@@ -27,10 +26,7 @@ class DenseNet121(MonaiDenseNet121):
 
 
 class CompactDenseNet(DenseNet121):
-    """The same with fewer and thinner layers: 25 thousand weights instead of 7 million, BatchNorm in the same places.
-
-    It learns MedNIST nearly as well: enough to compare many federations on a CPU.
-    """
+    """The same with fewer and thinner layers, to compare many federations on a CPU: 25 thousand weights instead of 7 million."""
 
     def __init__(self, seed: int | None = None):
         super().__init__(seed=seed, init_features=16, growth_rate=8, block_config=(2, 4, 4, 2), bn_size=2)

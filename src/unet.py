@@ -17,11 +17,9 @@ class UNet(MonaiUNet):
     """Residual U-Net for volumes with one channel in and one out.
 
     The U of Ronneberger et al. (MICCAI 2015) in 3D, with the residual units and strided convolutions of Kerfoot et al.,
-    *Left-Ventricle Quantification Using Residual U-Net* (STACOM 2018).
-    https://monai.readthedocs.io/en/stable/networks.html#unet
-
-    Input: ``(batch, in_channels, x, y, z)`` floats; each side a multiple of the product of the strides, 16 by default.
-    Output: ``(batch, out_channels, x, y, z)`` logits. The weights bear MONAI's names; ``seed`` is that of the first ones.
+    *Left-Ventricle Quantification Using Residual U-Net* (STACOM 2018). ``(batch, in_channels, x, y, z)`` floats, each side a
+    multiple of the product of the strides, 16 by default, become ``(batch, out_channels, x, y, z)`` logits. The weights bear
+    MONAI's names; ``seed`` is that of the first ones. https://monai.readthedocs.io/en/stable/networks.html#unet
 
     It normalises by instance, MONAI's default, and in a federation that matters: each volume is centred and scaled by its own
     statistics, in training as in validation. Batch normalisation would keep running statistics of one hospital's scanner, and
@@ -40,19 +38,12 @@ class UNet(MonaiUNet):
         **kwargs,
     ):
         with seeded(seed):
-            super().__init__(
-                spatial_dims=spatial_dims,
-                in_channels=in_channels,
-                out_channels=out_channels,
-                channels=channels,
-                strides=strides,
-                num_res_units=num_res_units,
-                **kwargs,
-            )
+            sizes = spatial_dims, in_channels, out_channels, channels, strides
+            super().__init__(*sizes, num_res_units=num_res_units, **kwargs)
         self.seed = seed  # FLARE writes a model into a job by the attributes that bear its arguments' names
 
     def head(self) -> nn.Module:
-        """The last unit. With one channel out it holds 28 numbers: a 3×3×3 kernel on an instance-normalised map, and a bias.
+        """The last unit: with one channel out 28 numbers, a 3×3×3 kernel on an instance-normalised map, and a bias.
 
         The spread of that map is fixed, so these few numbers alone decide how sure the network can be of a voxel.
         """
