@@ -58,10 +58,6 @@ def write(folder: Path, name: str, *cells) -> Path:
     return path
 
 
-def tagged(source: str, *tags: str):
-    return new_code_cell(source, metadata={"tags": list(tags)})
-
-
 @pytest.fixture(scope="module")
 def course(tmp_path_factory):
     """Three notebooks, the second of which fails, run once, in a folder with a space in its path."""
@@ -75,17 +71,17 @@ def course(tmp_path_factory):
         "01_first",
         new_markdown_cell(OPENING),
         new_markdown_cell('<p><img src="../figs/the%20flow.svg"> <a href="02_second.ipynb#start">on</a></p>'),
-        tagged("raise SystemExit('only in Colab')  # COLAB", "colab", "raises-exception"),
+        new_code_cell("raise SystemExit('only in Colab')  # COLAB", metadata={"tags": ["colab", "raises-exception"]}),
         "import shutil\nassert shutil.which('python3'), 'the environment is not on PATH'",
-        tagged(PICTURE, "thumbnail"),
+        new_code_cell(PICTURE, metadata={"tags": ["thumbnail"]}),
         "from tqdm.notebook import tqdm\nfor _ in tqdm(range(3), desc='epoch'):\n    pass",
         SLIDER,
         HEAT_MAP,
         TENSORBOARD,
         "from book.headline import headline\nheadline(test_accuracy=0.98765, images=1200)",
         "headline(best_round='3 of 5')",
-        tagged("# your turn", "exercise"),
-        tagged("print('the-solution')", "solution"),
+        new_code_cell("# your turn", metadata={"tags": ["exercise"]}),
+        new_code_cell("print('the-solution')", metadata={"tags": ["solution"]}),
     )
     head = new_markdown_cell("# Second\n\n## Start")
     write(notebooks, "02_second", head, "print('before the fall')", "", "1 / 0  # here", "print('never')")

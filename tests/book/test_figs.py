@@ -2,16 +2,12 @@
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
-import pandas as pd
 import pytest
 
 from book import figs
-from data_scripts.folders import data_source
-from src.common.paths import data_root, runs_root
 from src.tasks import tasks
 
 FIGS = Path(__file__).resolve().parents[2] / "figs"
@@ -49,27 +45,6 @@ def test_pictures_are_drawn_again_alike_from_drawings_in_a_place_of_their_own(tm
     assert [line.split("/")[-1] for line in capsys.readouterr().out.splitlines()] == names * 2
     assert (tmp_path / "work" / "data" / "generated" / "MedNIST").is_dir()
     assert not (tmp_path / "own data").exists()
-
-
-def test_a_run_for_a_picture_uses_drawings_whatever_the_reader_uses(tmp_path, monkeypatch):
-    """Nothing is trained: the recipe and its run are played."""
-    asked, work = [], tmp_path / "work"
-    set_here = ["COURSE_DATA", "COURSE_DATA_SOURCE", "COURSE_RUNS"]
-
-    def prepare(name):
-        assert sorted(name for name in os.environ if name.startswith("COURSE")) == set_here
-        asked.append(("prepare", name, data_source(), data_root()))
-
-    def execute(environment):
-        asked.append(("execute", data_source(), runs_root(), environment.clients))
-        return SimpleNamespace(get_result=lambda: str(environment.run_folder))
-
-    curve = pd.DataFrame({"BIDMC": [0.1, 0.2], "HK": [0.3, 0.4]})
-    monkeypatch.setattr(figs, "prepare", prepare)
-    monkeypatch.setattr(figs, "sites_of", lambda data: ["BIDMC", "HK"])
-    monkeypatch.setattr(figs, "client_recipe", lambda task, sites: SimpleNamespace(execute=execute))
-    monkeypatch.setattr(figs, "Run", lambda folder: SimpleNamespace(curve=lambda metric: curve))
-    assert figs.main(["mednist_curves.svg", "--out", str(tmp_path)]) == 0
-    prepared, executed = ("generated", work / "data"), ("generated", work / "runs", ["BIDMC", "HK"])
-    assert asked == [("prepare", "mednist", *prepared), ("execute", *executed)]
-    assert (tmp_path / "mednist_curves.svg").read_text().count("<svg") == 1
+    settings = {name: value for name, value in os.environ.items() if name.startswith("COURSE_")}
+    work = {"COURSE_DATA": f"{tmp_path}/work/data", "COURSE_RUNS": f"{tmp_path}/work/runs"}
+    assert settings == {**work, "COURSE_DATA_SOURCE": "generated"}, "a run for a picture would use what the reader uses"

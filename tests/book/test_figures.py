@@ -24,19 +24,15 @@ def clean():
     plt.close("all")
 
 
-def reoriented(array: np.ndarray, code: str) -> nib.Nifti1Image:
-    affine = nib.affines.from_matvec(np.diag([1.0, 1.0, 3.0]), [-12, -9, 4])
-    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(code))
-    return nib.Nifti1Image(array.astype(np.float32), affine).as_reoriented(turn)
-
-
 def phantom(code: str = "RAS", **more) -> dict:
     """A bright block and its mask in the right, anterior, upper corner of a dark volume, stored in some orientation."""
-    label = np.zeros((24, 20, 10))
+    label, affine = np.zeros((24, 20, 10)), nib.affines.from_matvec(np.diag([1.0, 1.0, 3.0]), [-12, -9, 4])
     label[18:, 15:, 7:] = 1
-    image = reoriented(label * 100 + np.arange(10), code)  # brighter towards the head, so that upside down is seen
-    arrays = {"image": image.get_fdata(), "label": reoriented(label, code).get_fdata()}
-    return {**arrays, "affine": image.affine, "caption": "a block", **more}
+    image = label * 100 + np.arange(10)  # brighter towards the head, so that upside down is seen
+    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(code))
+    files = [nib.Nifti1Image(array, affine).as_reoriented(turn) for array in (image, label)]
+    image, label = (file.get_fdata() for file in files)
+    return {"image": image, "label": label, "affine": files[0].affine, "caption": "a block", **more}
 
 
 def pixels(figure) -> np.ndarray:
@@ -112,25 +108,19 @@ def test_a_mask_and_a_prediction_have_outlines_of_their_own():
         figures.upright(phantom(prediction=np.zeros((3, 3, 3))))
 
 
-SCORES = pd.DataFrame([[0.9, 0.25], [0.5, 1.0]], ["site-1", "all"], ["site-1", "site-2"])
-
-
-@pytest.mark.parametrize(
-    ("heat_map", "rows", "columns", "cells", "darkest"),
-    [
-        pytest.param(lambda: figures.confusion_matrix([0] * 5 + [1] * 5, [0] * 7 + [1] * 3, ["a", "b", "c"], "title"),
-                     "a b c", "a b c", ["5", "", "", "2", "3", "", "", "", ""], "row0_col0", id="confusion"),
-        pytest.param(lambda: figures.heat_map(SCORES, "title"),
-                     "site-1 all", "site-1 site-2", ["0.90", "0.25", "0.50", "1.00"], "row1_col1", id="scores"),
-    ],
-)  # fmt: skip
-def test_a_heat_map_shows_each_value_where_it_belongs(heat_map, rows, columns, cells, darkest):
-    page = heat_map().to_html(uuid="x")
-    assert "<caption>title</caption>" in page
-    assert " ".join(re.findall(r'class="row_heading[^>]*>(.*?)<', page)) == rows
-    assert " ".join(re.findall(r'class="col_heading[^>]*>(.*?)<', page)) == columns
-    assert re.findall(r"<td[^>]*>(.*?)</td>", page) == cells
-    assert re.search(rf"#T_x_{darkest} {{\s+background-color: #08306b", page)
+def test_a_heat_map_shows_each_value_where_it_belongs():
+    confusion = figures.confusion_matrix([0] * 5 + [1] * 5, [0] * 7 + [1] * 3, ["a", "b", "c"], "title")
+    scores = pd.DataFrame([[0.9, 0.25], [0.5, 1.0]], ["site-1", "all"], ["site-1", "site-2"])
+    for table, rows, columns, cells, darkest in (
+        (confusion, ["a", "b", "c"], ["a", "b", "c"], ["5", "", "", "2", "3", "", "", "", ""], "row0_col0"),
+        (figures.heat_map(scores, "title"), [*scores.index], [*scores], ["0.90", "0.25", "0.50", "1.00"], "row1_col1"),
+    ):
+        page = table.to_html(uuid="x")
+        assert "<caption>title</caption>" in page
+        assert re.findall(r'class="row_heading[^>]*>(.*?)<', page) == rows
+        assert re.findall(r'class="col_heading[^>]*>(.*?)<', page) == columns
+        assert re.findall(r"<td[^>]*>(.*?)</td>", page) == cells
+        assert re.search(rf"#T_x_{darkest} {{\s+background-color: #08306b", page)
 
 
 def texts(labels) -> list[str]:
@@ -163,22 +153,18 @@ def test_examples_are_of_their_class_and_what_is_wrong_stands_out(tmp_path):
     axis = figures.class_montage(examples).axes[0]
     assert texts(axis.get_yticklabels()) == ["a", "b", "c"] and axis.images[0].get_array().shape == (3 * 68, 4 * 68)
     axes = figures.prediction_gallery(examples["a"][:2], ["Hand", "CXR"], [True, False], "title", columns=2).axes
-    assert [(axis.title.get_text(), axis.title.get_fontweight()) for axis in axes] == [
-        ("Hand", "normal"),
-        ("CXR", "bold"),
-    ]
+    looks = [(axis.title.get_text(), axis.title.get_fontweight()) for axis in axes]
+    assert looks == [("Hand", "normal"), ("CXR", "bold")]
 
 
-@pytest.mark.parametrize(
-    ("log", "scale"), [pytest.param(True, np.log, id="log"), pytest.param(False, np.array, id="linear")]
-)
-def test_bins_are_equally_wide_on_the_axis_that_is_shown(log, scale):
+def test_bins_are_equally_wide_on_the_axis_that_is_shown():
     values = np.random.default_rng(0).lognormal(5, 1, 5000)
     volumes = {"HK": [np.append(values, [0, -3]).reshape(2, -1), values], "BIDMC": [values]}
-    axis = figures.intensity_curves(volumes, "title", "intensity", log=log).axes[0]
-    steps = np.diff(scale(axis.lines[0].get_xdata()))
-    assert axis.get_xscale() == ("log" if log else "linear") and np.allclose(steps, steps[0])
-    assert texts(axis.get_legend().texts) == ["HK", "BIDMC"]
+    for name, scale in {"log": np.log, "linear": np.array}.items():
+        axis = figures.intensity_curves(volumes, "title", "intensity", log=name == "log").axes[0]
+        steps = np.diff(scale(axis.lines[0].get_xdata()))
+        assert axis.get_xscale() == name and np.allclose(steps, steps[0])
+        assert texts(axis.get_legend().texts) == ["HK", "BIDMC"]
 
 
 def test_pooled_histograms_show_every_site_and_all_of_them():

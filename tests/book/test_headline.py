@@ -17,8 +17,9 @@ from src.common.errors import CourseError
 def shown(monkeypatch):
     """What a cell has displayed: outputs of a notebook."""
     outputs = []
-    show = lambda data, metadata, raw: outputs.append(new_output("display_data", data, metadata=metadata))  # noqa: E731
-    monkeypatch.setattr(module, "display", show)
+    monkeypatch.setattr(
+        module, "display", lambda data, raw, **more: outputs.append(new_output("display_data", data, **more))
+    )
     return outputs
 
 

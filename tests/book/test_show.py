@@ -36,15 +36,13 @@ def test_the_source_is_complete_but_for_the_docstring_and_in_colours():
     assert re.match(r'<div class="output_html">.*<span class="k">def<', page.data, re.DOTALL)
 
 
-def test_both_columns_are_there_and_only_what_differs_is_marked():
+def test_both_columns_are_there_and_only_what_differs_is_marked(tmp_path):
     page = show.side_by_side(example, other, "alone", "in a federation").data
     marked = "".join(re.findall(r'<span class="diff_(?:add|sub|chg)">(.*?)</span>', page))
     assert "1" in marked and "2" in marked and "return" not in marked
     assert page.count("return&nbsp;second") == 2
     assert "alone" in page and "in a federation" in page
-
-
-def test_scripts_are_shown_as_functions_are(tmp_path):
+    # Scripts, too.
     for name, number in (("a.py", 1), ("b.py", 2)):
         (tmp_path / name).write_text(f'"""What it is."""\n\nimport os\n\nvalue = {number}\n')
     assert text_of(show.source(tmp_path / "a.py")).strip() == "import os\n\nvalue = 1"
