@@ -50,7 +50,7 @@ def make_trainer(
         network=model,
         optimizer=optimizer,
         loss_function=loss,
-        inferer=MixedPrecision() if half else SimpleInferer(),
+        inferer=torch.autocast("cuda", dtype=torch.bfloat16)(SimpleInferer()) if half else None,
         decollate=False,
         optim_set_to_none=True,
         train_handlers=list(handlers),
@@ -65,14 +65,6 @@ def make_trainer(
     trainer.add_event_handler(Events.ITERATION_STARTED, set_rate)
     trainer.add_event_handler(IterationEvents.LOSS_COMPLETED, stop_on_broken_loss)
     return trainer
-
-
-class MixedPrecision(SimpleInferer):
-    """Runs the network in mixed precision, bfloat16, on a GPU."""
-
-    def __call__(self, inputs: torch.Tensor, network: Callable, *args, **kwargs) -> torch.Tensor:
-        with torch.autocast("cuda", dtype=torch.bfloat16):
-            return super().__call__(inputs, network, *args, **kwargs)
 
 
 def stop_on_broken_loss(engine: Engine) -> None:

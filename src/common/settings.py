@@ -1,7 +1,4 @@
-"""Settings of a study: one class a task, checked by pydantic, kept and sent as one JSON file.
-
-They travel with the job, so they hold no path. What a site decides for itself (threads, cache) is read at the site.
-"""
+"""Settings of a study: one class a task, checked by pydantic, kept and sent as one JSON file; so they hold no path."""
 
 import difflib
 from pathlib import Path
@@ -89,8 +86,7 @@ class StudySettings(Checked):
 
         A ``CourseError`` for a file that cannot be read and for wrong keys and values; names them all.
         """
-        need = "They must be one JSON object in UTF-8."
-        values = load_json(file, "settings", need, "its settings cannot be read")
+        values = load_json(file, "settings", "They must be one JSON object in UTF-8.", "its settings cannot be read")
         if not isinstance(values, dict):
             raise CourseError(f"{file} must hold one JSON object with the settings, not a {type(values).__name__}.")
         return cls.checked({**values, **overrides}, str(file))

@@ -47,28 +47,17 @@ class LoadPicture(Transform):
 
 def preparation(settings: Settings) -> Compose:
     """What happens to an image once: ``image`` becomes a float tensor ``(1, 64, 64)`` in 0…1, the first row first."""
-    return Compose(
-        [
-            LoadPicture(),
-            # One grey scale for all images: brightness tells classes apart, so it must not be normalised away.
-            ScaleIntensityRanged(keys="image", a_min=0, a_max=255, b_min=0.0, b_max=1.0, clip=True),
-            EnsureTyped(keys="image", track_meta=False),
-        ]
-    )
+    # One grey scale for all images: brightness tells classes apart, so it must not be normalised away.
+    scale = ScaleIntensityRanged(keys="image", a_min=0, a_max=255, b_min=0.0, b_max=1.0, clip=True)
+    return Compose([LoadPicture(), scale, EnsureTyped(keys="image", track_meta=False)])
 
 
 def augmentation(settings: Settings) -> Compose:
     """What happens to it anew in each epoch: mirror images and small changes of pose, as between patients."""
-    return Compose(
-        [
-            RandFlipd(keys="image", prob=0.5, spatial_axis=1),
-            # Rotation in radians, scale as a share, translation in pixels.
-            RandAffined(
-                "image", prob=0.5, rotate_range=0.15, scale_range=0.1, translate_range=3, padding_mode="border"
-            ),
-            EnsureTyped(keys="image", track_meta=False),
-        ]
-    )
+    mirror = RandFlipd(keys="image", prob=0.5, spatial_axis=1)
+    pose = {"rotate_range": 0.15, "scale_range": 0.1, "translate_range": 3}  # radians, a share, pixels
+    move = RandAffined(keys="image", prob=0.5, **pose, padding_mode="border")
+    return Compose([mirror, move, EnsureTyped(keys="image", track_meta=False)])
 
 
 def prepare(items: Sequence[dict], settings: Settings, cache: object = None) -> list[dict]:
@@ -90,9 +79,8 @@ def prepare(items: Sequence[dict], settings: Settings, cache: object = None) -> 
         prepared.append({**ready, "label": item["label"]})
     for what, names in changed.items():
         site = f"{items[0]['site']}: " if items[0].get("site") else ""
-        warnings.warn(
-            f"{site}{len(names)} of {len(items)} pictures: each was {what} ({some_of(names, 3)})", stacklevel=2
-        )
+        said = f"{len(names)} of {len(items)} pictures: each was {what} ({some_of(names, 3)})"
+        warnings.warn(site + said, stacklevel=2)
     return prepared
 
 
@@ -103,9 +91,6 @@ def batches(prepared: Sequence[dict], settings: Settings, train: bool, seed: int
     """
     if train and not prepared:
         raise CourseError("There is no image to train on; give the site at least one.", "it has nothing to train on")
-    return DataLoader(
-        Dataset(prepared, augmentation(settings) if train else None),
-        batch_size=settings.batch_size,
-        shuffle=train,
-        generator=torch.Generator().manual_seed(seed),  # MONAI's loader seeds the random transforms from it, too
-    )
+    data = Dataset(prepared, augmentation(settings) if train else None)
+    chance = torch.Generator().manual_seed(seed)  # MONAI's loader seeds the random transforms from it, too
+    return DataLoader(data, batch_size=settings.batch_size, shuffle=train, generator=chance)

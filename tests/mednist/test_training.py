@@ -1,16 +1,12 @@
-"""Training the classifier: the pieces equal their definitions, and two equal sites take the pooled step."""
+"""Training the classifier: the pieces equal their definitions. That two sites take the pooled step: see the learner's tests."""
 
 import copy
 
 import pytest
 import torch
-from nvflare.apis.fl_constant import FLMetaKey
-from nvflare.app_common.abstract.fl_model import FLModel
 from PIL import Image
 
-from src.common.engine import make_trainer as make_any_trainer
 from src.common.engine import train_for
-from src.federation.aggregation import SampleWeightedMean
 from src.mednist.evaluation import TASK, evaluate_cases, predict
 from src.mednist.training import evaluate, make_evaluator, make_trainer, to_device
 from src.mednist.transforms import batches, prepare
@@ -34,28 +30,6 @@ class Small(torch.nn.Sequential):
         torch.manual_seed(0)
         layers = torch.nn.Linear(64, 16), torch.nn.Tanh(), torch.nn.Linear(16, 6)
         super().__init__(torch.nn.AvgPool2d(8), torch.nn.Flatten(), *layers)
-
-
-def sgd_step(items: list[dict]) -> torch.nn.Module:
-    """The small network after one step of SGD on all items at once."""
-    batch = {"image": torch.stack([one["image"] for one in items]), "label": torch.tensor([i["label"] for i in items])}
-    model = Small()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    train_for(make_any_trainer(model, [batch], optimizer, torch.nn.CrossEntropyLoss(), CPU, epochs=1), 1)
-    return model
-
-
-def test_two_equal_sites_with_one_sgd_step_take_the_pooled_step():
-    start, items = Small().state_dict(), images(8)
-    aggregator = SampleWeightedMean()
-    for number, half in enumerate((items[:4], items[4:]), start=1):
-        params = {name: tensor.numpy() for name, tensor in sgd_step(half).state_dict().items()}
-        meta = {"client_name": f"site-{number}", FLMetaKey.NUM_STEPS_CURRENT_ROUND: 4}
-        aggregator.accept_model(FLModel(params=params, meta=meta, current_round=0))
-    mean = aggregator.aggregate_model().params
-    for name, tensor in sgd_step(items).state_dict().items():
-        assert not torch.equal(tensor, start[name]), f"{name} was not trained"
-        torch.testing.assert_close(torch.from_numpy(mean[name]), tensor, rtol=1e-5, atol=1e-7)
 
 
 def test_the_trainer_is_adam_on_cross_entropy_over_all_rounds():
