@@ -43,6 +43,10 @@ class SupervisedLearner(Learner, ABC):
     def set_up(self, name: str, fl_ctx: FLContext) -> Site:
         """Read settings and data, and put together what the site of this name trains with."""
 
+    def evaluate(self, should_stop) -> dict[str, float]:
+        """Metrics of the model on the site's validation items; a subclass may add its own."""
+        return self.site.evaluate(should_stop)
+
     def initialize(self, parts: dict, fl_ctx: FLContext) -> None:
         """Set up once, before the first task; an error is kept and answered to every task."""
         try:
@@ -65,7 +69,7 @@ class SupervisedLearner(Learner, ABC):
 
         def evaluate() -> DXO:
             self._load(from_shareable(data))
-            metrics = self.site.evaluate(lambda: self._stopped(abort_signal))
+            metrics = self.evaluate(lambda: self._stopped(abort_signal))
             if not np.isfinite(list(metrics.values())).all():
                 raise FloatingPointError(f"the received model's metrics are {metrics}")
             if data.get_header(AppConstants.VALIDATE_TYPE) != ValidateType.BEFORE_TRAIN_VALIDATE:
