@@ -29,24 +29,20 @@ def folder(text: str) -> Path:
 
 def run(main: Callable[[], object]) -> None:
     """Call ``main`` and leave with 0, or with 2 and one message when there is something to mend."""
+    leave = argparse.ArgumentParser().exit  # says its message on stderr
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # a file's name may not be text in the terminal's encoding
     try:
         main()
     except CourseError as error:
-        _leave(2, f"error: {error}")
+        leave(2, f"error: {error}\n")
     except ModuleNotFoundError as missing:
         ways = f"Run 'make course' first, or '{sys.executable} -m pip install -r requirements.txt', or set PYTHON."
-        _leave(2, f"error: {sys.executable} has no module {missing.name!r}. {ways}")
+        leave(2, f"error: {sys.executable} has no module {missing.name!r}. {ways}\n")
     except KeyboardInterrupt:
-        _leave(128 + signal.SIGINT, "\nStopped, and nothing half was left. The same command starts again.")
+        leave(128 + signal.SIGINT, "\nStopped, and nothing half was left. The same command starts again.\n")
     except BrokenPipeError:  # `... | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _leave(status: int, said: str) -> None:
-    print(said, file=sys.stderr)
-    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,9 @@
-"""Convert cases to T2 with a mask of the whole gland, and refuse what is wrong with them. Behind ``data_conversion.sh``."""
+"""Take one channel (T2) of every image and make its mask binary (whole gland), all cases in one go.
+Data type and intensities stay as they are; image and mask get one geometry in mm that all programs read the same.
+Every case is checked: pairing, damage, channels, labels, shape and affine. All problems are printed at once and
+nothing is written then. What is legal but looks wrong is printed at the end.
+
+Your own cases work too: 3D or 4D NIfTI in RAW/images/NAME.nii.gz with masks in RAW/labels/NAME.nii.gz."""
 
 import os
 import re
@@ -16,14 +21,6 @@ RECORD = "conversion.json"
 CHANNELS = ("modality", "channel_names")  # keys of the Decathlon and of nnU-Net in dataset.json
 VERSION = 3  # changes whenever the same input gives another conversion
 _GLAND = r"(whole )?gland|.*\b(prostat\w*|peripheral|transition(al)?|central|fibromuscular|pz|tz|cz|cg|afs|wg)\b.*"
-
-TEXT = """\
-Take one channel (T2) of every image and make its mask binary (whole gland), all cases in one go.
-Data type and intensities stay as they are; image and mask get one geometry in mm that all programs read the same.
-Every case is checked: pairing, damage, channels, labels, shape and affine. All problems are printed at once and
-nothing is written then. What is legal but looks wrong is printed at the end.
-
-Your own cases work too: 3D or 4D NIfTI in RAW/images/NAME.nii.gz with masks in RAW/labels/NAME.nii.gz."""
 
 
 def case_name(file: Path) -> str | None:
@@ -43,8 +40,7 @@ def pairs(folder: Path) -> tuple[dict[str, tuple[Path, Path]], list[str], list[s
         own = "or name the folder of your own cases: NIfTI files images/NAME.nii.gz with their masks labels/NAME.nii.gz"
         raise CourseError(f"{folder} has neither imagesTr/ and labelsTr/ nor images/ and labels/. {what}, {own}.")
     problems, left_out = [], []
-    images = _cases_in(folder / images_in, problems, left_out)
-    masks = _cases_in(folder / masks_in, problems, left_out)
+    images, masks = (_cases_in(folder / one, problems, left_out) for one in (images_in, masks_in))
     wrong = [f"{images[name]}: no mask of that name in {masks_in}/" for name in images if name not in masks]
     wrong += [f"{masks[name]}: no image of that name in {images_in}/" for name in masks if name not in images]
     if not images and not masks:
@@ -77,26 +73,16 @@ def _cases_in(folder: Path, problems: list[str], left_out: list[str]) -> dict[st
 
 
 def convert(
-    raw: Path,
-    out: Path,
-    channel: int | None = None,
-    labels: Sequence[int] | None = None,
-    say: Callable[[str], None] = print,
+    raw: Path, out: Path, channel: int | None = None, labels: Sequence[int] | None = None, say: Callable = print
 ) -> Path:
     """Take one channel of every image and make its mask binary: whole gland 1, all else 0; returns ``out``.
 
     Intensities, data type and voxels of the image stay as they are; the mask becomes uint8 on its grid. ``out`` appears when all
     cases are in it, with ``conversion.json``, the record of what was made from what; where ``raw`` is unchanged, nothing is done.
+    ``raw`` is as ``data_conversion.sh --help`` says; its ``dataset.json`` may name channels and labels, from which the T2 channel
+    (else 0) and the gland's mask values (else 1 and 2) are taken by default.
 
-    Args:
-        raw: folder of images and masks, as ``data_conversion.sh --help`` says; ``dataset.json`` may name channels and labels.
-        out: the folder to make.
-        channel: index of the T2 channel; by default the one that is so named, else 0.
-        labels: mask values of the gland; by default those that are named as parts of the prostate, else 1 and 2.
-        say: called with each line of progress, and with what a person should look at.
-
-    Raises:
-        CourseError: names all that is wrong with the cases, or says that ``out`` cannot be written or holds something else.
+    A ``CourseError`` names all that is wrong with the cases, or says that ``out`` cannot be written or holds something else.
     """
     raw, out = Path(raw).resolve(), Path(out).resolve()
     if raw == out or raw in out.parents or out in raw.parents:
@@ -117,14 +103,14 @@ def convert(
             raise CourseError(f"{out} holds the conversion of {other}. Choose another folder, or delete this one.")
         if not problems and found == {**record, "bytes": _sizes(out)}:
             say(f"{out}: all {len(cases)} cases are converted already, nothing to do.")
-        else:
-            say(f"Checking and converting {len(cases)} cases into {out}")
-            with staged(out) as new:
-                remarks = _convert_all(cases, choice, problems, new, say)
-                write_json(new / RECORD, {**record, "bytes": _sizes(new)})
-            say(f"Converted {len(cases)} of {len(cases)} cases: {choice['said']}.")
-            if remarks:
-                say("\n  - ".join(["Look at these:", *remarks]))
+            return out
+        say(f"Checking and converting {len(cases)} cases into {out}")
+        with staged(out) as new:
+            remarks = _convert_all(cases, choice, problems, new, say)
+            write_json(new / RECORD, {**record, "bytes": _sizes(new)})
+        say(f"Converted {len(cases)} of {len(cases)} cases: {choice['said']}.")
+        if remarks:
+            say("\n  - ".join(["Look at these:", *remarks]))
     return out
 
 
@@ -182,15 +168,14 @@ def _convert_all(cases: Mapping, choice: dict, problems: list[str], new: Path, s
         if number % 25 == 0:
             say(f"  {number} of {len(cases)} cases")
     if not problems and not found and choice["known"] is None:
-        wanted = ", ".join(map(str, choice["gland"]))
-        problems.append(f"no mask has a voxel of the labels {wanted}; choose with --labels")
+        problems = [f"no mask has a voxel of the labels {', '.join(map(str, choice['gland']))}; choose with --labels"]
     if problems:
         raise all_of("Nothing was converted", problems)
     return remarks
 
 
 def main() -> None:
-    parser = command.parser("data_conversion", TEXT)
+    parser = command.parser("data_conversion", __doc__)
     add, numbers = parser.add_argument, lambda text: [int(one) for one in text.split(",")]
     layout = "imagesTr/ and labelsTr/, or images/ and labels/; default: Task05_Prostate of the data folder"
     add("raw", nargs="?", type=command.folder, help=layout)

@@ -1,4 +1,9 @@
-"""Share the converted prostate cases out over sites. Behind ``datalists_gen.sh``."""
+"""Give every site a folder of its own, COURSE_DATA/sites/NAME/SITE: its cases, and datalist.json in the format of the
+Medical Segmentation Decathlon, in which they are split 45 : 22 : 33 into training, validation and testing.
+
+Cases keep the hospitals that they come from: those of --sites, or of hospitals.json beside the raw data. Without either
+they are dealt out at random. No case is in two parts or at two sites. Beside the datalist, checked.json keeps the checksums
+of its volumes: a site trains on no others."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,14 +20,6 @@ from src.common.files import read_json
 from src.prostate.card import CARD, Settings
 
 SITES = 4  # where nothing says which case comes from which hospital
-
-TEXT = """\
-Give every site a folder of its own, COURSE_DATA/sites/NAME/SITE: its cases, and datalist.json in the format of the
-Medical Segmentation Decathlon, in which they are split 45 : 22 : 33 into training, validation and testing.
-
-Cases keep the hospitals that they come from: those of --sites, or of hospitals.json beside the raw data. Without either
-they are dealt out at random. No case is in two parts or at two sites. Beside the datalist, checked.json keeps the checksums
-of its volumes: a site trains on no others."""
 
 
 def read_hospitals(path: Path) -> dict[str, list[str]]:
@@ -42,18 +39,9 @@ def share_out(
     say: Callable[[str], None] = print,
 ) -> str:
     """Share the converted cases out over sites, each with a folder and three parts of its own; returns the name of the data.
-
-    Args:
-        sites: how many sites get the cases at random, or site → case names, so that hospitals keep their cases. Default: as
-            ``hospitals.json`` beside the raw data says; without it four sites, or fewer for few cases.
-        seed: fixes who gets what; a site's parts depend on its name, its cases and the seed alone.
-        data: name of the result, for the job's settings; by default that of the task's.
-        folder: the converted data, by default ``prostate_t2`` in the data folder.
-        say: called with each line of progress and with a warning that names the cases in no site.
-
-    Raises:
-        CourseError: for what is wrong with files, sites and cases, all named at once; and as ``write_sites``.
-    """
+    ``sites``: how many get the cases at random, or site → case names; by default as ``hospitals.json`` beside the raw data says,
+    else four, or fewer for few cases. A site's parts depend on its name, its cases and ``seed``. A ``CourseError`` names all that
+    is wrong with files, sites and cases, or is that of ``write_sites``."""
     folder = Path(folder or raw_folder("Task05_Prostate").with_name("prostate_t2")).absolute()
     found, problems, _ = pairs(folder)
     items = {name: {"image": str(image), "label": str(mask)} for name, (image, mask) in found.items()}
@@ -61,8 +49,8 @@ def share_out(
     hospitals = folder.parent / record.get("from", folder.name) / "hospitals.json"
     if sites is None:
         sites = read_hospitals(hospitals) if hospitals.exists() else max(1, min(SITES, len(items) // len(PARTS)))
-    given = not isinstance(sites, int)
-    shares = _given(items, sites, problems, say) if given else partition([*items.values()], sites, seed=seed)
+    number = isinstance(sites, int)
+    shares = partition([*items.values()], sites, seed=seed) if number else _given(items, sites, problems, say)
     few = f"case(s), at least {len(PARTS)} are needed: {', '.join(PARTS)}"
     problems += [f"site {site}: {len(own)} {few}" for site, own in shares.items() if len(own) < len(PARTS)]
     if problems:
@@ -93,7 +81,7 @@ def prepare(say: Callable[[str], None] = print) -> str:
 
 
 def main() -> None:
-    parser = command.parser("datalists_gen", TEXT)
+    parser = command.parser("datalists_gen", __doc__)
     add = parser.add_argument
     add("data", nargs="?", type=command.folder, help="converted data; default: prostate_t2 of the data folder")
     add("--name", help="what jobs call these data (default: prostate)")

@@ -19,26 +19,17 @@ Step = Callable[[Path], object]
 
 
 def fetch(folder: Path, url: str, md5: str, check: Step, *others: Step, say: Callable[[str], None] = print) -> Path:
-    """Download an archive and unpack its top folder, which has the name of ``folder``, to where that is missing or empty.
-
-    An archive that lies beside ``folder`` already, brought by hand, is taken instead, and stays.
-
-    Args:
-        md5: checksum that the publisher gives. It finds broken downloads; it is no protection against an attacker.
-        check: called with the unpacked folder before it is moved; raises a ``CourseError`` if something is missing.
-        *others: what else may bring the archive to a path, in this order, when ``url`` fails.
-
-    Raises:
-        CourseError: if every source fails, the checksum differs, the archive is damaged or incomplete, or the disk is full;
-            nothing half is left in place.
-    """
+    """Download an archive and unpack its top folder, which has the name of ``folder``, to where that is missing or empty. One that
+    lies beside ``folder`` already, brought by hand, is taken instead, and stays. Its publisher's ``md5`` finds broken downloads, no
+    attackers. ``check`` looks at the unpacked folder before it is moved, and refuses it by a ``CourseError``; ``others`` may bring
+    the archive to a path, in this order, when ``url`` fails. A ``CourseError`` if every source fails, the sum differs, the archive
+    is damaged or lacks something, or the disk is full."""
     archive = folder.parent / url.rsplit("/", 1)[-1]
     with one_at_a_time(folder.parent):
         if folder.is_dir() and any(folder.iterdir()):  # another process was faster
             check(folder)
             return folder
-        brought = archive.exists()
-        if brought:
+        if brought := archive.exists():
             _get(archive, url, md5, f"Delete {archive} and run this again: it")
         else:
             say(f"Downloading {folder.name} from {url}")
@@ -93,7 +84,7 @@ def _unpack(archive: Path, folder: Path, check: Step) -> None:
             check(made)
         # ValueError: MONAI refuses members that would land outside of the folder. BadGzipFile is an OSError without a number.
         except (CourseError, tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
+            if getattr(error, "errno", None) is not None:
                 raise
             said = f"{first_line(error).replace(str(made), folder.name)} Nothing was left behind;"
             raise CourseError(f"{archive} cannot be used: {said} delete the archive and run this again.") from error

@@ -13,8 +13,7 @@ from src.common.errors import CourseError
 from src.common.files import read_json, write_json, writing
 from src.common.paths import data_root
 
-GENERATED = "generated.json"
-"""A folder of drawings says in this file what drew it; a folder without it holds real data."""
+GENERATED = "generated.json"  # a folder of drawings says in this file what drew it; a folder without it holds real data
 
 
 def data_source(source: str | None = None) -> str:
@@ -33,10 +32,8 @@ def raw_folder(name: str, source: str | None = None, root: Path | None = None) -
 
 @contextlib.contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside ``folder``, which takes its place, whole, when the block ends without an error.
-
-    What was in that place before is removed only then. After an error nothing is left; a ``CourseError`` if it cannot be written.
-    """
+    """Yield an empty folder which takes the place of ``folder``, whole, when the block ends without an error; else nothing is left.
+    A ``CourseError`` if it cannot be written."""
     folder = Path(folder)
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -76,11 +73,8 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def generated(folder: Path, parameters: dict, draw: Callable[[Path], None]) -> Path:
-    """A folder that ``draw`` fills when it is not there, or was made with other ``parameters``: generator, version, seed, numbers.
-
-    Two processes that ask at once do not meet: the second waits and finds the work done. A ``CourseError`` if something else is in
-    that place, or it cannot be written.
-    """
+    """A folder that ``draw`` fills when it is not there, or was made with other ``parameters``; who asks meanwhile waits for it. A
+    ``CourseError`` if something else is in that place, or it cannot be written."""
     folder = Path(folder)
     with one_at_a_time(folder.parent):
         if read_json(folder / GENERATED) == parameters:

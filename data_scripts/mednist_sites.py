@@ -1,4 +1,7 @@
-"""MedNIST: found, fetched or drawn; its images listed, and shared out over sites. Behind ``mednist_sites.sh``."""
+"""Share MedNIST out over pretend hospitals. Every site gets a folder of its own, COURSE_DATA/sites/NAME/SITE: its images, and
+datalist.json, in which they are split 70 : 10 : 20 into training, validation and testing. No image is at two sites.
+
+MedNIST is found in the data folder, or else drawn or downloaded there."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -15,27 +18,16 @@ from src.mednist.card import CARD, Settings
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".tif", ".tiff")
 DRAWN_PER_CLASS = 150
-# All 59,000 real images take a CPU 15 minutes an epoch; 500 a class reach the same accuracy in the course's time.
-REAL_PER_CLASS = 500
+REAL_PER_CLASS = 500  # all 59,000 take a CPU 15 minutes an epoch; these reach the same accuracy in the course's time
+# By the device that makes them: of two hospitals, one has the CT scanner, the other X-ray and MRI.
 BY_DEVICE = ("AbdomenCT", "ChestCT", "HeadCT", "CXR", "Hand", "BreastMRI")
-"""The classes by the device that makes them: of two hospitals, one has the CT scanner, the other X-ray and MRI."""
-FEW = 3
-"""Images of each class that a hospital sees without having the device for it: patients bring them along."""
-
-TEXT = """\
-Share MedNIST out over pretend hospitals. Every site gets a folder of its own, COURSE_DATA/sites/NAME/SITE: its images, and
-datalist.json, in which they are split 70 : 10 : 20 into training, validation and testing. No image is at two sites.
-
-MedNIST is found in the data folder, or else drawn or downloaded there."""
+FEW = 3  # images of each class that a hospital sees without having the device for it: patients bring them along
 
 
 def find_or_make(source: str | None = None, root: Path | None = None, say: Callable[[str], None] = print) -> Path:
-    """The MedNIST folder, with one folder of images for each of the classes.
-
-    ``generated``: drawings in ``<root>/generated/MedNIST``, made if missing. ``real``: ``<root>/MedNIST``, used as it is when it is
-    there, whatever its size, else downloaded from where MONAI keeps it (59 MB), verified and unpacked. Defaults are those of
-    :mod:`src.common.paths`. A ``CourseError`` if a class is missing, or the data cannot be fetched or written.
-    """
+    """The MedNIST folder, with one folder of images for each of the classes. ``generated``: drawings in
+    ``<root>/generated/MedNIST``, made if missing. ``real``: ``<root>/MedNIST``, used as it is when it is there, whatever its size,
+    else downloaded (59 MB). A ``CourseError`` if a class is missing, or it cannot be fetched or written."""
     folder = raw_folder("MedNIST", source, root)
     if data_source(source) == "generated":
         folder = generated(folder, parameters(DRAWN_PER_CLASS, 0), lambda new: write(new, DRAWN_PER_CLASS, 0))
@@ -47,8 +39,7 @@ def find_or_make(source: str | None = None, root: Path | None = None, say: Calla
     return folder
 
 
-def _official() -> tuple[str, str]:
-    """Address and MD5 sum of MONAI's copy of the archive."""
+def _official() -> tuple[str, str]:  # address and MD5 sum of MONAI's copy of the archive
     from monai.apps import MedNISTDataset
 
     return MedNISTDataset.resource, MedNISTDataset.md5
@@ -76,28 +67,21 @@ def _left_out(folder: Path) -> list[str]:
 
 
 def _check(folder: Path) -> None:
-    missing = [str(folder / name) for name in CARD.labels if not _images(folder / name)]
-    if missing:
-        raise CourseError(
-            f"No images ({', '.join(SUFFIXES)}) in {', '.join(missing)}. Put them there, or delete {folder} and run this "
-            "again to get all classes."
-        )
+    if missing := [str(folder / name) for name in CARD.labels if not _images(folder / name)]:
+        ways = f"Put them there, or delete {folder} and run this again to get all classes."
+        raise CourseError(f"No images ({', '.join(SUFFIXES)}) in {', '.join(missing)}. {ways}")
 
 
 def read_items(folder: Path, per_class: int | None = None, seed: int = 0) -> list[dict]:
-    """Items of a MedNIST folder, ``{"image": path, "label": number of the class}``, sorted by class and file name.
-
-    At most ``per_class`` images of each class are drawn at random, fixed by the seed. Default: what ``COURSE_MEDNIST_PER_CLASS``
-    says (a number, or ``all``), else all of the drawings and 500 a class of the real images. A ``CourseError`` for less than 1, or
-    if a class is missing.
-    """
+    """Items of a MedNIST folder, ``{"image": path, "label": number of the class}``, sorted by class and file name. At most
+    ``per_class`` of each class are drawn at random, fixed by the seed. Default: what ``COURSE_MEDNIST_PER_CLASS`` says (a number,
+    or ``all``), else all drawings and 500 real images a class. A ``CourseError`` for less than 1, or if a class is missing."""
     folder = Path(folder).absolute()
     _check(folder)
     most = _per_class(folder) if per_class is None else per_class
     if most is not None and most < 1:
         raise CourseError(f"per_class is {most}; it must be at least 1.")
-    rng = random_numbers(seed)
-    items = []
+    items, rng = [], random_numbers(seed)
     for label, name in enumerate(CARD.labels):
         images = _images(folder / name)
         if most is not None and len(images) > most:
@@ -128,19 +112,10 @@ def share_out(
     per_class: int | None = None,
     say: Callable[[str], None] = print,
 ) -> str:
-    """Share the images out over pretend hospitals, each with a folder, a training, a validation and a testing part of its own.
-
-    Args:
-        how: as in :func:`data_scripts.sharing.partition`, and so are ``sites``, ``counts``, ``alpha`` and ``few`` (default
-            :data:`FEW`); homes go by :data:`BY_DEVICE`. ``scanners``: even shares, seen by another scanner at each site.
-        seed: fixes who gets what.
-        data: name of the result, which is returned for the job's settings; by default that of the task.
-        folder: the MedNIST folder, by default :func:`find_or_make`.
-        per_class: as in :func:`read_items`.
-
-    Raises:
-        CourseError: for what cannot be shared out like that, or written.
-    """
+    """Share the images out over pretend hospitals, each with a folder and three parts of its own; returns the name of the data.
+    ``sites``, ``how``, ``counts``, ``alpha`` and ``few`` (default :data:`FEW`) are those of :func:`data_scripts.sharing.partition`;
+    homes go by :data:`BY_DEVICE`, and with ``scanners`` each site sees its images by another scanner. ``per_class`` is that of
+    :func:`read_items`. A ``CourseError`` for what cannot be shared out like that, or written."""
     folder = Path(folder or find_or_make(say=say)).absolute()
     data = Settings.checked({"data": data or CARD.name}).data
     homes, base, is_drawn = None, folder, is_generated(folder)
@@ -163,17 +138,15 @@ def prepare(say: Callable[[str], None] = print) -> str:
 
 
 def main() -> None:
-    parser = command.parser("mednist_sites", TEXT)
+    parser = command.parser("mednist_sites", __doc__)
     add = parser.add_argument
     add("mednist", nargs="?", type=command.folder, help="folder of the six classes; default: found or made")
     add("--name", help="what jobs call these data (default: mednist)")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--num-sites", type=int, default=2, help="number of sites (default: %(default)s)")
-    which.add_argument("--sites", nargs="+", metavar="SITE", help="names of the sites")
-    what = (
-        "each class at home at one site and --few images of it elsewhere, equal shares, the numbers of --counts, a random "
-        "mix of classes at each site, or equal shares seen by another scanner at each site (default: %(default)s)"
-    )
+    which = parser.add_mutually_exclusive_group().add_argument
+    which("--num-sites", type=int, default=2, help="number of sites (default: %(default)s)")
+    which("--sites", nargs="+", metavar="SITE", help="names of the sites")
+    what = "each class at home at one site and --few images of it elsewhere, equal shares, the numbers of --counts, a random "
+    what += "mix of classes at each site, or equal shares seen by another scanner at each site (default: %(default)s)"
     add("--how", default="specialised", choices=tuple(HOW), help=what)
     add("--few", type=int, metavar="N", help=f"for --how specialised (default: {FEW})")
     add("--counts", type=int, nargs="+", metavar="N", help="images of each site, for --how counts")

@@ -1,8 +1,7 @@
 """NIfTI files of a case: read and check them, and give image and mask one geometry that every reader believes.
 
-A NIfTI file may say three times where its voxels lie: by its sform, its qform and its voxel sizes (pixdim). Programs differ in
-which they believe: https://nifti.nimh.nih.gov/nifti-1/documentation/nifti1fields/nifti1fields_pages/qsform.html
-"""
+A file says up to three times where its voxels lie, by sform, qform and voxel sizes (pixdim), and programs differ in which they
+believe: https://nifti.nimh.nih.gov/nifti-1/documentation/nifti1fields/nifti1fields_pages/qsform.html"""
 
 import gzip
 import math
@@ -16,7 +15,6 @@ import numpy as np
 
 APART_MM = 0.1  # well under a voxel, well above what float32 affines lose on their way through other software
 ROUNDING = 1e-4  # what a slope or a change of type does to whole numbers
-UNIT_IN_MM = {1: 1000.0, 3: 0.001}  # metres, micrometres; all else is mm, or not said and then taken for mm
 
 
 def read(file: Path) -> nib.Nifti1Image:
@@ -43,8 +41,8 @@ def read(file: Path) -> nib.Nifti1Image:
 
 
 def to_mm(image: nib.Nifti1Image) -> np.ndarray:
-    """(4, 4) that turns the header's unit of length into mm."""
-    return np.diag([UNIT_IN_MM.get(int(image.header["xyzt_units"]) % 8, 1.0)] * 3 + [1.0])
+    """(4, 4) that turns the header's unit of length into mm: metres, micrometres, or else mm, also where nothing is said."""
+    return np.diag([{1: 1000.0, 3: 0.001}.get(int(image.header["xyzt_units"]) % 8, 1.0)] * 3 + [1.0])
 
 
 def one_geometry(voxels: np.ndarray, affine: np.ndarray) -> nib.Nifti1Image:
@@ -70,34 +68,18 @@ class Case:
     values: Sequence[int]  # of the gland in the mask
     known: Sequence[int] | None  # values that may occur; None: all whole numbers
 
-    @cached_property
-    def image(self) -> nib.Nifti1Image:
-        return read(self.image_file)
-
-    @property
-    def found(self) -> int:  # channels
-        return (*self.image.shape, 1)[3]
+    image = cached_property(lambda case: read(case.image_file))
+    mask = cached_property(lambda case: read(case.mask_file))
+    found = property(lambda case: (*case.image.shape, 1)[3])  # channels
+    forms = property(lambda case: [case.image.header[f"{one}form_code"] > 0 for one in "sq"])  # is there one?
+    affine = cached_property(lambda case: to_mm(case.image) @ case.image.affine)  # sform's, else qform's, else pixdim's
+    sides = property(lambda case: np.linalg.norm(case.affine[:3, :3], axis=0))  # of a voxel, in mm
+    gland = cached_property(lambda case: np.isin(np.rint(case.labels), case.values).astype(np.uint8))  # converted
 
     @cached_property
     def voxels(self) -> np.ndarray:  # as they are stored, before slope and intercept
         stored = self.image.dataobj.get_unscaled()
         return stored[..., self.channel] if stored.ndim == 4 else stored
-
-    @cached_property
-    def affine(self) -> np.ndarray:  # in mm: by the sform, else by the qform, else by pixdim
-        return to_mm(self.image) @ self.image.affine
-
-    @property
-    def sides(self) -> np.ndarray:  # of a voxel, in mm
-        return np.linalg.norm(self.affine[:3, :3], axis=0)
-
-    @property
-    def other(self) -> np.ndarray:  # what the header says a second time: by the qform, else with the sides of pixdim
-        header, mm = self.image.header, to_mm(self.image)
-        if header["sform_code"] > 0 and header["qform_code"] > 0:
-            return mm @ header.get_qform()
-        sides = mm[0, 0] * np.abs(header["pixdim"][1:4]) if header["sform_code"] > 0 else self.sides
-        return self.affine @ np.diag([*(sides / self.sides), 1.0])
 
     @cached_property
     def t2(self) -> nib.Nifti1Image:  # converted; neither rounded nor of another type
@@ -106,17 +88,17 @@ class Case:
         return image
 
     @cached_property
-    def mask(self) -> nib.Nifti1Image:
-        return read(self.mask_file)
-
-    @cached_property
     def labels(self) -> np.ndarray:
         labels = np.asanyarray(self.mask.dataobj)
         return labels[..., 0] if labels.ndim == 4 and labels.shape[-1] == 1 else labels
 
-    @cached_property
-    def gland(self) -> np.ndarray:  # converted: 0 and 1
-        return np.isin(np.rint(self.labels), self.values).astype(np.uint8)
+    @property
+    def other(self) -> np.ndarray:  # what the header says a second time: by the qform, else with the sides of pixdim
+        header, mm, (sform, qform) = self.image.header, to_mm(self.image), self.forms
+        if sform and qform:
+            return mm @ header.get_qform()
+        sides = mm[0, 0] * np.abs(header["pixdim"][1:4]) if sform else self.sides
+        return self.affine @ np.diag([*(sides / self.sides), 1.0])
 
 
 def _axes(affine: np.ndarray) -> str:
@@ -127,8 +109,8 @@ def _other_axes(case: Case) -> str | bool:
     """The axes of both forms, where one of them points elsewhere."""
     first, second = case.affine[:3, :3], case.other[:3, :3]
     same_way = (first * second).sum(axis=0) / np.linalg.norm(first, axis=0) / np.linalg.norm(second, axis=0)
-    both = case.image.header["sform_code"] > 0 and case.image.header["qform_code"] > 0
-    return both and not same_way.min() > math.cos(math.pi / 4) and f"{_axes(case.affine)} and {_axes(case.other)}"
+    turned = all(case.forms) and not same_way.min() > math.cos(math.pi / 4)
+    return turned and f"{_axes(case.affine)} and {_axes(case.other)}"
 
 
 def _apart(first: np.ndarray, second: np.ndarray, case: Case, limit: float) -> float:
@@ -168,7 +150,7 @@ CHECKS = (
      lambda c: (c.sides.min() < 0.1 or c.sides.max() > 10) and " × ".join(f"{side:g}" for side in c.sides), REFUSE),
     ("image", "its sform and qform contradict each other, with axes {}; replace the wrong one", _other_axes, REFUSE),
     ("image", "it has neither sform nor qform: its pixdim was used, and for the axes a guess, {}",
-     lambda c: max(c.image.header["sform_code"], c.image.header["qform_code"]) <= 0 and _axes(c.affine), REMARK),
+     lambda c: not any(c.forms) and _axes(c.affine), REMARK),
     ("image", "its sform was used; its qform or pixdim puts voxels up to {:.3g} mm away",
      lambda c: _apart(c.affine, c.other, c, c.sides.min() / 10), REMARK),
     ("image", "its header's unit, {:g} mm, was converted to mm", lambda c: (mm := to_mm(c.image)[0, 0]) != 1 and mm, REMARK),

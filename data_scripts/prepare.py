@@ -1,7 +1,6 @@
 """The data of each task that the course can make or fetch: from nothing to the folders of the sites, and what they are.
 
-A task of your own has its sites' folders already, under its name; see :mod:`src.common.datalists`.
-"""
+A task of your own has its sites' folders already, under its name; see :mod:`src.common.datalists`."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,9 @@
-"""Task05_Prostate (``imagesTr/``, ``labelsTr/``, ``dataset.json``): found, drawn or downloaded. Behind ``prostate_download.sh``."""
+"""Put Task05_Prostate of the Medical Segmentation Decathlon into the data folder, unless it is there.
+
+real:       DATA/Task05_Prostate, 229 MB from MONAI's mirror, or from the Decathlon's Google Drive if that fails. The
+            checksum is verified. No network here? Bring the archive as DATA/Task05_Prostate.tar.
+generated:  DATA/generated/Task05_Prostate, 36 drawn cases in the same layout, and hospitals.json, which says which
+            of the four drawn hospitals each case comes from."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,23 +15,13 @@ from data_scripts.folders import data_source, generated, is_generated, raw_folde
 from data_scripts.phantoms.prostate import parameters, write
 from src.common.errors import CourseError, first_line
 
-DRAWN_CASES = 36
+DRAWN_CASES = 36  # as is said above
 GOOGLE_DRIVE_ID = "1Ff7c21UksxyT4JfETjaarmuKEjdqe1-a"  # in the folder that http://medicaldecathlon.com links to
-
-TEXT = f"""\
-Put Task05_Prostate of the Medical Segmentation Decathlon into the data folder, unless it is there.
-
-real:       DATA/Task05_Prostate, 229 MB from MONAI's mirror, or from the Decathlon's Google Drive if that fails. The
-            checksum is verified. No network here? Bring the archive as DATA/Task05_Prostate.tar.
-generated:  DATA/generated/Task05_Prostate, {DRAWN_CASES} drawn cases in the same layout, and hospitals.json, which says which
-            of the four drawn hospitals each case comes from."""
 
 
 def find_or_make(source: str | None = None, root: Path | None = None, say: Callable[[str], None] = print) -> Path:
-    """The folder ``Task05_Prostate`` of a source (``generated`` or ``real``), below the folder of all data sets; made if missing.
-
-    A ``CourseError`` if a part of it is missing, or the data cannot be fetched, verified, unpacked or written.
-    """
+    """The folder ``Task05_Prostate`` of a source (``generated`` or ``real``), below the folder of all data sets; made if missing. A
+    ``CourseError`` if a part of it is missing, or the data cannot be fetched, verified, unpacked or written."""
     folder = raw_folder("Task05_Prostate", source, root)
     if data_source(source) == "generated":
         return generated(folder, parameters(DRAWN_CASES, 0), lambda new: write(new, DRAWN_CASES, 0))
@@ -42,8 +37,7 @@ def _check(folder: Path) -> None:
         raise CourseError(f"{folder} lacks {', '.join(missing)}. {what}")
 
 
-def _official() -> tuple[str, str]:
-    """Address and MD5 sum of MONAI's copy of the archive."""
+def _official() -> tuple[str, str]:  # address and MD5 sum of MONAI's copy of the archive
     from monai.apps import DecathlonDataset
 
     return DecathlonDataset.resource["Task05_Prostate"], DecathlonDataset.md5["Task05_Prostate"]
@@ -69,7 +63,7 @@ def describe(folder: Path) -> str:
 
 
 def main() -> None:
-    parser = command.parser("prostate_download", TEXT)
+    parser = command.parser("prostate_download", __doc__)
     parser.add_argument("data", nargs="?", type=command.folder, help="data folder; default: COURSE_DATA")
     parser.add_argument("--source", choices=("generated", "real"), help="default: COURSE_DATA_SOURCE")
     arguments = parser.parse_args()

@@ -15,8 +15,7 @@ from data_scripts.sharing import random_numbers
 from src.common.errors import CourseError
 from src.common.files import stamp
 
-VERSION = 1
-"""Changes whenever the same style gives other pixels."""
+VERSION = 1  # changes whenever the same style gives other pixels
 
 
 @dataclass(frozen=True)
@@ -49,25 +48,16 @@ def scan(image: np.ndarray, style: ScannerStyle, rng: np.random.Generator) -> np
 
 
 def rescan(shares: Mapping[str, Sequence[dict]], folder: Path, out: Path, seed: int = 0) -> dict[str, list[dict]]:
-    """Write every site's images as its scanner shows them, the first site's by the first of :data:`STYLES`, and so on.
-
-    The new images go to ``out`` as they lay below ``folder``; what was made there from the same is used again. ``seed`` fixes
-    the noise. Returns ``shares`` with the new paths.
-
-    Raises:
-        CourseError: for more sites than styles, or an ``out`` that holds something else.
-    """
+    """Write every site's images as its scanner shows them, the first site's by the first of :data:`STYLES`, and so on. The new
+    images go to ``out`` as they lay below ``folder``; what was made there from the same is used again. ``seed`` fixes the noise.
+    Returns ``shares`` with the new paths. A ``CourseError`` for too many sites, or an ``out`` that holds something else."""
     if len(shares) > len(STYLES):
         raise CourseError(f"There are {len(STYLES)} scanners, too few for {len(shares)} sites.")
     places = {site: [Path(item["image"]).relative_to(folder) for item in items] for site, items in shares.items()}
     made_from = [[site, place.as_posix(), stamp(folder / place)] for site in places for place in places[site]]
-    parameters = {
-        "note": "Made from other images by data_scripts.scanners.",
-        "version": VERSION,
-        "seed": seed,
-        "styles": [asdict(style) for style in STYLES],
-        "made_from": hashlib.sha256(json.dumps(made_from).encode()).hexdigest(),
-    }
+    parameters = {"note": "Made from other images by data_scripts.scanners.", "version": VERSION, "seed": seed}
+    parameters |= {"styles": [asdict(style) for style in STYLES]}
+    parameters |= {"made_from": hashlib.sha256(json.dumps(made_from).encode()).hexdigest()}
 
     def draw(new: Path) -> None:
         for (site, own), style in zip(places.items(), STYLES, strict=False):

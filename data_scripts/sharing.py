@@ -4,6 +4,7 @@ A hospital makes its own folder by whatever means; here :func:`write_sites` puts
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,10 +18,7 @@ from src.common.files import read_json, stamp, write_json
 from src.common.paths import sites_folder
 
 Items = Sequence[dict]
-ABOUT = "about.json"
-"""Beside the sites' folders, where this course made them: what they were made of."""
-HOW = {"specialised": ("homes", "few"), "even": (), "counts": ("counts",), "dirichlet": ("alpha",), "scanners": ()}
-"""The ways of :func:`partition`, each with the options that it heeds."""
+ABOUT = "about.json"  # beside the sites' folders, where this course made them: what they were made of
 
 
 def random_numbers(seed: int, site: str = "") -> np.random.Generator:
@@ -30,31 +28,26 @@ def random_numbers(seed: int, site: str = "") -> np.random.Generator:
     return np.random.default_rng([seed, *site.encode()])
 
 
-def _class(item: Mapping) -> int:
+def _class(item: Mapping) -> int:  # items with a mask are one class
     return 0 if volumes(item) else item["label"]
 
 
 def mixed(items: Items, rng: np.random.Generator) -> list[dict]:
-    """Shuffle so that every stretch of the list has the classes in their overall proportions, to within one item.
-
-    Cutting it gives stratified parts of any size; scikit-learn's stratified splitters refuse a class with one item and a part
-    smaller than the number of classes, and a hospital may well have both. Items with a mask count as one class.
-    """
-    keyed = []
-    for label in sorted({_class(item) for item in items}):
-        own = [item for item in items if _class(item) == label]
-        order = rng.permutation(len(own))
-        places = (np.arange(len(own)) + rng.random()) / len(own)
-        keyed += [(place, own[i]) for place, i in zip(places, order, strict=True)]
-    return [item for _, item in sorted(keyed, key=lambda pair: pair[0])]
+    """Shuffle so that every stretch of the list has the classes in their overall proportions, to within one item. Cutting it gives
+    stratified parts of any size; scikit-learn's stratified splitters refuse a class with one item and a part smaller than the
+    number of classes, and a hospital may well have both."""
+    placed = []
+    for _, own in itertools.groupby(sorted(items, key=_class), _class):
+        own = list(own)
+        order, start = rng.permutation(len(own)), rng.random()
+        placed += [((k + start) / len(own), own[i]) for k, i in enumerate(order)]
+    return [item for _, item in sorted(placed, key=lambda pair: pair[0])]
 
 
 def split(items: Items, validation: float, testing: float, seed: int = 0, site: str = "") -> dict[str, list[dict]]:
-    """Split the items of one site into the three parts, by the shares of two of them; each has the site's mix of classes.
-
-    Training gets at least one item; validation and testing get one each as soon as there are enough. Seed and site's name fix it.
-    A ``CourseError`` for no items, or shares that leave nothing for training.
-    """
+    """Split one site's items into the three parts, by the shares of two of them; seed and name fix it, each has the mix of classes.
+    Training gets at least one item; validation and testing get one each as soon as there are enough. A ``CourseError`` for no
+    items, or shares that leave nothing for training."""
     if validation < 0 or testing < 0 or validation + testing >= 1:
         raise CourseError(f"The shares validation={validation} and testing={testing} must leave some for training.")
     if not items:
@@ -70,59 +63,21 @@ def split(items: Items, validation: float, testing: float, seed: int = 0, site: 
     return {"training": order[: end - held], "validation": order[end - held : end], "testing": order[end:]}
 
 
-def partition(
-    items: Items,
-    sites: int | Sequence[str],
-    how: str = "even",
-    counts: Sequence[int] | None = None,
-    alpha: float | None = None,
-    seed: int = 0,
-    homes: Sequence[int] | None = None,
-    few: int | None = None,
-) -> dict[str, list[dict]]:
-    """Share items out over sites, so many or of these names; no item is at two sites.
-
-    Args:
-        items: of all sites, each with its class as ``label``.
-        how: ``even``: equal numbers and the same mix of classes everywhere; ``scanners``: the same, for
-            :mod:`data_scripts.scanners`. ``counts``: so many items a site, the same mix; what is left over is not used.
-            ``dirichlet``: equal numbers, the mix of each site drawn from a Dirichlet distribution whose mean is the overall mix
-            (Hsu et al., 2019, https://arxiv.org/abs/1909.06335). ``specialised``: every class is at home at one site.
-        alpha: concentration of the distribution, summed over the classes, default 0.5: 100 gives nearly equal sites, 0.1 one or
-            two classes each, as long as there are images of these.
-        homes: all classes: the first ones are at home at the first site, and so on, in equal numbers.
-        few: items of each class at each site where it is not at home, default 0.
-
-    Raises:
-        CourseError: for an unknown ``how``, an option that it does not heed, and numbers with which it is not possible.
-    """
-    names, rng = site_names(sites), random_numbers(seed)
-    if how not in HOW:
-        raise CourseError(f"Unknown partition {how!r}; choose one of {', '.join(HOW)}.")
-    for name, value in {"counts": counts, "alpha": alpha, "homes": homes, "few": few}.items():
-        if value is not None and name not in HOW[how]:
-            right = next(one for one in HOW if name in HOW[one])
-            raise CourseError(f"{name} is {value}, which {how!r} does not heed; leave it out, or choose {right!r}.")
-    if len(names) > len(items):
-        raise CourseError(f"{len(items)} items cannot be shared out over {len(names)} sites; every site needs one.")
-    if how == "counts":
-        counts = list(counts or ())
-        if len(counts) != len(names) or min(counts) < 1 or sum(counts) > len(items):
-            said = f"give one number of at least 1 for each of the {len(names)} sites, at most {len(items)} in all."
-            raise CourseError(f"counts is {counts}; {said}")
-        order = iter(mixed(items, rng))
-        shares = [[next(order) for _ in range(count)] for count in counts]
-    elif how == "dirichlet":
-        shares = _by_dirichlet(items, 0.5 if alpha is None else alpha, len(names), rng)
-    elif how == "specialised":
-        shares = _specialised(items, homes or (), few or 0, len(names), rng)
-    else:
-        order = sorted(mixed(items, rng), key=_class)
-        shares = [order[i :: len(names)] for i in range(len(names))]
-    return dict(zip(names, shares, strict=True))
+def _even(items: Items, sites: int, rng: np.random.Generator) -> list[Items]:
+    order = sorted(mixed(items, rng), key=_class)
+    return [order[i::sites] for i in range(sites)]
 
 
-def _by_dirichlet(items: Items, alpha: float, sites: int, rng: np.random.Generator) -> list[list[dict]]:
+def _by_counts(items: Items, sites: int, rng: np.random.Generator, counts: Sequence[int] = ()) -> list[Items]:
+    counts = list(counts)
+    if len(counts) != sites or min(counts) < 1 or sum(counts) > len(items):
+        said = f"give one number of at least 1 for each of the {sites} sites, at most {len(items)} in all."
+        raise CourseError(f"counts is {counts}; {said}")
+    order = iter(mixed(items, rng))
+    return [list(itertools.islice(order, count)) for count in counts]
+
+
+def _by_dirichlet(items: Items, sites: int, rng: np.random.Generator, alpha: float = 0.5) -> list[Items]:
     if not alpha > 0:
         raise CourseError(f"alpha is {alpha}; it must be above 0.")
     pools = [[item for item in items if item["label"] == label] for label in sorted({one["label"] for one in items})]
@@ -141,9 +96,7 @@ def _by_dirichlet(items: Items, alpha: float, sites: int, rng: np.random.Generat
     return shares
 
 
-def _specialised(
-    items: Items, homes: Sequence[int], few: int, sites: int, rng: np.random.Generator
-) -> list[list[dict]]:
+def _specialised(items: Items, sites: int, rng: np.random.Generator, homes: Sequence[int] = (), few: int = 0):
     if len(homes) < sites:
         raise CourseError(f"{len(homes)} classes cannot be at home at {sites} sites; every site needs one of its own.")
     shares = [[] for _ in range(sites)]
@@ -159,33 +112,60 @@ def _specialised(
     return shares
 
 
+# The ways of `partition`: what shares out, and the options that it heeds.
+HOW = {"specialised": (_specialised, "homes", "few"), "even": (_even,), "counts": (_by_counts, "counts")}
+HOW |= {"dirichlet": (_by_dirichlet, "alpha"), "scanners": (_even,)}
+
+
+def partition(
+    items: Items,
+    sites: int | Sequence[str],
+    how: str = "even",
+    counts: Sequence[int] | None = None,
+    alpha: float | None = None,
+    seed: int = 0,
+    homes: Sequence[int] | None = None,
+    few: int | None = None,
+) -> dict[str, list[dict]]:
+    """Share items out over sites, so many or of these names; no item is at two sites. ``even``: equal numbers and the same mix of
+    classes everywhere; ``scanners``: the same, for :mod:`data_scripts.scanners`. ``counts``: so many items a site, the same mix;
+    what is left over is not used. ``dirichlet``: equal numbers, the mix of each site drawn from a Dirichlet distribution whose mean
+    is the overall mix (Hsu et al., 2019, https://arxiv.org/abs/1909.06335); ``alpha``, by default 0.5, is its concentration, summed
+    over the classes: 100 gives nearly equal sites, 0.1 one or two classes each, as long as there are images of these.
+    ``specialised``: every class is at home at one site, the first of ``homes``, which are all classes, at the first site, and so
+    on, in equal numbers; ``few`` of its items, by default none, are at each other site. A ``CourseError`` for an unknown ``how``,
+    an option that it does not heed, and numbers with which it is not possible."""
+    names, rng = site_names(sites), random_numbers(seed)
+    if how not in HOW:
+        raise CourseError(f"Unknown partition {how!r}; choose one of {', '.join(HOW)}.")
+    options = {"counts": counts, "alpha": alpha, "homes": homes, "few": few}
+    options = {name: value for name, value in options.items() if value is not None}
+    for name, value in options.items():
+        if name not in HOW[how]:
+            right = next(one for one in HOW if name in HOW[one])
+            raise CourseError(f"{name} is {value}, which {how!r} does not heed; leave it out, or choose {right!r}.")
+    if len(names) > len(items):
+        raise CourseError(f"{len(items)} items cannot be shared out over {len(names)} sites; every site needs one.")
+    return dict(zip(names, HOW[how][0](items, len(names), rng, **options), strict=True))
+
+
 def write_sites(data: str, datalists: Datalists, base: Path, about: Mapping, say: Callable[[str], None] = print) -> str:
-    """Write a folder for every site, with its datalist and files of its own, below ``$COURSE_DATA/sites/<data>``.
-
+    """Write a folder for every site, with its datalist and files of its own, below ``$COURSE_DATA/sites/<data>``; returns ``data``.
     All appear together, whole, or not at all. When the same was written before, from files that are unchanged, nothing is done;
-    what this function wrote for other settings is replaced. Volumes are hashed here and nowhere else, into ``checked.json``.
-
-    Args:
-        data: name of the shared-out data, which the job will give; it is returned.
-        datalists: site → part → items with absolute paths, all below ``base``: their places there are kept in the site's folder.
-        about: settings that were used, kept in ``about.json``.
-        say: called with each line of progress.
-
-    Raises:
-        CourseError: for an image at two sites or in two parts, or a folder that is not this function's or cannot be written.
-    """
+    what this function wrote for other settings, ``about``, is replaced. Volumes are hashed here alone, into ``checked.json``. Items
+    have absolute paths, all below ``base``: their places there are kept in the site's folder. A ``CourseError`` for an image at two
+    sites or in two parts, or a folder that is not this function's or cannot be written."""
     folder, base = sites_folder(data), Path(base)
     site_names(list(datalists))
-    relative = {
-        site: {part: [item | _below(base, item) for item in items] for part, items in parts.items()}
-        for site, parts in datalists.items()
-    }
+    relative = {site: {part: [] for part in parts} for site, parts in datalists.items()}
+    for site, part, item in each(datalists):
+        relative[site][part].append(item | _below(base, item))
     files = {(site, name) for site, _, item in each(datalists) for name in _below(base, item).values()}
     stamps = [stamp(base / name) for name in sorted({name for _, name in files})]
     about = {"data": data, **about, "sites": list(datalists)}
     about["contents"] = hashlib.sha256(json.dumps([relative, stamps]).encode()).hexdigest()
-    lists = {(site, DATALIST) for site in relative}
-    lists |= {(site, CHECKED) for site, _, item in each(relative) if volumes(item)}
+    checked = {site: {} for site, _, item in each(relative) if volumes(item)}
+    lists = {(site, DATALIST) for site in relative} | {(site, CHECKED) for site in checked}
     with one_at_a_time(folder.parent):
         found = read_json(folder / ABOUT)
         there = all((folder / site / name).is_file() for site, name in files | lists)
@@ -196,7 +176,6 @@ def write_sites(data: str, datalists: Datalists, base: Path, about: Mapping, say
             said = "Choose another name for the data, or move the folder away."
             raise CourseError(f"{folder} holds sites that were not made by sharing out here. {said}")
         # Known by their content, for a scan may be there under two names; small pictures with a class may well be equal.
-        checked = {site: {} for site, name in lists if name == CHECKED}
         sums = {}
         for site, _, item in each(datalists):
             for key, file in volumes(item).items():
@@ -208,17 +187,15 @@ def write_sites(data: str, datalists: Datalists, base: Path, about: Mapping, say
             for site, name in files:
                 (new / site / name).parent.mkdir(parents=True, exist_ok=True)
                 link_or_copy(base / name, new / site / name)
-            for name, contents in ((DATALIST, relative), (CHECKED, checked)):
-                for site, content in contents.items():
-                    write_json(new / site / name, content)
+            for site, name in lists:
+                write_json(new / site / name, (relative if name == DATALIST else checked)[site])
             write_json(new / ABOUT, about)
     for site, parts in datalists.items():
         say(f"{folder / site}: " + ", ".join(f"{len(items)} {part}" for part, items in parts.items()))
     return data
 
 
-def _below(base: Path, item: Mapping) -> dict[str, str]:
-    """The files of an item, as they are found from a folder."""
+def _below(base: Path, item: Mapping) -> dict[str, str]:  # the files of an item, as they are found from a folder
     files = {"image": item["image"], **volumes(item)}
     return {key: Path(file).relative_to(base).as_posix() for key, file in files.items()}
 
@@ -232,11 +209,7 @@ def _sum(file: str) -> dict:
 
 
 def who_has_what(datalists: Datalists, labels: Sequence[str] = ()):
-    """Number of items by site and part, and by class where the ``labels`` have names.
-
-    Returns:
-        pandas.DataFrame: a row a site and one for all; a column for each part, one for all parts, and one for each class.
-    """
+    """Number of items: a pandas.DataFrame with a row a site and one for all, a column a part, one for all, and one a label."""
     import pandas as pd
 
     rows = [(site, part, item["label"]) for site, part, item in each(datalists)]
@@ -255,10 +228,7 @@ def classes(shares: Mapping[str, Sequence[Mapping]], labels: Sequence[str]):
 
 
 def distances(counts):
-    """How far each site's mix of classes is from that of all the others together: total variation, half the sum of differences.
-
-    ``counts`` is a table of :func:`classes`. Returns a pandas.Series by site, from 0 for the same mix to 1 for no class in common.
-    """
+    """Total variation, 0 to 1, between each site's mix in a table of :func:`classes` and all others': a pandas.Series."""
     whole, own = counts.loc["all sites"], counts.drop(index="all sites")
     mixes, others = own.div(own.sum(axis=1), axis=0), whole - own
     return (mixes - others.div(others.sum(axis=1), axis=0)).abs().sum(axis=1) / 2

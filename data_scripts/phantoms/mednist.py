@@ -1,11 +1,8 @@
 """Drawn stand-ins for MedNIST, seeded, in its own layout, so that one code path reads both. No patient is in them.
 
 Ellipses, lines and noise, whose place, size and brightness come from anatomy and from the values that the real images show
-(https://docs.monai.io/en/stable/apps.html#monai.apps.MedNISTDataset). They say nothing about how well a model would do in a clinic.
-
-An organ is a row of a table (:class:`Shape`), a picture is a few tables that :meth:`Picture.walk` reads. Each number that
-is given as a range is drawn anew, so that no two pictures are alike. x grows to the right and y down.
-"""
+(https://docs.monai.io/en/stable/apps.html#monai.apps.MedNISTDataset). An organ is a row of a table (:class:`Shape`), a picture is a
+few tables that :meth:`Picture.walk` reads. Each number that is given as a range is drawn anew. x grows to the right and y down."""
 
 import dataclasses
 import functools
@@ -20,13 +17,11 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from data_scripts.phantoms.common import described
+from data_scripts.phantoms.common import ANATOMY, described
 from src.common.errors import CourseError
 from src.mednist.card import CARD, SIZE
 
-VERSION = 2
-"""Changes whenever the same seed gives other pictures, so that an older folder is not taken for a current one."""
-
+VERSION = 2  # changes whenever the same seed gives other pictures: an older folder is not taken for a current one
 _GRID = 2 * SIZE  # drawn on a finer grid than stored, so that thin bones keep their shape
 
 
@@ -50,14 +45,10 @@ STYLES = (
     ScannerStyle("old", gain=0.95, offset=0.01, gamma=1.0, noise=2.2, blur=0.4, shading=0.15),
 )
 
-# ---- tables of shapes, and what draws them ----
-
-Number = float | tuple[float, float]  # a pair is a range that the number is drawn from
+Number = float | Sequence[float]  # a pair is a range that the number is drawn from
 
 
-class Shape(NamedTuple):
-    """One row of a table: an ellipse or a line; its place, its size, and what it is made of."""
-
+class Shape(NamedTuple):  # a row of a table
     tissue: str  # looked up in the picture's own grey values; of "a|b|c" one is drawn
     points: Sequence[tuple[Number, Number]]  # one is the centre of an ellipse; more are the course of a line
     radii: Sequence[Number]  # half-axes of an ellipse; half-width of a line, or half-widths at both ends of each piece
@@ -76,12 +67,15 @@ def _line(tissue: str, points: Sequence[tuple[Number, Number]], *widths: Number,
     return Shape(tissue, points, widths, **more)
 
 
-class Picture:
-    """A canvas of ``(128, 128)`` and the body's coordinates on it: ``u`` to the right, ``v`` down, both about -1…1.
+def _rows(*names: str) -> list[Shape]:  # of the tables with these names
+    rows = [row for name in names for row in ANATOMY["shapes"][name]]
+    rows = [(*row, {}) if not isinstance(row[-1], dict) else row for row in rows]
+    return [(_oval if kind == "oval" else _line)(*numbers, **more) for kind, *numbers, more in rows]
 
-    Between picture and body stand a turn (degrees), a size, a shift and a smooth random warp: pose and individual shape.
-    A negative ``aspect`` exchanges left and right.
-    """
+
+class Picture:
+    """A canvas of ``(128, 128)`` and the body's coordinates on it: ``u`` to the right, ``v`` down, both about -1…1. Between them
+    stand a turn (degrees), a size, a shift and a smooth random warp; a negative ``aspect`` exchanges left and right."""
 
     def __init__(self, rng, turn=0.0, size=1.0, shift=(0.0, 0.0), warp=0.03, aspect=1.0):
         self.rng, self.shift, self.pixel = rng, tuple(map(float, shift)), 2 / _GRID / size
@@ -137,30 +131,24 @@ class Picture:
         window, margin = [], (max(radii) + self.reach) * self.stretch + 4 / _GRID
         for (a, b), shift in zip(self.to_picture[::-1], self.shift[::-1], strict=True):
             places = [a * x + b * y + shift for x, y in points]
-            low, high = (round((end + 1) * _GRID / 2) for end in (min(places) - margin, max(places) + margin))
-            window.append(slice(max(0, low), max(0, high)))
+            ends = (min(places) - margin, max(places) + margin)
+            window.append(slice(*(max(0, round((end + 1) * _GRID / 2)) for end in ends)))
         window = tuple(window)
         if len(points) == 1:
             return window, self.oval(points[0], radii, turn, window=window)
         return window, self.line(points, *radii, window=window)
 
-    def number(self, of: Number) -> float:
-        """A number as it is, or one drawn from a range."""
-        return self.rng.uniform(*of) if isinstance(of, tuple) else of
+    def number(self, of: Number) -> float:  # as it is, or drawn from a range
+        return self.rng.uniform(*of) if isinstance(of, tuple | list) else of
 
-    def grey(self, tissue: str, tissues: dict) -> float:
-        """Grey value of a tissue, or of one drawn from ``a|b|c``."""
+    def grey(self, tissue: str, tissues: dict) -> float:  # of a tissue, or of one drawn from a|b|c
         names = tissue.split("|")
         return self.number(tissues[names[self.rng.integers(len(names))]])
 
     def walk(self, rows, tissues: dict, origin=(0.0, 0.0), unit=(1.0, 1.0), size=(1.0, 1.0)) -> Iterator:
-        """Read a table: yields where each shape is, which share of each pixel there is inside it, and its tissue's grey value.
-
-        The table's (0, 0) lies at ``origin``; its places are multiplied by ``unit`` (across, down), its radii by ``size``.
-        """
-        for row in rows:
-            if self.rng.random() >= row.chance:
-                continue
+        """Read a table: yields where each shape is, which share of each pixel there is inside it, and its tissue's grey value. The
+        table's (0, 0) lies at ``origin``; its places are multiplied by ``unit`` (across, down), its radii by ``size``."""
+        for row in filter(lambda row: self.rng.random() < row.chance, rows):
             for side in ((-1, 1) if row.sides else (1,)) * round(self.number(row.times)):
                 places = [(self.number(x), self.number(y)) for x, y in row.points]
                 points = [(origin[0] + side * unit[0] * x, origin[1] + unit[1] * y) for x, y in places]
@@ -189,120 +177,20 @@ class Picture:
         return total
 
 
-def _down(fine: np.ndarray) -> np.ndarray:
-    """From the fine grid to the stored one."""
+def _down(fine: np.ndarray) -> np.ndarray:  # from the fine grid to the stored one
     rows = fine[::2] + fine[1::2]
     return (rows[:, ::2] + rows[:, 1::2]) / 4
 
 
-# ---- body CT: painted in Hounsfield units, then windowed ----
-
-_SPINE = (  # processes, arch, body and canal of a vertebra, around the centre of its body
-    _line("bone", ((0.05, 0.11), ((0.13, 0.2), (0.1, 0.17))), 0.026, sides=True),
-    _line("bone", ((0, 0.15), ((-0.01, 0.01), (0.24, 0.31))), 0.024),
-    _oval("bone", 0, 0.12, 0.085, 0.07),
-    _oval("bone", 0, 0, 0.115, 0.085, core=("marrow", 0.76, 0)),
-    _oval("muscle", 0, 0.12, 0.045, 0.04),
-)
-_VESSELS = (  # aorta and inferior vena cava, before the spine
-    _oval("blood", (0.02, 0.1), -0.15, 0.05, 0.05),
-    _oval("mixed", (-0.15, -0.09), -0.14, 0.055, 0.04),
-)
-_HEART = (  # contrast medium fills its chambers one after the other
-    _oval("heart", (0, 0.15), (-0.35, -0.15), (0.24, 0.34), (0.19, 0.27), (15, 50)),
-    _oval("mixed", (-0.15, 0.3), (-0.45, -0.05), (0.06, 0.13), (0.06, 0.13), (0, 90), times=3),
-)
-_COUCH = (_line("couch", [(x, -0.1 * x * x) for x in np.linspace(-0.95, 0.95, 7).tolist()], 0.008, chance=0.8),)
-_LIVER = (
-    _oval("liver", -0.45, -0.05, (0.5, 0.58), (0.72, 0.9), (-12, 12)),
-    _oval("liver", (-0.05, 0.2), -0.38, (0.4, 0.6), (0.3, 0.42), (-25, 0)),
-    _oval("vessel", (-0.6, 0), (-0.4, 0.3), (0.05, 0.16), 0.03, (0, 180), times=(1, 4)),
-    _oval("spleen", 0.62, 0.3, (0.2, 0.3), (0.3, 0.46), (-35, 5)),
-)
-_STOMACH = (  # its gas floats up, to the front
-    _oval("muscle", 0.45, (-0.35, -0.15), (0.22, 0.34), (0.25, 0.36), (0, 60)),
-    _oval("air", 0.42, -0.45, 0.17, 0.14, (-20, 20), chance=0.6),
-)
-_LIVER_TIP = (_oval("liver", -0.75, -0.05, (0.14, 0.3), (0.35, 0.6), (-10, 15), chance=0.65),)
-_KIDNEYS = (  # with the psoas beside the spine, and bowel: a wall around gas, water or contrast medium
-    _oval("kidney", (0.42, 0.52), (0.3, 0.5), (0.14, 0.21), (0.12, 0.17), (10, 40), ("sinus", 0.45, 0.3), sides=True),
-    _oval("muscle", 0.28, 0.5, 0.09, 0.11, sides=True),
-    _oval("gut", (-0.7, 0.75), (-0.75, 0.1), (0.06, 0.14), (0.06, 0.14), (0, 180), ("meal", 0.6, 0), times=(6, 11)),
-)
-_BACK_MUSCLES = (_oval("muscle", 0.26, 0.93, 0.16, 0.1, -12, sides=True),)
-_FAT_INSIDE = (_oval("fat", 0, -0.25, 0.8, 0.6),)
-_BOWEL = (_oval("meal|gut", (-0.5, 0.5), (-0.6, 0.1), (0.06, 0.14), (0.06, 0.14), (0, 180), times=(4, 8)),)
-_ILIAC_CREST = (((0.78, 0.82), (-0.6, -0.5)), ((0.72, 0.76), (-0.18, -0.1)), ((0.56, 0.6), 0.25), ((0.25, 0.29), 0.6))
-_ILIAC_BONES = (  # with the sacrum between them
-    _line("bone", _ILIAC_CREST, (0.024, 0.04), core=("marrow", 0.45, 0), sides=True),
-    _oval("bone", 0, 0.4, 0.2, 0.1, core=("marrow", 0.65, 0)),
-)
-_HIPS = (  # with the bladder and the coccyx between them
-    _oval("bone", 0.6, 0.08, 0.15, 0.14, core=("marrow", 0.67, 0), sides=True),
-    _line("bone", ((0.68, 0.12), (0.8, 0.2)), 0.06, sides=True),
-    _line("bone", ((0.42, -0.2), (0.4, 0.33)), 0.035, sides=True),
-    _oval("water", 0, -0.12, 0.2, 0.16),
-    _oval("bone", 0, 0.45, 0.1, 0.06),
-)
-_LUNG_VESSELS = _oval("vessel", (0.25, 0.85), (-0.6, 0.6), (0.03, 0.09), 0.025, (-45, 45), sides=True, times=(4, 8))
-_TOP_LUNGS = (_oval("lung", 0.26, 0.27, (0.14, 0.16), 0.5, (-8, 4), sides=True), _LUNG_VESSELS)
-_ARCH_LUNGS = (_oval("lung", 0.51, 0.03, (0.35, 0.39), (0.86, 0.97), (-8, 4), sides=True), _LUNG_VESSELS)
-_LOW_LUNGS = (_oval("lung", 0.55, 0.03, (0.39, 0.44), (0.86, 0.97), (-8, 4), sides=True), _LUNG_VESSELS)
-_SHOULDERS = (
-    _oval("bone", 0.87, 0.15, 0.1, 0.1, core=("marrow", 0.65, 0), sides=True),  # head of the humerus
-    _line("bone", ((0.72, 0.3), (0.43, 0.9)), 0.023, sides=True),  # scapula
-    _line("bone", ((0.15, -0.65), ((0.38, 0.7), -0.75)), 0.026, sides=True),  # clavicle
-    _oval("air", 0, -0.06, 0.05, 0.045),  # trachea
-    _oval("blood", (-0.25, 0.25), (-0.8, 0.2), (0.02, 0.05), (0.02, 0.05), (0, 180), times=5),
-)
-_MEDIASTINUM = (  # with the sternum, and sometimes arms beside the body
-    _oval("muscle|muscle|water", 0, -0.1, 0.14, 0.35),
-    _line("bone", ((-0.09, -1.02), (0.09, -1.02)), 0.026),
-    _oval("muscle", 1.35, 0.2, 0.12, 0.14, core=("bone", 0.35, 0), sides=True, chance=0.25),
-)
-_AORTIC_ARCH = (
-    _line("blood", ((-0.08, -0.25), (0.13, 0.1)), 0.09, 0.075),
-    _oval("mixed", -0.18, -0.25, 0.06, 0.07),  # superior vena cava
-    _oval("air", 0, 0.12, 0.05, 0.045),  # trachea
-    _line("bone", ((0.95, 0.5), (0.8, 0.8), ((0.5, 0.62), (1, 1.1))), (0.012, 0.02), sides=True),  # scapula
-)
-_LIVER_DOME = (_oval("liver", -0.5, -0.15, (0.3, 0.42), (0.4, 0.6)),)
+# Body CT is painted in Hounsfield units, then windowed.
+_LEVEL = {"spine": ["spine", "aorta", "vena cava"], "ribs": (6, 8), "gap": 0.35, "form": (1, 1)}
+_COUCH = [_line("couch", [(x, -0.1 * x * x) for x in np.linspace(-0.95, 0.95, 7).tolist()], 0.008, chance=0.8)]
 
 
-class _Level(NamedTuple):
-    """A height at which the trunk is cut."""
-
-    share: float  # of the pictures of its class
-    filling: str  # tissue of the cavity where no organ is
-    organs: tuple  # they grow with the cavity and end at its wall
-    parts: tuple  # of fixed size, at places that are shares of the cavity
-    spine: tuple = (*_SPINE, *_VESSELS)  # around the vertebra
-    ribs: Number = (6, 8)  # strokes a side
-    gap: float = 0.35  # angle in front that the ribs leave free, in radians
-    form: tuple = (1.0, 1.0)  # factors on the trunk's width and depth
-
-
-_ABDOMEN = (
-    _Level(0.17, "lung", _LIVER, _HEART + _BACK_MUSCLES),
-    _Level(0.35, "fat", _LIVER + _STOMACH, _BACK_MUSCLES),
-    _Level(0.33, "fat", _LIVER_TIP, _KIDNEYS + _BACK_MUSCLES, ribs=(3, 5), gap=1.2),
-    _Level(0.09, "muscle", _FAT_INSIDE, _BOWEL + _ILIAC_BONES, (), 0),
-    _Level(0.06, "muscle", _FAT_INSIDE, _BOWEL + _HIPS, (), 0),
-)
-_CHEST = (
-    _Level(0.2, "muscle", _TOP_LUNGS, _SHOULDERS, _SPINE, 0, form=(1.1, 0.75)),
-    _Level(0.25, "muscle", _ARCH_LUNGS, _MEDIASTINUM + _AORTIC_ARCH, _SPINE),
-    _Level(0.35, "muscle", _LOW_LUNGS, _MEDIASTINUM + _HEART, (*_SPINE, _VESSELS[0])),
-    _Level(0.2, "muscle", _LOW_LUNGS + _LIVER_DOME, _MEDIASTINUM + _HEART, (*_SPINE, _VESSELS[0])),
-)
-
-
-def _trunk(rng, levels: Sequence[_Level], zoom: float, axes, contrast: Number) -> np.ndarray:
-    """Axial slice of chest or abdomen in Hounsfield units; the back, and with it the spine, is at the bottom.
-
-    ``axes``: the lowest and highest half-axes of the trunk; ``contrast``: what contrast medium adds to blood.
-    """
-    level = levels[rng.choice(len(levels), p=[one.share for one in levels])]
+def _trunk(rng, levels: Sequence[dict], zoom: float, axes, contrast: Number) -> np.ndarray:
+    """Axial slice of chest or abdomen in Hounsfield units, the back at the bottom. ``axes``: the lowest and highest half-axes of
+    the trunk; ``contrast``: what contrast medium adds to blood."""
+    level = _LEVEL | levels[rng.choice(len(levels), p=[one["share"] for one in levels])]
     picture = Picture(rng, rng.normal(0, 4), zoom, rng.normal(0, 0.055, 2), warp=0.025)
     contrast, bone = picture.number(contrast), rng.uniform(350, 650)
     liver = rng.uniform(60, 120) + 0.3 * contrast
@@ -312,38 +200,35 @@ def _trunk(rng, levels: Sequence[_Level], zoom: float, axes, contrast: Number) -
     tissues |= {"blood": 50 + contrast, "mixed": (50 + 0.4 * contrast, 50 + contrast), "heart": 50 + 0.3 * contrast}
     tissues |= {"liver": liver, "spleen": (liver - 10, liver + 40), "vessel": (liver - 35, liver + 45)}
     tissues |= {"kidney": (80 + contrast, 120 + contrast), "sinus": (-100, 60), "meal": (-400, 200)}
-    half = rng.uniform(*axes) * level.form
+    half = rng.uniform(*axes) * level["form"]
     rim = rng.uniform(0.03, 0.11)  # fat under the skin
     skin, inner = picture.oval((0, 0), half, power=2.4), half - rim - 0.065
     picture.canvas -= 1000
-    for depth, tissue in ((0, "water"), (0.018, "fat"), (rim, "muscle"), (rim + 0.065, level.filling)):
+    for depth, tissue in ((0, "water"), (0.018, "fat"), (rim, "muscle"), (rim + 0.065, level["filling"])):
         cavity = picture.cover(skin + depth)
         picture.paint(cavity, picture.grey(tissue, tissues))
-    picture.fill(level.organs, tissues, cavity, unit=inner, size=inner)
-    picture.fill(level.parts, tissues, unit=inner)
-    picture.fill(_ribs(rng, inner + 0.035, round(picture.number(level.ribs)), level.gap), tissues)
+    picture.fill(_rows(*level["organs"]), tissues, cavity, unit=inner, size=inner)
+    picture.fill(_rows(*level["parts"]), tissues, unit=inner)
+    picture.fill([*_ribs(rng, inner + 0.035, round(picture.number(level["ribs"])), level["gap"])], tissues)
     vertebra = np.full(2, rng.uniform(0.85, 1.15))
     place = (0, inner[1] * rng.uniform(0.62, 0.74))
-    picture.fill(level.spine, tissues, origin=place, unit=vertebra, size=vertebra)
+    picture.fill(_rows(*level["spine"]), tissues, origin=place, unit=vertebra, size=vertebra)
     picture.fill(_COUCH, tissues, origin=(0, half[1] + rng.uniform(0.06, 0.2)), unit=(1, rng.uniform(0.4, 1.6)))
     return picture.canvas
 
 
-def _ribs(rng, axes, count: int, gap: float) -> list[Shape]:
+def _ribs(rng, axes, count: int, gap: float) -> Iterator[Shape]:
     """Ribs cut obliquely: strokes of unequal length along the chest wall, ``count`` a side, ``gap`` radians free in front."""
-    rows = []
-    for side in (-1, 1):
-        for k in range(count):
-            middle = -np.pi / 2 + gap + (k + rng.uniform(0, 1)) / count * (np.pi - 0.25 - gap)
-            half = rng.uniform(0.01, 0.07) * (1 + (middle > 0.3) * rng.uniform(0, 1.5))
-            points = [(side * axes[0] * math.cos(t), axes[1] * math.sin(t)) for t in (middle - half, middle + half)]
-            rows.append(_line("rib", points, (0.013, 0.024)))
-    return rows
+    for side, k in itertools.product((-1, 1), range(count)):
+        middle = -np.pi / 2 + gap + (k + rng.uniform(0, 1)) / count * (np.pi - 0.25 - gap)
+        half = rng.uniform(0.01, 0.07) * (1 + (middle > 0.3) * rng.uniform(0, 1.5))
+        points = [(side * axes[0] * math.cos(t), axes[1] * math.sin(t)) for t in (middle - half, middle + half)]
+        yield _line("rib", points, (0.013, 0.024))
 
 
 def _abdomen_ct(rng, style):
-    zoom = rng.uniform(1.2, 1.5) if rng.random() < 0.1 else rng.uniform(0.92, 1.14)
-    hu = _down(_trunk(rng, _ABDOMEN, zoom, ((0.8, 0.6), (0.96, 0.78)), (0.0, 200.0)))
+    zoom = rng.uniform(*((1.2, 1.5) if rng.random() < 0.1 else (0.92, 1.14)))
+    hu = _down(_trunk(rng, ANATOMY["abdomen"], zoom, ((0.8, 0.6), (0.96, 0.78)), (0.0, 200.0)))
     hu += rng.normal(0, 9 * style.noise, hu.shape)
     # The published images clip everything below water at one mid-grey value, which differs from series to series.
     return rng.normal(0.398, 0.025) + rng.uniform(0.0011, 0.0019) * np.maximum(hu, 0)
@@ -351,74 +236,19 @@ def _abdomen_ct(rng, style):
 
 def _chest_ct(rng, style):
     # Stored without averaging: every second sample as it is, with its noise, as the published images show.
-    hu = _trunk(rng, _CHEST, rng.uniform(0.88, 1.16), ((0.76, 0.55), (0.92, 0.7)), (20.0, 320.0))[::2, ::2]
+    hu = _trunk(rng, ANATOMY["chest"], rng.uniform(0.88, 1.16), ((0.76, 0.55), (0.92, 0.7)), (20.0, 320.0))[::2, ::2]
     hu = hu + rng.normal(0, rng.uniform(25, 90) * (0.6 + 0.4 * style.noise), hu.shape) * (hu > -300)
     lung = np.clip((-hu - 600) / 200, 0, 1) * np.clip((hu + 950) / 50, 0, 1)
     grey = rng.normal(0.488, 0.025) + rng.uniform(0.0006, 0.00085) * np.maximum(hu + rng.uniform(-20, 40), 0)
     return grey - rng.uniform(0, 0.05) * lung
 
 
-# ---- head CT ----
-
-_FALX = (_line("falx", ((0, -0.66), (0, -0.3)), 0.009), _line("falx", ((0, 0.35), (0, 0.66)), 0.009))
-_FOLD = (_line("falx", ((0, -0.66), (0, 0.66)), 0.012),)
-_HORNS = (
-    _oval("deep", 0.13, 0.03, 0.075, 0.12, -15, sides=True),  # thalamus
-    _line("fluid", ((0.035, -0.06), ((0.08, 0.12), (-0.24, -0.18))), (0.012, 0.03), (0.02, 0.05), sides=True),
-    _line("fluid", ((0.12, 0.16), ((0.18, 0.24), (0.24, 0.34))), (0.012, 0.03), sides=True),
-    _oval("calcium", 0.15, 0.22, 0.022, 0.03, chance=0.5),  # choroid plexus
-    _oval("calcium", -0.15, 0.22, 0.022, 0.03, chance=0.5),
-    _line("fluid", ((0.42, -0.12), (0.27, -0.04)), 0.016, sides=True),  # Sylvian fissure
-    _line("fluid", ((0, -0.02), (0, 0.09)), 0.012),  # third ventricle
-)
-_BODIES = (_line("fluid", ((0.09, -0.24), (0.055, -0.08), (0.1, 0.22)), (0.018, 0.05), sides=True),)
-_LESION = (_oval("lesion", (-0.28, 0.28), (-0.28, 0.28), (0.05, 0.14), (0.05, 0.14), (0, 90), chance=0.3),)
-_FACE = (  # orbits, nose and the wings of the sphenoid; the origin is the front of the skull base
-    _oval("fat", 0.2, -0.26, 0.13, 0.16, sides=True),
-    _oval("deep", 0.2, -0.33, 0.09, 0.09, sides=True),  # eye
-    _line("deep", ((0.19, -0.26), (0.1, -0.1)), 0.018, sides=True),  # optic nerve
-    _line("bone", ((0.33, -0.36), (0.36, -0.2), (0.43, -0.05)), (0.02, 0.035), sides=True),  # cheek
-    _line("bone", ((0.43, -0.05), (0.25, -0.04), (0.08, (-0.06, 0.06))), (0.018, 0.035), sides=True),
-    _oval("air", 0, -0.26, 0.075, 0.26),
-    _line("calcium", ((0, -0.05), (0, -0.52)), 0.012),
-    _line("calcium", ((0.08, -0.05), (0.04, -0.52)), 0.012, sides=True),
-    _oval("air|calcium|bone", (-0.17, 0.17), (-0.3, 0.04), (0.015, 0.045), (0.015, 0.045), times=8),
-)
-_EARS = (  # petrous bones with their air cells, brain stem, fourth ventricle
-    _line("bone", ((0.44, 0.1), (0.27, (0.025, 0.055)), (0.1, -0.03)), (0.02, 0.045), sides=True, chance=0.7),
-    _oval("bone", 0.38, 0.1, 0.09, 0.07, sides=True),
-    _oval("air", (0.28, 0.43), (0.03, 0.16), (0.012, 0.03), (0.012, 0.03), sides=True, times=(2, 4)),
-    _oval("deep", 0, 0.14, 0.11, 0.08),
-    _oval("fluid", 0, 0.25, 0.045, 0.025),
-)
-_JAW = (  # lower face and neck: muscles with fat between them, tongue, jaw, throat, vertebra
-    _oval("fat", 0, 0.05, (0.42, 0.5), (0.52, 0.64)),
-    _oval("muscle", (0.1, 0.34), (-0.25, 0.5), (0.05, 0.13), (0.05, 0.13), (0, 180), sides=True, times=6),
-    _oval("deep", 0, -0.22, 0.22, 0.2),
-    _line("bone", ((-0.32, -0.18), (-0.23, -0.37), (0, -0.5), (0.23, -0.37), (0.32, -0.18)), (0.05, 0.08)),
-    _oval("air", 0, -0.02, 0.08, 0.05),
-    _line("bone", ((0.1, 0.16), (0.2, 0.18)), 0.05, sides=True),
-    _oval("bone", 0, 0.16, 0.17, 0.14),
-    _oval("brain", 0, 0.2, 0.085, 0.075),
-    _line("bone", ((0, 0.3), (0, 0.4)), 0.04),
-)
-_HEAD_REST = (  # a curved shell, or its two arms
-    _line("rest", [(math.sin(t), math.cos(t)) for t in np.linspace(-1.3, 1.3, 12)], 0.014, chance=0.3),
-    _line("rest", ((1, 1.7), (1, (0.2, 1))), 0.014, sides=True, chance=0.2),
-)
-# Share of the slices, size, thickness of the skull relative to the usual, and what is inside.
-_HEAD = (
-    (0.10, (0.4, 0.7), (2.4, 7.0), ()),
-    (0.22, (0.65, 0.9), (1.2, 2.4), _FALX + _FOLD),
-    (0.15, (0.88, 1.2), 1.0, _FALX + _BODIES + _LESION),
-    (0.23, (0.88, 1.2), 1.0, _FALX + _HORNS + _LESION),
-    (0.20, (0.88, 1.2), 1.0, _FACE),
-    (0.10, (0.88, 1.2), 1.0, _JAW),
-)
+_SHELL = _line("rest", [(math.sin(t), math.cos(t)) for t in np.linspace(-1.3, 1.3, 12)], 0.014, chance=0.3)
 
 
 def _head_ct(rng, style):
-    _, sizes, skull, table = _HEAD[rng.choice(len(_HEAD), p=[row[0] for row in _HEAD])]
+    heights = ANATOMY["head"]
+    _, sizes, skull, inside = heights[rng.choice(len(heights), p=[row[0] for row in heights])]
     turn = rng.normal(0, 10) if rng.random() < 0.9 else rng.uniform(-100, 100)
     size = rng.uniform(*sizes)
     picture = Picture(rng, turn, size, rng.normal(0, (0.09, 0.1)), warp=0.02 * size, aspect=rng.uniform(0.92, 1.1))
@@ -426,9 +256,9 @@ def _head_ct(rng, style):
     tissues = {"air": 0, "fat": 0.06, "brain": brain, "bone": 1, "calcium": (0.5, 1), "rest": (0.25, 0.55)}
     tissues |= {"fluid": brain * rng.uniform(0.25, 0.6), "deep": 1.12 * brain, "muscle": (0.8 * brain, 1.3 * brain)}
     tissues |= {"falx": (0.8 * brain, 1.5 * brain), "lesion": (0.6 * brain, 1.7 * brain)}
-    if table is _JAW:
-        picture.fill(_JAW, tissues)
-    elif table is _FACE:
+    if inside == ["jaw"]:
+        picture.fill(_rows("jaw"), tissues)
+    elif inside == ["face"]:
         front = rng.uniform(-0.14, 0.06)
         cranium = picture.oval((0, 0.14), (0.5, rng.uniform(0.48, 0.56)))
         face = picture.oval((0, front - 0.16), rng.uniform((0.33, 0.4), (0.4, 0.46)))
@@ -437,8 +267,8 @@ def _head_ct(rng, style):
         picture.paint(picture.cover(cranium + bone), brain + 0.03 * picture.texture(12))
         before = picture.cover(face) * picture.cover(picture.v - front + 0.35 * np.abs(picture.u))
         picture.paint(before, rng.uniform(0.2, 0.4))
-        picture.fill(_FACE, tissues, origin=(0, front))
-        picture.fill(_EARS, tissues, origin=(0, front + rng.uniform(0.14, 0.24)))
+        picture.fill(_rows("face"), tissues, origin=(0, front))
+        picture.fill(_rows("ears"), tissues, origin=(0, front + rng.uniform(0.14, 0.24)))
     else:
         a, b = rng.uniform((0.46, 0.58), (0.54, 0.68))
         outer = picture.oval((0, 0), (a, b))
@@ -449,27 +279,19 @@ def _head_ct(rng, style):
         inner = outer + bone + lean * picture.v + (0.03 if bone > 0.2 else 0.006) * picture.texture(8)
         furrows = np.clip(picture.texture(32) - rng.uniform(0, 1.2), 0, 1) * rng.uniform(0, 0.25)
         rind = np.clip(1 + (outer + bone + 0.12) * 9, 0, 1)  # the cortex folds near the bone
-        inside = picture.cover(inner)
-        picture.paint(inside, brain + 0.03 * picture.texture(14) - furrows * rind)
-        picture.fill(table, tissues, inside, origin=(rng.normal(0, 0.02), 0))
+        cavity = picture.cover(inner)
+        picture.paint(cavity, brain + 0.03 * picture.texture(14) - furrows * rind)
+        picture.fill(_rows(*inside), tissues, cavity, origin=(rng.normal(0, 0.02), 0))
     straight = Picture(rng, rng.normal(0, 2), warp=0)  # the head rest does not turn with the head
-    rest = straight.total(_HEAD_REST, tissues, unit=rng.uniform((0.6, 0.7), (0.9, 0.95)))
+    rest = straight.total([_SHELL, *_rows("arms of a head rest")], tissues, unit=rng.uniform((0.6, 0.7), (0.9, 0.95)))
     picture.canvas = np.maximum(picture.canvas, rest)
     image, base = _down(picture.canvas), rng.uniform(0.08, 0.12)
     image += rng.normal(0, 0.02 * style.noise, image.shape) * (image > 0.05)
     return base + (1.03 - base) * image
 
 
-# ---- radiographs: what the ray passes through adds up ----
+# Radiographs: what the ray passes through adds up.
 
-# Root and angle from straight up (degrees) of each finger, lengths of its bones from the hand outwards; thumb last.
-_FINGERS = (
-    ((-0.13, 0.3), (-27, -21), (0.36, 0.2, 0.12, 0.1)),
-    ((-0.05, 0.3), (-12, -6), (0.39, 0.25, 0.16, 0.11)),
-    ((0.04, 0.3), (1, 7), (0.42, 0.27, 0.18, 0.12)),
-    ((0.12, 0.3), (14, 20), (0.42, 0.25, 0.15, 0.11)),
-    ((0.15, 0.36), (30, 60), (0.27, 0.2, 0.14)),
-)
 _FLESH, _BONE = (0.115, 0.09, 0.084, 0.078), (0.04, 0.036, 0.031, 0.026)  # half-widths along a finger
 _CARPALS = tuple(
     _oval("carpal", (x - 0.015, x + 0.015), (y - 0.015, y + 0.015), 0.05, 0.048)
@@ -488,7 +310,7 @@ def _hand(rng, style):
     # Rods: start, end, and the half-widths there.
     flesh = [((0, 0.5), (tilt, 1.6), 0.2, 0.26)] + [((x, 0.12), (x / 2, 0.38), 0.19, 0.19) for x in (-0.06, 0.06)]
     bones = [((x, 0.6), (x + 0.7 * tilt, 1.6), wide, 0.06) for x, wide in ((0.08, 0.105), (-0.11, 0.06))]
-    for start, angle, lengths in _FINGERS:
+    for start, angle, lengths in ANATOMY["fingers"]:
         start, angle = np.array(start), np.deg2rad(picture.number(angle))
         for k, length in enumerate(lengths):
             # Metacarpals are held together by the palm; phalanges spread, and bend a little out of the plane.
@@ -527,25 +349,6 @@ def _hand(rng, style):
     return image
 
 
-_HEART_SHADOW = (  # from the left dome of the diaphragm up: heart, whose apex points to the patient's left; great vessels
-    _line("", ((0.02, -0.42), ((0.12, 0.3), -0.05)), 0.13, 0.21),
-    _line("", ((0, -1.2), (0.02, 0.8)), (0.1, 0.14), 0.16),
-    _oval("", 0.11, -0.62, 0.1, 0.12),
-)
-_ROOTS = (_line("vessel", ((0.13, (-0.06, 0.06)), ((0.25, 0.53), (-0.35, 0.42))), 0.026, 0.006, sides=True, times=9),)
-_RIB = (  # behind it runs outwards and level, at the side it turns down and forward
-    _line("back", ((0.12, 0.02), (0.45, -0.02), (0.8, 0.04), (1, 0.14), (0.97, 0.22)), 0.022, sides=True),
-    _line("front", ((0.97, 0.22), (0.75, 0.32)), 0.022, sides=True),
-)
-_SHOULDER_BONES = (  # from the lungs' tops; the trachea is air between them
-    _line("clavicle", ((0.08, 0.13), (0.35, (0.03, 0.09)), (0.75, (-0.02, 0.04))), 0.026, sides=True),
-    _line("scapula", ((0.76, 0.12), (0.62, 0.6)), 0.06, 0.02, sides=True),
-    _line("humerus", ((0.88, 0.12), (1.05, 1.15)), 0.075, 0.05, sides=True),
-    _line("trachea", ((0, -0.45), (-0.01, 0.4)), 0.035),
-)
-_STOMACH_GAS = (_oval("gas", (0.2, 0.45), (0.14, 0.25), (0.05, 0.14), (0.05, 0.14), chance=0.4),)
-
-
 def _cxr(rng, style):
     shift = rng.normal(0, (0.07, 0.08))
     picture = Picture(rng, rng.normal(0, 4), rng.uniform(0.88, 1.15), shift, 0.02, rng.uniform(0.9, 1.1))
@@ -579,20 +382,20 @@ def _cxr(rng, style):
     depth += np.clip((v - bottom + 0.1) * 2, 0, 1) * body * (1 - lungs) * rng.uniform(0.05, 0.25)  # belly
 
     heart = np.full(2, rng.uniform(0.8, 1.35))
-    shadow = picture.total(_HEART_SHADOW, {"": 1}, np.maximum, origin=(0, bottom), size=heart)
+    shadow = picture.total(_rows("heart shadow"), {"": 1}, np.maximum, origin=(0, bottom), size=heart)
     depth += ndimage.gaussian_filter(shadow, 2.0) * lungs * air * rng.uniform(0.75, 1.0)
     discs = 1 - 0.5 * (np.abs(v / 0.14 % 1 - 0.5) < 0.09)  # between the vertebrae
     depth += picture.total([_line("spine", ((0, -1.3), (0, 1.3)), 0.08)], {"spine": (0.06, 0.16)}) * discs
-    depth += lungs * picture.total(_ROOTS, {"vessel": (0.05, 0.17)}, np.maximum, origin=(0, bottom - 0.45))
+    depth += lungs * picture.total(_rows("roots"), {"vessel": (0.05, 0.17)}, np.maximum, origin=(0, bottom - 0.45))
     pitch, bone, ribs = rng.uniform(0.115, 0.15), rng.uniform(0.03, 0.12), 0
     for k in range(9):
         reach = 0.8 * chest * np.sqrt(max(0.25, 1 - ((k - 6) / 8) ** 2))
         greys = {"back": bone, "front": bone / 2}
-        ribs = ribs + picture.total(_RIB, greys, origin=(0, top + 0.07 + pitch * k), unit=(reach, 1))
+        ribs = ribs + picture.total(_rows("rib"), greys, origin=(0, top + 0.07 + pitch * k), unit=(reach, 1))
     depth += ribs * body * (0.35 + 0.65 * lungs)
     greys = {"clavicle": (0.08, 0.16), "scapula": 0.07, "humerus": 0.12, "trachea": (-0.16, -0.05)}
-    depth += body * picture.total(_SHOULDER_BONES, greys, origin=(0, top))
-    depth -= picture.total(_STOMACH_GAS, {"gas": (0.05, 0.25)}, origin=(0, bottom))
+    depth += body * picture.total(_rows("shoulder bones"), greys, origin=(0, top))
+    depth -= picture.total(_rows("stomach gas"), {"gas": (0.05, 0.25)}, origin=(0, bottom))
     depth += 0.03 * picture.texture(3) * body
     image = _down(np.maximum(depth, 0)) * rng.uniform(1.05, 1.3)
     if rng.random() < 0.3:  # faint scatter outside the body
@@ -601,9 +404,6 @@ def _cxr(rng, style):
         row, column = rng.integers(1, 12), rng.choice([rng.integers(1, 5), rng.integers(56, 61)])
         image[row : row + rng.integers(2, 4), column : column + rng.integers(2, 4)] = 1
     return image
-
-
-_CHEST_HEART = (_oval("blood", (0.1, 0.4), (0.35, 0.7), (0.05, 0.2), (0.05, 0.2), (0, 90), times=3, chance=0.5),)
 
 
 def _breast_mri(rng, style):
@@ -638,7 +438,7 @@ def _breast_mri(rng, style):
     picture.paint(picture.cover(np.abs(wall + rim + 0.03) - 0.03) * 0.7, dark * 2)  # muscle
     if rng.random() < 0.5:  # fat within the wall
         picture.paint(picture.cover(np.abs(wall + rim + 0.09) - 0.012) * rng.uniform(0.2, 0.7), fat * 0.7)
-    picture.fill(_CHEST_HEART, {"blood": (0.15, 0.7)}, inside)  # bright and smeared: it beats
+    picture.fill(_rows("chest heart"), {"blood": (0.15, 0.7)}, inside)  # bright and smeared: it beats
     # The receive coil lies in front: signal falls towards the back.
     picture.canvas *= 1 - rng.uniform(0.1, 0.55) * np.clip(picture.v - (cy - ry), 0, 1)
     image = _down(picture.canvas * (1 + 0.08 * picture.texture(4)))
@@ -659,11 +459,8 @@ _CLASSES = {
 
 
 def draw(class_name: str, rng: np.random.Generator, style: ScannerStyle | None = None) -> np.ndarray:
-    """Draw one picture of a class of ``CARD.labels``: grey values 0…255, ``(64, 64)`` uint8, rows from top to bottom.
-
-    All that varies comes from ``rng``, which draws one of :data:`STYLES`, too, where no scanner is given. A ``CourseError`` for an
-    unknown class.
-    """
+    """Draw one picture of a class of ``CARD.labels``: grey values 0…255, ``(64, 64)`` uint8, rows from top to bottom. ``rng`` draws
+    one of :data:`STYLES`, too, where no scanner is given. A ``CourseError`` for an unknown class."""
     if class_name not in _CLASSES:
         raise CourseError(f"There is no class {class_name!r} to draw; choose one of {', '.join(_CLASSES)}.")
     style = style or STYLES[rng.integers(len(STYLES))]
@@ -694,17 +491,14 @@ def parameters(per_class: int, seed: int, styles: Sequence[ScannerStyle] = STYLE
 
 
 def write(folder: Path, per_class: int, seed: int, styles: Sequence[ScannerStyle] = STYLES) -> None:
-    """Write ``per_class`` drawings of each class into an empty folder, as ``<folder>/<class>/000000.jpeg`` and on.
-
-    Picture ``i`` of a class shows ``styles[i % len(styles)]`` and does not depend on ``per_class``. The same arguments
-    give the same bytes, on the same versions of NumPy and Pillow. A ``CourseError`` for arguments that are not possible.
-    """
+    """Write ``per_class`` drawings of each class into an empty folder, as ``<folder>/<class>/000000.jpeg`` and on. Picture ``i`` of
+    a class shows ``styles[i % len(styles)]`` and does not depend on ``per_class``. The same arguments give the same bytes, on the
+    same versions of NumPy and Pillow. Raises as :func:`parameters`."""
     parameters(per_class, seed, styles)
     for number, name in enumerate(CARD.labels):
         (Path(folder) / name).mkdir()
         for i in range(per_class):
-            jpeg = io.BytesIO()
-            picture = draw(name, np.random.default_rng((seed, number, i)), styles[i % len(styles)])
-            Image.fromarray(picture).save(jpeg, "JPEG")
+            jpeg, rng = io.BytesIO(), np.random.default_rng((seed, number, i))
+            Image.fromarray(draw(name, rng, styles[i % len(styles)])).save(jpeg, "JPEG")
             # Pillow writing to disk by itself would report a full disk as "encoder error -2".
             (Path(folder) / name / f"{i:06d}.jpeg").write_bytes(jpeg.getvalue())

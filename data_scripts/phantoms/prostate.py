@@ -2,22 +2,21 @@
 
 Each organ of a male pelvis is an implicit surface in mm, painted over what lies behind it with a soft edge, averaged over the slice
 thickness, then seen through one of four scanners (:data:`HOSPITALS`). Gland volume, zones, shape and position follow the real data
-(Antonelli et al., *The Medical Segmentation Decathlon*, Nature Communications 2022, doi:10.1038/s41467-022-30695-9).
-
-Index axes are the real ones: x grows to the patient's right, y to anterior, z to superior; lengths are millimetres.
-"""
+(Antonelli et al., *The Medical Segmentation Decathlon*, Nature Communications 2022, doi:10.1038/s41467-022-30695-9). As there, x
+grows to the patient's right, y to anterior, z to superior."""
 
 import gzip
+import itertools
 import json
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from data_scripts.phantoms.common import described
+from data_scripts.phantoms.common import ANATOMY, described
 
 VERSION = 3  # changes whenever the same seed draws other voxels, so that an older folder is not taken for a current one
 TEST_CASES = 4
@@ -27,8 +26,7 @@ _TRAIN_IDS = [number for number in range(48) if number not in _TEST_IDS]
 _ONE_LABEL_EVERY = 16  # two of the 32 real cases carry the whole gland as label 1
 
 
-@dataclass(frozen=True)
-class EndorectalCoil:
+class EndorectalCoil(NamedTuple):
     """A receive coil in the rectum, of sensitivity ``floor + peak / (1 + (distance / reach) ** power)``; it flattens the gland."""
 
     floor: float
@@ -38,8 +36,7 @@ class EndorectalCoil:
     wander: float  # standard deviation in mm of its place sideways
 
 
-@dataclass(frozen=True)
-class HospitalStyle:  # one scanner and its protocol, as far as it shows in the images
+class HospitalStyle(NamedTuple):  # one scanner and its protocol, as far as it shows in the images
     name: str  # of the site, as in ``hospitals.json``
     description: str  # one line for figures and tables
     matrix: int  # voxels along x and y
@@ -54,8 +51,8 @@ class HospitalStyle:  # one scanner and its protocol, as far as it shows in the 
     scale: float  # intensity that a relative signal of 1 is stored as
 
 
-# The second one differs as strongly as a hospital with an endorectal coil does from others in real data: brightness that falls by
-# more than a decade from the back of the gland to its front, suppressed fat, a small field of small voxels.
+# As strongly as a hospital with such a coil differs from others in real data: brightness that falls by more than a decade from the
+# back of the gland to its front, suppressed fat, a small field of small voxels.
 _COIL = EndorectalCoil(floor=0.05, peak=12.0, reach=14.0, power=3.0, wander=6.0)
 HOSPITALS = (
     HospitalStyle("site-1", "3 T, phased-array coil", 144, 1.25, 3.6, None, 0.10, 0.020, 0.55, 1.00, 0.62, 600.0),
@@ -64,15 +61,11 @@ HOSPITALS = (
     HospitalStyle("site-4", "1.5 T, soft and noisy", 136, 1.4, 4.0, None, 0.15, 0.050, 0.95, 0.75, 0.72, 1300.0),
 )
 
-# ---- the gland: shape in units of its own half-axes, then millimetres ----
-
 
 class _Gland:
     """Gland and transition zone as implicit surfaces in u = x/a, v = y/b and t from -1 (apex) to 1 (base)."""
 
-    def __init__(
-        self, rng: np.random.Generator, style: HospitalStyle
-    ):  # its volume, zones and box follow the real ones
+    def __init__(self, rng: np.random.Generator, style: HospitalStyle):
         volume = np.clip(rng.lognormal(4.15, 0.62), 22, 250) * 1000  # mm³: mean 74, standard deviation 55 mL
         peripheral = np.clip(rng.lognormal(np.log(16), 0.38), 7.5, 33) * 1000
         self.warp = rng.uniform(1.0, 1.45)  # exponent that puts the widest level above (>1) the middle
@@ -150,15 +143,12 @@ def _harmonics(waves, u, v, t):  # low ones of the angle of (u, v), whose weight
     return total
 
 
-# ---- the canvas: two channels in millimetres, sampled twice per slice ----
-
-
 def _mean_over_slice(volume: np.ndarray) -> np.ndarray:
     return (volume[..., ::2] + volume[..., 1::2]) / 2
 
 
 class _Canvas:
-    """T2 (relative signal) and ADC (10⁻⁶ mm²/s) on a grid in mm around the gland, which lies at ``centre`` in the image."""
+    """T2 (relative signal) and ADC (10⁻⁶ mm²/s) in mm around the gland, at ``centre`` in the image, sampled twice a slice."""
 
     def __init__(self, rng: np.random.Generator, style: HospitalStyle, slices: int, centre):
         self.rng, self.shape = rng, (style.matrix, style.matrix, 2 * slices)
@@ -169,12 +159,11 @@ class _Canvas:
         self.t2, self.adc = np.zeros((2, *self.shape), np.float32)
         # Nobody's organs are ellipsoids: everything around the gland is drawn in slightly bent coordinates.
         self.bent = [own.copy() for own in self.grid]
-        for bent in self.bent:
-            for length, height in ((95, 2.2), (48, 1.3)):
-                k = rng.standard_normal(3)
-                k *= 2 * np.pi / length / np.linalg.norm(k)
-                phase = sum(np.float32(w) * g for w, g in zip(k, self.grid, strict=True))
-                bent += np.float32(height) * np.sin(phase + np.float32(rng.uniform(0, 6.28)))
+        for bent, (length, height) in itertools.product(self.bent, ((95, 2.2), (48, 1.3))):
+            k = rng.standard_normal(3)
+            k *= 2 * np.pi / length / np.linalg.norm(k)
+            phase = sum(np.float32(w) * g for w, g in zip(k, self.grid, strict=True))
+            bent += np.float32(height) * np.sin(phase + np.float32(rng.uniform(0, 6.28)))
         self.fine, self.middle, self.coarse = self.texture(2.8), self.texture(6.5), self.texture(13.5)
 
     def texture(self, size: float) -> np.ndarray:  # smooth noise of unit variance with grains of so many mm
@@ -201,10 +190,8 @@ class _Canvas:
 
     def organ(self, layers, centre, radii, turn=0.0, lean=0.0, square=2.0, limit=None) -> None:
         """Paint an ellipsoid (mm, degrees in the axial plane) from the outside in, by layers (depth in mm, T2, ADC, perhaps edge).
-
         Each is a number, a field on the canvas, or a pair of a number and the share by which fine grain changes it. ``lean`` shifts
-        it along y per mm of z, ``square`` above 2 fills its corners, and nothing of it gets to where ``limit`` is positive.
-        """
+        it along y per mm of z, ``square`` above 2 fills its corners, and nothing of it gets to where ``limit`` is positive."""
         c, s = np.float32(np.cos(np.deg2rad(turn))), np.float32(np.sin(np.deg2rad(turn)))
         a, b, half = radii
         reach = [np.hypot(a * c, b * s), np.hypot(a * s, b * c) + abs(lean) * half, half]
@@ -230,31 +217,6 @@ class _Canvas:
         return full
 
 
-# ---- what lies around the gland ----
-
-# Tissue; where x (outwards) and y (forwards) are counted from; centre and radii (mm); turn (degrees), lean, squareness.
-# What does not lie on the midline is drawn on both sides.
-_PELVIS = (
-    ("muscle", "wall", "back", (14, -54, -5), (58, 20, 80), 24),  # gluteus maximus
-    ("muscle", "wall", "front", (40, -2, -34), (30, 26, 42), -20),  # obturator externus, quadratus
-    ("muscle", "middle", "front", (60, 30, -8), (25, 11, 50), -28, 0, 2.4),  # pectineus, iliopsoas
-    ("muscle", "middle", "front", (86, 26, 12), (18, 17, 60), -15),  # sartorius, rectus femoris
-    ("artery", "middle", "front", (62, 47, 10), (5, 5, 70), 0, -0.15),  # femoral
-    ("vein", "middle", "front", (51, 45, 10), (5.8, 5.8, 70), 0, -0.15),
-    ("bone", "wall", "middle", (29, -10, 16), (20, 35, 44), 8),  # acetabulum
-    ("bone", "wall", "back", (27, -12, -26), (14, 19, 32), 20),  # ischial tuberosity
-    ("bone", "middle", "front", (36, 18, -9), (35, 9.5, 17), -24),  # superior pubic ramus
-    ("bone", "middle", "front", (13.5, 17, -13), (10.5, 13, 21), -12),  # pubic body
-    ("joint", "wall", "middle", (47, 4, 24), (27, 27, 30), 0),  # femoral head in its cartilage
-    ("muscle", "wall", "middle", (6, 0, 4), (7, 36, 50), 5, 0, 2.5),  # obturator internus
-    ("muscle", "wall", "back", (9, -20, 0), (5.5, 18, 42), 36),  # its turn around the ischium
-    ("cartilage", "middle", "front", (0, 18, -14), (2.6, 12, 20), 0),  # symphysis
-    ("bone", "middle", "back", (0, -62, 36), (22, 8, 52), 0, -0.3),  # sacrum and coccyx
-    ("muscle", "middle", "back", (24, -58, 22), (17, 3.5, 40), 18),  # coccygeus
-)
-_ALL = (slice(None), slice(None), slice(None))
-
-
 def _draw_pelvis(c: _Canvas, style: HospitalStyle, g: _Gland):
     """Paint everything but the gland, from the outside in."""
     rng, (a, b, _), (x, y, _) = c.rng, g.half, c.bent
@@ -262,8 +224,8 @@ def _draw_pelvis(c: _Canvas, style: HospitalStyle, g: _Gland):
     outline = y - (max(b + 50, 80 + rng.uniform(-9, 8)) - x * x / 480)
     septa = 1 - 0.30 * np.exp(-np.square(c.texture(13.0) / np.float32(0.10)))
     lobules = np.float32(style.fat) * (1 + 0.05 * c.middle + 0.03 * c.fine) * septa
-    c.paint(_ALL, outline, 0.30, 900.0)
-    c.paint(_ALL, outline + 2.2, lobules, 180.0 + 60 * c.fine)
+    c.paint(..., outline, 0.30, 900.0)
+    c.paint(..., outline + 2.2, lobules, 180.0 + 60 * c.fine)
 
     # Muscles: fibres show as faint streaks, and a ragged border as interdigitating fat.
     muscle, muscle_adc = 0.20 * (1 + 0.10 * c.fine + 0.12 * c.middle), 1100 * (1 + 0.10 * c.fine)
@@ -279,9 +241,9 @@ def _draw_pelvis(c: _Canvas, style: HospitalStyle, g: _Gland):
     wall = outline + np.float32(rng.uniform(17, 26))
     # Rectus abdominis: two straps that thin out sideways, a white line between them.
     strap = np.abs(wall) - np.clip(6.5 * (1 - np.square((np.abs(x) - 22) / 21)), -3, 6.5)
-    c.paint(_ALL, strap + 0.5 * c.middle, muscle, muscle_adc, edge=1.6)
+    c.paint(..., strap + 0.5 * c.middle, muscle, muscle_adc, edge=1.6)
     anchors = {"wall": max(a + 13, 45 + rng.uniform(-3, 4)), "front": b, "back": -b * g.posterior, "middle": 0.0}
-    for tissue, beside, behind, centre, radii, turn, *form in _PELVIS:
+    for tissue, beside, behind, centre, radii, turn, *form in ANATOMY["pelvis"]:
         for side in (-1, 1) if centre[0] else (1,):
             place = np.array([anchors[beside], anchors[behind], 0]) + centre + [*rng.uniform(-1.5, 1.5, 2), 0]
             c.organ(tissues[tissue], place * [side, 1, 1], radii, side * turn, *form)
@@ -421,33 +383,29 @@ def _draw_prostate(c: _Canvas, g: _Gland, one_label: bool) -> np.ndarray:
 
 def _scan(c: _Canvas, style: HospitalStyle, g: _Gland) -> np.ndarray:
     """T2 and ADC as the scanner stores them: (x, y, z, 2) float32."""
-    rng = c.rng
-    sigma = style.blur / style.spacing
+    rng, sigma = c.rng, style.blur / style.spacing
     signal = np.clip(_mean_over_slice(c.t2), 0, 1.2) ** style.gamma
     signal = ndimage.gaussian_filter(signal, (sigma, sigma, 0), truncate=3)
     x, y, z = (_mean_over_slice(axis) for axis in c.grid)
     field = np.zeros_like(signal)
-    for power, weight in ((1, 1.0), (2, 0.6)):
-        for axis in (x, y, z):
-            field += np.float32(rng.standard_normal() * weight) * (axis / 80) ** power
+    for (power, weight), axis in itertools.product(((1, 1.0), (2, 0.6)), (x, y, z)):
+        field += np.float32(rng.standard_normal() * weight) * (axis / 80) ** power
     signal = signal * np.exp(style.bias * (field - field.mean()) / max(float(field.std()), 1e-6))
-    if style.coil:
-        coil, aside = style.coil, style.coil.wander * rng.standard_normal()
+    if coil := style.coil:
+        aside = coil.wander * rng.standard_normal()
         distance = _norm(2, x - aside, y - (g.back - 6), z * 0.55)
         signal = signal * (coil.floor + coil.peak / (1 + (distance / coil.reach) ** coil.power)).astype(np.float32)
     noise = rng.standard_normal((2, *signal.shape)).astype(np.float32) * style.noise
     signal = np.hypot(signal + noise[0], noise[1])
 
     adc = ndimage.gaussian_filter(_mean_over_slice(c.adc), (1.5 * sigma + 0.5, 1.5 * sigma + 0.5, 0), truncate=3)
-    grain = rng.standard_normal(adc.shape).astype(np.float32)
-    grain = ndimage.gaussian_filter(grain, (0.6, 0.6, 0), truncate=2)
+    grain = ndimage.gaussian_filter(rng.standard_normal(adc.shape).astype(np.float32), (0.6, 0.6, 0), truncate=2)
     adc = np.clip(adc + grain * (90 + 5500 * style.noise), 0, 3500)
     # Scanners store integers; the real files hold them as floats.
     return np.stack([np.rint(signal * style.scale), np.rint(adc)], axis=-1).astype(np.float32)
 
 
-def _affine(rng: np.random.Generator, style: HospitalStyle, slices: int) -> np.ndarray:
-    """Slightly oblique axial stack: voxel indices to RAS millimetres."""
+def _affine(rng: np.random.Generator, style: HospitalStyle, slices: int) -> np.ndarray:  # of a slightly oblique stack
     turn = Rotation.from_euler("XYZ", [rng.uniform(-20, 0), rng.normal(0, 1.0), rng.normal(0, 1.5)], degrees=True)
     affine = np.eye(4)
     affine[:3, :3] = turn.as_matrix() @ np.diag([style.spacing, style.spacing, style.thickness])
@@ -458,10 +416,8 @@ def _affine(rng: np.random.Generator, style: HospitalStyle, slices: int) -> np.n
 
 def draw_case(rng: np.random.Generator, style: HospitalStyle, one_label: bool = False) -> tuple[np.ndarray, ...]:
     """Draw one pelvis as one hospital would image it; ``one_label`` marks the whole gland as 1, as two of the real cases do.
-
-    Returns image (x, y, z, 2) float32: T2 in arbitrary units, ADC in 10⁻⁶ mm²/s; label (x, y, z) uint8: 0 background,
-    1 peripheral zone, 2 transition zone; affine (4, 4) float64: voxel indices to RAS mm.
-    """
+    Returns image (x, y, z, 2) float32: T2 in arbitrary units, ADC in 10⁻⁶ mm²/s; label (x, y, z) uint8: 0 background, 1 peripheral
+    zone, 2 transition zone; affine (4, 4) float64: voxel indices to RAS mm."""
     gland = _Gland(rng, style)
     height = 2 * gland.half[2]
     slices = int(np.clip(np.ceil(height / style.thickness) + rng.integers(4, 9), 12, 24))
@@ -488,9 +444,7 @@ def parameters(cases: int, seed: int) -> dict:
 
 def write(folder: Path, cases: int, seed: int) -> None:
     """Write a stand-in for Task05_Prostate, with four hospitals in turn, into an empty folder; a seed gives the same bytes again.
-
-    Beside what the Decathlon has there is ``hospitals.json``, which maps each site to its cases. Raises as :func:`parameters`.
-    """
+    Beside what the Decathlon has there is ``hospitals.json``, which maps each site to its cases. Raises as :func:`parameters`."""
     parameters(cases, seed)
     folder, names = Path(folder), {"imagesTr": [], "imagesTs": []}
     for part in (*names, "labelsTr"):
