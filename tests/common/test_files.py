@@ -17,13 +17,11 @@ from src.common.files import read_json, stamp, write_file, write_json, writing
 from tests.tests_support import FULL, failing, files_of, names_in
 
 
-@pytest.mark.parametrize(
-    ("content", "stored"), [("Prostata ä", "Prostata ä".encode()), (b"\0\xff", b"\0\xff")], ids=["text", "bytes"]
-)
-def test_a_file_is_written_for_all_to_read(tmp_path, content, stored):
-    assert write_file(tmp_path / "page.html", content) == tmp_path / "page.html"
-    assert files_of(tmp_path) == {"page.html": stored}
-    assert (tmp_path / "page.html").stat().st_mode & 0o777 == 0o644
+def test_a_file_is_written_for_all_to_read(tmp_path):
+    for content, stored in {"Prostata ä": "Prostata ä".encode(), b"\0\xff": b"\0\xff"}.items():
+        assert write_file(tmp_path / "page.html", content) == tmp_path / "page.html"
+        assert files_of(tmp_path) == {"page.html": stored}
+        assert (tmp_path / "page.html").stat().st_mode & 0o777 == 0o644
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -39,20 +37,14 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
-def test_json_comes_back_with_any_file_name_in_it(tmp_path):
-    content = {"case": "Prostata ä", "bytes": os.fsdecode(b"fall_\xe4"), "n": [1, 2.5, None]}
-    write_json(tmp_path / "a.json", content)
-    assert read_json(tmp_path / "a.json") == content
-    assert b"fall_\xe4" in (tmp_path / "a.json").read_bytes()
-    assert read_json(tmp_path / "none.json") is None
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"[1]", b"3", b"\xff\xfe{\0}\0"], ids=["nothing", "half", "list", "number", "UTF-16"]
-)
-def test_json_that_is_no_object_is_none(tmp_path, content):
-    (tmp_path / "a.json").write_bytes(content)
-    assert read_json(tmp_path / "a.json") is None
+def test_json_comes_back_with_any_file_name_in_it_and_is_none_where_it_is_no_object(tmp_path):
+    content, file = {"case": "Prostata ä", "bytes": os.fsdecode(b"fall_\xe4"), "n": [1, 2.5, None]}, tmp_path / "a.json"
+    assert read_json(file) is None
+    write_json(file, content)
+    assert read_json(file) == content and b"fall_\xe4" in file.read_bytes()
+    for other in (b"", b"{", b"[1]", b"3", b"\xff\xfe{\0}\0"):
+        file.write_bytes(other)
+        assert read_json(file) is None, other
 
 
 def test_a_stamp_changes_with_size_and_with_time(tmp_path):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.local import train_each_site_alone, train_locally
 from data_scripts.nifti import one_geometry
 from src.common.engine import train_for
 from src.prostate.evaluation import TASK, evaluate_cases, hausdorff95, predict
@@ -65,28 +64,6 @@ def test_the_head_takes_larger_steps_and_both_follow_the_schedule(items):
     assert groups[0]["weight_decay"] == TINY.weight_decay
     train_for(trainer, 2)
     assert [group["lr"] for group in groups] == pytest.approx([0.5 * 0.003, 0.5 * 0.03])
-
-
-def test_a_whole_training_moves_every_weight_and_validates_every_round(items):
-    trained = train_locally(TASK, items, TINY, "site-1")
-    assert (trained.epochs, trained.steps) == (2, 2)
-    assert [set(entry) for entry in trained.history] == [{"epoch", "train_loss", "val_dice"}] * 2
-    fresh = TASK.new_model(TINY.seed).state_dict()
-    for name, value in trained.model.state_dict().items():
-        assert torch.isfinite(value).all()
-        assert value.numel() < 2 or not torch.equal(value, fresh[name]), name
-
-
-def test_sites_alone_side_by_side_come_out_as_one_by_one(items):
-    lists, settings = {name: {**items, "validation": []} for name in ("site-1", "site-2")}, TINY.changed(rounds=1)
-    torch.set_num_threads(2)  # two sites at a time
-    together = train_each_site_alone(TASK, lists, settings, side_by_side=True)
-    assert torch.get_num_threads() == 2
-    torch.set_num_threads(1)
-    for name, trained in together.items():
-        alone = train_locally(TASK, lists[name], settings, name)
-        assert trained.history[0]["train_loss"] == pytest.approx(alone.history[0]["train_loss"], rel=1e-3)
-    assert together["site-1"].history != together["site-2"].history
 
 
 # -- evaluation --------------------------------------------------------------------------------------------------------
