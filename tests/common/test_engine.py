@@ -29,8 +29,8 @@ def test_the_rate_falls_along_half_a_cosine_over_the_whole_training_not_over_the
     model, rates = torch.nn.Linear(3, 1), []
     optimizer = torch.optim.SGD([{"params": model.weight, "lr": 1.0}, {"params": model.bias, "lr": 10.0}])
     trainer = make_trainer(model, line_batches(2), optimizer, torch.nn.functional.mse_loss, CPU, epochs=4)
-    now = lambda _: rates.append([group["lr"] for group in optimizer.param_groups])  # noqa: E731
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, now)
+    look = trainer.add_event_handler
+    look(Events.ITERATION_COMPLETED, lambda _: rates.append([group["lr"] for group in optimizer.param_groups]))
     for _ in range(2):
         train_for(trainer, 2)
     np.testing.assert_allclose(rates, [[cosine(step / 8), 10 * cosine(step / 8)] for step in range(8)])
@@ -54,16 +54,14 @@ def test_the_mean_loss_is_that_of_the_last_pass():
 # -- the proximal term -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("towards", ["what it received", "another network"])
-def test_the_proximal_term_is_that_of_flares_loss(towards):
+@pytest.mark.parametrize("other", [None, torch.nn.Linear(3, 1)], ids=["what it received", "another network"])
+def test_the_proximal_term_is_that_of_flares_loss(other):
     """Steps by hand with FLARE's loss, in which one weight is not trained and has no gradient to add to."""
     batches, mu, rate = line_batches(3), 0.7, 0.1
     trainer = line_trainer(batches, rate, epochs=1)
-    by_hand, other = copy.deepcopy(trainer.network), torch.nn.Linear(3, 1)
     trainer.network.bias.requires_grad_(False)
-    by_hand.bias.requires_grad_(False)
-    reference = copy.deepcopy(by_hand) if towards == "what it received" else other
-    ProximalTerm(mu, None if towards == "what it received" else other).attach(trainer)
+    by_hand, reference = copy.deepcopy(trainer.network), other or copy.deepcopy(trainer.network)
+    ProximalTerm(mu, other).attach(trainer)
     plain, loss = [], train_for(trainer, 1)
     for step, batch in enumerate(batches):
         by_hand.zero_grad()

@@ -115,16 +115,6 @@ def test_the_answer_is_the_difference_with_items_and_metrics_of_the_received_mod
     assert dxo.meta[MetaKey.INITIAL_METRICS] == model.metrics  # where IntimeModelSelector looks
 
 
-def test_one_site_is_its_own_training():
-    learner, weights = LineLearner(line_batches(3)), START
-    executor, alone = Executor(learner), learner.set_up("site-1", None)
-    for number in range(3):
-        weights = executor.trained(weights, number)
-        alone.train()
-    for name, value in numpy_weights(alone.model).items():
-        np.testing.assert_allclose(weights[name], value, rtol=1e-5, atol=1e-6)
-
-
 def test_two_equal_sites_with_one_step_are_the_pooled_step():
     one, other = line_batches(1, seed=1)[0], line_batches(1, seed=2)[0]
     pooled = LineLearner([{key: torch.cat([one[key], other[key]]) for key in one}], epochs=1).set_up("", None)

@@ -15,14 +15,6 @@ def test_the_file_holds_exactly_the_defaults():
     assert (CONFIG_FILE.parent.name, CONFIG_FILE.name) == ("config", "config_train.json")
 
 
-def test_nothing_in_the_settings_is_a_path_or_belongs_to_a_site():
-    assert set(Settings.model_fields) == {
-        *("data", "rounds", "local_epochs", "batch_size", "learning_rate", "network", "method"),
-        *("fedproxloss_mu", "weight_decay", "seed"),
-        *("loss", "voxel_spacing", "field_of_view", "coil_correction", "patch_size", "augmentation", "amp"),
-    }
-
-
 @pytest.mark.parametrize(
     ("values", "said"),
     [
