@@ -110,12 +110,12 @@ def processes_of(folder: Path) -> list[str]:
     return found
 
 
-def links() -> set[str]:
-    """Folders of links that this process has made in the temporary folder and not removed; others have theirs beside them."""
-    return {path.name for path in Path(tempfile.gettempdir()).glob(f"course-links-{os.getpid()}-*")}
+def links(process: int = os.getpid()) -> set[str]:
+    """Folders of links that a process, by default this one, has made in the temporary folder and not removed."""
+    return {path.name for path in Path(tempfile.gettempdir()).glob(f"course-links-{process}-*")}
 
 
 def holders(text: str, folder: Path) -> list[str]:
-    """Files below a folder that have this text in their name or their content."""
-    files = [file for file in folder.rglob("*") if file.is_file()]
-    return [str(file) for file in files if text in str(file) or text.encode() in file.read_bytes()]
+    """Files below a folder that have this text in their content or in their name from there on."""
+    files = {file: str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    return [name for file, name in files.items() if text in name or text.encode() in file.read_bytes()]

@@ -1,6 +1,5 @@
 """Real federated runs in FLARE's simulator: equal to what they should equal, movable, and what happens when hospitals fail."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -18,33 +17,34 @@ import psutil
 import pytest
 import torch
 
+from benchmarks.local import train_locally
 from data_scripts.mednist_sites import share_out
-from src.common.datalists import read_site, sites_folder
+from src.common.datalists import read_sites, sites_folder
 from src.common.errors import CourseError
 from src.common.files import write_json
-from src.federation.local import train_locally
-from src.federation.run import Run, read_record
+from src.federation.processes import plain_paths
+from src.federation.recipes import client_recipe
+from src.federation.record import read_record
+from src.federation.run import Run
 from src.federation.server import LOST
-from src.federation.simulator import CourseSimEnv, plain_paths
-from src.mednist.card import CARD, Settings
-from src.mednist.recipe import recipe
-from src.mednist.training import new_model
-from src.prostate.card import CARD as CARD_OF_PROSTATE
+from src.federation.simulator import CourseSimEnv
+from src.learners.recipe import learner_recipe
+from src.mednist.card import Settings
+from src.mednist.training import TASK
 from src.prostate.card import Settings as ProstateSettings
-from src.prostate.recipe import learner_recipe
-from src.prostate.recipe import recipe as prostate_recipe
+from src.prostate.training import TASK as PROSTATE
 from tests.runs_support import complaints, drawings, holders, links, processes_of, toy_recipe
-from tests.tests_support import ball_case
+from tests.tests_support import ball_case, through_the_door
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 PATIENT = "SURNAME_FIRSTNAME_1950"
+FEW = Settings(data="failing", rounds=3, batch_size=8)
 IN_CODE = "SURNAME{}_FIRSTNAME_1950"  # with an argument that makes nothing: a job's code is no place for a name
 ODD = 'my #1 run\'s "best" $HOME & ü'
-TINY = ProstateSettings(
-    voxel_spacing=(2, 2, 3), field_of_view=(64, 64), patch_size=(32, 32, 16), rounds=1, local_epochs=1
-)
+COARSE = {"voxel_spacing": (2, 2, 3), "field_of_view": (64, 64), "patch_size": (32, 32, 16)}
+TINY = ProstateSettings(rounds=1, local_epochs=1, **COARSE)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,20 +65,20 @@ def place(tmp_path_factory):
 def share(place: Path, data: str, sites, **how) -> dict[str, dict]:
     """Share the drawings out; returns the sites' datalists."""
     share_out(sites, **{"how": "even", **how}, data=data, folder=place / "MedNIST", say=lambda line: None)
-    names = [path.parent.name for path in sites_folder(data).glob("*/datalist.json")]
-    return {site: read_site(data, site) for site in sorted(names)}
+    return read_sites(data)
 
 
 def share_volumes(data: str, sites: list[str]) -> None:
     """Tiny volumes for every site: two cases for training, one each for validation and testing."""
     for offset, site in enumerate(sites):
-        entries = []
+        folder, entries = sites_folder(data) / site, []
         for number in range(4):
-            folder, name = sites_folder(data) / site / "images", f"c{number}"
-            ball_case(folder, name, centre=(2.0 * number, -3.0 * offset, 1.5), seed=10 * offset + number)
-            entries.append({"image": f"images/{name}.nii.gz", "label": f"images/{name}_mask.nii.gz"})
+            centre = (2.0 * number, -3.0 * offset, 1.5)
+            ball_case(folder / "images", f"c{number}", centre=centre, seed=10 * offset + number)
+            entries.append({"image": f"images/c{number}.nii.gz", "label": f"images/c{number}_mask.nii.gz"})
         parts = {"training": entries[:2], "validation": entries[2:3], "testing": entries[3:]}
-        write_json(sites_folder(data) / site / "datalist.json", parts)
+        write_json(folder / "datalist.json", parts)
+        through_the_door(folder)
 
 
 def spoil(data: str, site: str) -> Path:
@@ -90,6 +90,7 @@ def spoil(data: str, site: str) -> Path:
     new.write_bytes(old.read_bytes()[:300])
     content["training"][0]["image"] = new.relative_to(datalist.parent).as_posix()
     write_json(datalist, content)
+    through_the_door(datalist.parent)
     return new
 
 
@@ -106,9 +107,7 @@ import sys
 from importlib.machinery import PathFinder
 
 
-class OnlyOfTheJob:
-    \"\"\"Finds the course in the folder of a job's own code and nowhere else.\"\"\"
-
+class OnlyOfTheJob:  # the course is found in the folder of a job's own code and nowhere else
     @staticmethod
     def find_spec(name, path=None, target=None):
         if name != "src":
@@ -129,46 +128,27 @@ def elsewhere(place):
     """Another machine, as far as one can have it here: other folders, and a Python that does not know the course.
 
     ``elsewhere(job, data, sites)`` moves an exported job there, runs it with FLARE's own command, and returns the run. That command
-    can give two sites the same port, see :mod:`src.federation.simulated`; with few sites that hardly ever happens.
+    can give two sites the same port, see :mod:`src.federation.flare_2_9`; with few sites that hardly ever happens.
     """
     other = place / "another_machine"
-    (other / "python").mkdir(parents=True)
+    for name in ("python", "home"):
+        (other / name).mkdir(parents=True)
     (other / "python" / "sitecustomize.py").write_text(ONLY_THE_JOBS_CODE.replace("CHECKOUT", repr(str(ROOT))))
-    (other / "home").mkdir()
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(other / "home"),
-        "PYTHONPATH": str(other / "python"),
-        "OMP_NUM_THREADS": "1",
-    }
-    known = subprocess.run(
-        [sys.executable, "-c", "import src.common.paths"], cwd=other, env=environment, capture_output=True
-    )
+    environment = {"PATH": os.environ["PATH"], "HOME": str(other / "home"), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(other / "python")
+    import_it = [sys.executable, "-c", "import src.common.paths"]
+    known = subprocess.run(import_it, cwd=other, env=environment, capture_output=True)
     assert b"the course is not installed here" in known.stderr
 
     def run(job: Path, data: Path, sites: list[str]) -> Run:
         folder = Path(tempfile.mkdtemp(dir=other))
-        here = shutil.move(job, folder / "received_job")
-        command = [python, "-m", "nvflare.private.fed.app.simulator.simulator", str(here)]
-        command += [
-            "-w",
-            str(folder / "workspace"),
-            "-c",
-            ",".join(sites),
-            "-n",
-            str(len(sites)),
-            "-t",
-            str(len(sites)),
-        ]
+        simulator, count = "nvflare.private.fed.app.simulator.simulator", str(len(sites))
+        command = [python, "-m", simulator, shutil.move(job, folder / "received_job"), "-w", str(folder / "workspace")]
+        command += ["-c", ",".join(sites), "-n", count, "-t", count]
         with (folder / "console.log").open("w") as console:
-            done = subprocess.run(
-                command,
-                cwd=folder,
-                env={**environment, "COURSE_DATA": str(data)},
-                stdout=console,
-                stderr=subprocess.STDOUT,
-                timeout=300,
-            )
+            streams = {"stdout": console, "stderr": subprocess.STDOUT}
+            at_home = {**environment, "COURSE_DATA": str(data)}
+            done = subprocess.run(command, cwd=folder, env=at_home, timeout=300, **streams)
         assert done.returncode == 0, (folder / "console.log").read_text()[-3000:]
         return Run(folder)
 
@@ -177,43 +157,34 @@ def elsewhere(place):
         yield run
 
 
-@pytest.fixture(scope="module")
-def exported(place):
-    """``exported(recipe)``: the job's folder, after a look into all its files for what belongs to this machine alone."""
-
-    def export(made) -> Path:
-        folder = Path(tempfile.mkdtemp(dir=place)) / "jobs"
-        with pytest.MonkeyPatch.context() as patch:
-            for name in ("USER", "LOGNAME", "USERNAME"):  # getpass looks here before it asks the system
-                patch.setenv(name, "jane_doe_of_radiology")
-            made.export(job_dir=str(folder))
-        (job,) = folder.iterdir()
-        places = (ROOT, place, Path.home(), tempfile.gettempdir(), sys.prefix)
-        known = {"jane_doe_of_radiology", *(f"{str(path).rstrip('/')}/" for path in places)}
-        files = [file for file in job.rglob("*") if file.is_file()]
-        assert any(file.suffix == ".py" for file in files)
-        for file in files:
-            assert not [text for text in known if text.encode() in file.read_bytes()], file
-        return job
-
-    return export
+def exported(made, place: Path) -> Path:
+    """The job's folder, after a look into all its files for what belongs to this machine alone."""
+    folder = Path(tempfile.mkdtemp(dir=place)) / "jobs"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("USER", "LOGNAME", "USERNAME"):  # getpass looks here before it asks the system
+            patch.setenv(name, "jane_doe_of_radiology")
+        made.export(job_dir=str(folder))
+    (job,) = folder.iterdir()
+    places = (ROOT, place, Path.home(), tempfile.gettempdir(), sys.prefix)
+    for known in ("jane_doe_of_radiology", *(f"{str(path).rstrip('/')}/" for path in places)):
+        assert holders(known, job) == []
+    return job
 
 
 @pytest.fixture(scope="module")
-def moved(place, elsewhere, exported):
+def moved(place, elsewhere):
     """All jobs of the course, exported, moved with their data, and run there at the same time.
 
     MedNIST at one site, and what the same training gives without FLARE; the prostate at two, as a script and as a learner.
     """
     one = Settings(data="one", rounds=2, batch_size=8, seed=3)
-    alone = train_locally(CARD, share(place, "one", 1)["site-1"], one, site="site-1")
+    alone = train_locally(TASK, share(place, "one", 1)["site-1"], one, "site-1")
     two, hospitals = TINY.changed(data="volumes"), ["BIDMC", "HK"]
     share_volumes(two.data, hospitals)
-    (place / "config").mkdir()
     jobs = {
-        "mednist": (exported(recipe(1, one)), ["site-1"]),
-        "script": (exported(prostate_recipe(2, two, tracker="tensorboard")), hospitals),
-        "learner": (exported(learner_recipe(place / "config", 2, two, tracker="mlflow")), hospitals),
+        "mednist": (exported(client_recipe(TASK, 1, one), place), ["site-1"]),
+        "script": (exported(client_recipe(PROSTATE, 2, two, tracker="tensorboard"), place), hospitals),
+        "learner": (exported(learner_recipe(place / "config", 2, two, tracker="mlflow"), place), hospitals),
     }
     data = place / "data of another machine"
     data.mkdir()
@@ -223,12 +194,10 @@ def moved(place, elsewhere, exported):
         return {name: run.result() for name, run in started.items()}, alone
 
 
-@pytest.mark.parametrize(
-    ("job", "sites"), [("mednist", ["site-1"]), ("script", ["BIDMC", "HK"]), ("learner", ["BIDMC", "HK"])]
-)
-def test_every_job_runs_on_another_machine(moved, job, sites):
+@pytest.mark.parametrize("job", ["mednist", "script", "learner"])
+def test_every_job_runs_on_another_machine(moved, job):
     run = moved[0][job]
-    assert run.sites == sites
+    assert run.sites == (["site-1"] if job == "mednist" else ["BIDMC", "HK"])
     assert run.contributions["accepted"].all() and len(run.contributions) == 2
     assert run.final_model.is_file()
     assert complaints(run.folder) == []
@@ -242,29 +211,24 @@ def test_fedavg_of_one_site_is_that_sites_own_training(moved):
     assert run.curve("train_loss")["site-1"].tolist() == pytest.approx(losses, rel=1e-4)
     # Round 0 validates the untrained model; after that, each received model is what the epoch before has made.
     for metric in ("val_accuracy", "val_loss"):
-        assert run.curve(metric)["site-1"].tolist()[1:] == pytest.approx(
-            [entry[metric] for entry in alone.history], rel=1e-4
-        )
+        validated = [entry[metric] for entry in alone.history]
+        assert run.curve(metric)["site-1"].tolist()[1:] == pytest.approx(validated, rel=1e-4)
 
 
-def test_script_and_learner_give_the_same_weights_after_a_round(moved):
+def test_script_and_learner_give_the_same_weights_and_both_trackers_the_same_curves(moved):
     script, learner = moved[0]["script"], moved[0]["learner"]
     weights = script.weights(script.final_model)
     same_weights(weights, learner.weights(learner.final_model), rtol=1e-5, atol=1e-6)
-    fresh = CARD_OF_PROSTATE.room("training").new_model(TINY.seed).state_dict()
+    fresh = PROSTATE.new_model(TINY.seed).state_dict()
     assert all(value.numel() < 2 or not torch.equal(value, fresh[name]) for name, value in weights.items())
-
-
-def test_runs_at_once_never_meet_and_both_trackers_hold_the_same_curves(moved):
-    script, learner = moved[0]["script"], moved[0]["learner"]
     assert script.tensorboard_folder.is_dir() and not learner.tensorboard_folder.exists()
-    for tag in ("train_loss", "val_dice"):
+    for tag, rounds in {"train_loss": [0], "val_dice": [0, 1]}.items():
         curves = [run.curve(tag) for run in (script, learner)]
-        assert all(list(curve.columns) == ["BIDMC", "HK"] for curve in curves)
+        assert all(list(curve.columns) == ["BIDMC", "HK"] and list(curve.index) == rounds for curve in curves)
         np.testing.assert_allclose(*curves, rtol=1e-3, atol=1e-4)
-    assert list(script.curve("val_dice").index) == [0, 1] and list(script.curve("train_loss").index) == [0]
-    assert {"seconds_training", "seconds_validation"} <= set(script.metrics.tag)
-    assert set(script.metrics.tag) == set(learner.metrics.tag)
+    with pytest.raises(CourseError, match=r"No site streamed 'val_accuracy'; there are .*'train_loss', 'val_dice'"):
+        script.curve("val_accuracy")
+    assert {"seconds_training", "seconds_validation"} <= set(script.metrics.tag) == set(learner.metrics.tag)
 
 
 # -- hospitals that fail -----------------------------------------------------------------------------------------------
@@ -273,45 +237,39 @@ FAILING = """
 \"\"\"The course's client at hospitals of which most fail, each in its own way; the name of the site says how.\"\"\"
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import nvflare.client as flare
-import src.federation.at_site as methods
 import src.monai_mednist_train as client
 from src.common.paths import data_root
-from src.federation.site import run_site
+from src.federation.reasons import run_site
+from src.federation.site import Site
 
-train, make = methods.train_for, client.make_trainer
+task, train = client.TASK, Site.train
 rounds = []
 
 
-def train_for(trainer, epochs):
+def train_or_fail(site):
     rounds.append(1)
-    site = flare.get_site_name()
-    if len(rounds) == 2 and site == "killed":
+    if len(rounds) == 2 and site.name == "killed":
         (data_root() / "killed").touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    if len(rounds) == 2 and site == "raises":
+    if len(rounds) == 2 and site.name == "raises":
         raise ValueError("IN_CODE".format("") + f" in {data_root()}")
-    return train(trainer, epochs)
+    return train(site)
 
 
 def make_trainer(model, loader, settings, device):
     if flare.get_site_name() == "nan":
         settings = settings.changed(learning_rate=1e30)
-    return make(model, loader, settings, device)
+    return task.make_trainer(model, loader, settings, device)
 
 
-methods.train_for, client.make_trainer = train_for, make_trainer
+client.TASK, Site.train = replace(task, make_trainer=make_trainer), train_or_fail
+client.__file__ = str(Path(__file__).parent / "src" / "client.py")  # the settings are those of the job
 run_site(client.main)
 """
-
-
-@pytest.fixture(scope="module")
-def failing_client(place) -> Path:
-    script = place / "failing_client.py"
-    script.write_text(FAILING.replace("IN_CODE", IN_CODE))
-    return script
 
 
 def seconds_since_the_kill(until: float) -> float:
@@ -319,16 +277,18 @@ def seconds_since_the_kill(until: float) -> float:
 
 
 @pytest.fixture(scope="module")
-def hospitals(place, failing_client):
+def hospitals(place):
     """A run that goes on with whoever is left, of five hospitals of which one stays, in a folder with an odd name."""
     counts = {"healthy": 12, "killed": 7, "nan": 14, "raises": 7, "unreadable": 8}
     share(place, "failing", list(counts), how="counts", counts=list(counts.values()))
     spoil("failing", "unreadable")
-    settings = Settings(data="failing", rounds=3, batch_size=8)
+    (place / "failing_client.py").write_text(FAILING.replace("IN_CODE", IN_CODE))
+    made = client_recipe(TASK, 5, FEW, client=place / "failing_client.py", min_clients=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COURSE_RUNS", str(place / ODD))
         before = links()
-        executed = recipe(5, settings, at_least=1, client=failing_client).execute(CourseSimEnv(list(counts)))
+        with pytest.warns(UserWarning, match=r"2 of 5 sites left out: nan: .*; unreadable: an image cannot be read"):
+            executed = made.execute(CourseSimEnv(list(counts)))
         assert links() == before
     assert executed.get_status() == "finished"
     return Run(executed.get_result())
@@ -336,48 +296,38 @@ def hospitals(place, failing_client):
 
 def test_the_others_finish_and_the_table_says_who_did_not_and_why(hospitals):
     table = hospitals.contributions
-    accepted = {site: rows["accepted"].tolist() for site, rows in table.groupby("site")}
-    assert accepted == {
-        "healthy": [True, True, True],
-        "killed": [True, False, False],
-        "nan": [False, False, False],
-        "raises": [True, False, False],
-        "unreadable": [False, False, False],
+    nan, unreadable = "its loss or its weights became NaN or infinite", "an image cannot be read"
+    expected = {
+        "healthy": ([True, True, True], set()),
+        "killed": ([True, False, False], {LOST}),
+        "nan": ([False, False, False], {nan}),
+        "raises": ([True, False, False], {"its software raised ValueError"}),
+        "unreadable": ([False, False, False], {unreadable}),
     }
-    reasons = {site: set(rows["reason"].dropna()) for site, rows in table.groupby("site")}
-    assert reasons == {
-        "healthy": set(),
-        "killed": {LOST},
-        "nan": {"its loss or its weights became NaN or infinite"},
-        "raises": {"its software raised ValueError"},
-        "unreadable": {"an image cannot be read"},
-    }
+    by_site = table.groupby("site")
+    assert {s: (rows["accepted"].tolist(), set(rows["reason"].dropna())) for s, rows in by_site} == expected
     assert "10 of 15 updates are missing, see contributions" in repr(hospitals)
-    assert hospitals.left_out == {site: reasons[site].copy().pop() for site in ("nan", "unreadable")}
+    assert hospitals.left_out == {"nan": nan, "unreadable": unreadable}
 
 
-def test_a_killed_site_is_missed_within_seconds(hospitals):
+def test_a_killed_site_is_missed_within_seconds_and_the_global_model_is_that_of_the_others(hospitals):
     (lost,) = [entry for entry in hospitals.record if entry["event"] == "site lost"]
     assert (lost["site"], lost["round"]) == ("killed", 1)
     saved = [entry["time"] for entry in hospitals.record if entry["event"] == "model saved"]
     assert seconds_since_the_kill(saved[1]) < 30
-
-
-def test_the_global_model_is_that_of_the_sites_that_were_left(hospitals):
     weights = hospitals.weights(hospitals.final_model)
     assert all(torch.isfinite(value).all() for value in weights.values())
     assert list(hospitals.final_validation[hospitals.final_model.name]) == ["healthy"]
     assert hospitals.curve("train_loss")["healthy"].notna().all()
+    assert processes_of(hospitals.folder) == []
 
 
 def held_by_the_server(run_folder: Path, sites) -> Path:
     """A copy of all of a run folder but the sites' own folders: what is seen away from the sites."""
     held = run_folder.with_name(run_folder.name + "-held")
     own = {run_folder / job.name / site for job in run_folder.iterdir() for site in sites}
-    shutil.copytree(
-        run_folder, held, ignore=lambda at, names: [name for name in names if Path(at) / name in own], symlinks=True
-    )
-    return held
+    ignore = lambda at, names: [name for name in names if Path(at) / name in own]  # noqa: E731
+    return shutil.copytree(run_folder, held, ignore=ignore, symlinks=True)
 
 
 def test_neither_a_name_nor_a_path_has_left_a_site(hospitals):
@@ -388,38 +338,26 @@ def test_neither_a_name_nor_a_path_has_left_a_site(hospitals):
     for secret in (PATIENT, os.environ["COURSE_DATA"]):
         assert holders(secret, held) == []
     assert PATIENT not in repr(hospitals) + hospitals.contributions.to_string()
+    for site in ("unreadable", "raises"):
+        log = (hospitals.folder / "mednist" / site / "log.txt").read_text()
+        assert PATIENT in log and os.environ["COURSE_DATA"] in log and "Traceback" in log, "the site's own says all"
 
 
-@pytest.mark.parametrize("site", ["unreadable", "raises"])
-def test_the_sites_own_log_says_all(hospitals, site):
-    log = (hospitals.folder / "mednist" / site / "log.txt").read_text()
-    assert PATIENT in log and os.environ["COURSE_DATA"] in log and "Traceback" in log
-
-
-def test_nothing_of_a_run_with_faults_is_left_running(hospitals):
-    assert processes_of(hospitals.folder) == []
-
-
-def test_where_all_are_needed_a_killed_site_ends_the_run_within_30_seconds(place, failing_client, capfd):
-    share(place, "two", ["healthy", "killed"])
-    settings = Settings(data="two", rounds=3, batch_size=8)
-    env = CourseSimEnv(["healthy", "killed"])
+def test_where_all_are_needed_a_killed_site_ends_the_run_within_30_seconds(hospitals, place, quick, capfd):
+    env = quick(["healthy", "killed"])
     with pytest.raises(CourseError) as caught:
-        recipe(2, settings, client=failing_client).execute(env)
+        client_recipe(TASK, 2, FEW, client=place / "failing_client.py").execute(env)
     assert seconds_since_the_kill(time.time()) < 30
     own = env.run_folder / "mednist" / "killed" / "log.txt"
-    assert str(caught.value) == (
-        "The run failed in round 2 of 3. killed: its process has ended; often a lack of memory. "
-        f"More is in the log of its own: {own}."
-    )
-    assert own.is_file()
-    assert env.get_job_status("mednist") == "failed"
+    said = "The run failed in round 2 of 3. killed: its process has ended; often a lack of memory."
+    assert str(caught.value) == f"{said} More is in the log of its own: {own}."
+    assert own.is_file() and env.get_job_status("mednist") == "failed"
     assert processes_of(env.run_folder) == []
     # And in a log a round is one line.
     assert [line for line in capfd.readouterr().out.splitlines() if "round" in line] == ["round 1 of 3", "round 2 of 3"]
 
 
-def test_too_few_are_left_and_the_error_names_them_all(place):
+def test_too_few_are_left_and_the_error_names_them_all(place, quick):
     """Two send what no average may hold, from the start and before anybody else answers; one raises in round 2."""
     body = f"""
 from pathlib import Path
@@ -437,9 +375,9 @@ else:
 if site in ("misshapen", "poisons"):
     (markers[0].parent / site).touch()
 """
-    env = CourseSimEnv(["fine", "misshapen", "poisons", "raises"])
+    env = quick(["fine", "misshapen", "poisons", "raises"])
     with pytest.raises(CourseError, match=r"^The run failed in round 2 of 3\. ") as caught:
-        toy_recipe(place, 4, 3, body, at_least=2).execute(env)
+        toy_recipe(place, 4, 3, body, min_clients=2).execute(env)
     message = str(caught.value)
     for cause in (
         "misshapen: 1 of its tensors are not those of the global model, the first is 'more': (1,) instead of none",
@@ -456,25 +394,24 @@ if site in ("misshapen", "poisons"):
     assert holders(PATIENT, held_by_the_server(env.run_folder, env.clients)) == []
 
 
-def test_a_round_that_every_site_misses_ends_the_run_and_names_the_argument(place):
-    env = CourseSimEnv(["asleep", "dozing"])
-    started = time.time()
+def test_a_round_that_every_site_misses_ends_the_run_and_names_the_argument(place, quick):
+    env = quick(["asleep", "dozing"])
     with pytest.raises(CourseError) as caught:
-        toy_recipe(place, 2, 2, "time.sleep(600)", at_least=1, round_timeout=15).execute(env)
-    assert time.time() - started < 180
-    late = "it did not answer within round_timeout, 15 s"
+        toy_recipe(place, 2, 2, "time.sleep(600)", min_clients=1, round_timeout=3).execute(env)
+    late = "it did not answer within round_timeout, 3 s"
     assert f"The run failed in round 1 of 2. asleep: {late}; dozing: {late}." in str(caught.value)
     assert processes_of(env.run_folder) == []
 
 
-def test_an_unreadable_volume_stays_a_secret_of_the_learner(place):
+def test_an_unreadable_volume_stays_a_secret_of_the_learner(place, quick):
     share_volumes("spoilt", ["healthy", "unreadable"])
     file = spoil("spoilt", "unreadable")
     mask = sites_folder("spoilt") / "healthy" / "images" / "c0_mask.nii.gz"
     stored = nib.load(mask)
-    nib.save(nib.Nifti1Image(np.zeros(stored.shape, np.uint8), stored.affine), mask)
-    env = CourseSimEnv(["healthy", "unreadable"])
-    made = learner_recipe(env.run_folder, 2, TINY.changed(data="spoilt"), at_least=1)
+    nib.save(nib.Nifti1Image(np.zeros(stored.shape, np.uint8), stored.affine, stored.header), mask)
+    through_the_door(mask.parents[1])
+    env = quick(["healthy", "unreadable"])
+    made = learner_recipe(env.run_folder, 2, TINY.changed(data="spoilt"), min_clients=1)
     run = Run(made.execute(env).get_result())
     table = run.contributions.set_index("site")
     # A case without a gland teaches where none is.
@@ -490,67 +427,38 @@ def test_an_unreadable_volume_stays_a_secret_of_the_learner(place):
 # -- small and large ---------------------------------------------------------------------------------------------------
 
 
-FEW_TRAIN = """
-\"\"\"The course's client at two sites; all others send back what they received, and so need no MONAI.\"\"\"
-import nvflare.client as flare
-from nvflare.apis.fl_constant import FLMetaKey
-from src.common.datalists import read_site
-from src.federation.site import run_site
-
-
-def main():
-    site = flare.get_site_name()
-    if site in ("site-1", "site-2"):
-        from src.monai_mednist_train import main as train
-
-        train()
-    samples = len(read_site("sixteen", site)["training"])
-    while flare.is_running():
-        received = flare.receive()
-        if flare.is_evaluate():
-            flare.send(flare.FLModel(metrics={"val_accuracy": 0.5}))
-        else:
-            meta = {FLMetaKey.NUM_STEPS_CURRENT_ROUND: samples}
-            flare.send(flare.FLModel(params=received.params, metrics={"val_accuracy": 0.5}, meta=meta))
-
-
-run_site(main)
-"""
-
-
-def test_sixteen_sites_one_with_one_image_and_one_without_some_class(place):
-    """Fourteen of them do not train: MONAI sixteen times would keep two cores busy for minutes."""
-    counts = [1, *[3] * 14, 5]
-    datalists = share(place, "sixteen", 16, how="counts", counts=counts, seed=5)
+def test_sixteen_sites_one_with_one_image_and_one_without_some_class(place, quick):
+    datalists = share(place, "sixteen", 16, how="counts", counts=[1, *[3] * 14, 5], seed=5)
     assert len(datalists["site-1"]["training"]) == 1 and not datalists["site-1"]["validation"]
     classes = {item["label"] for part in datalists["site-2"].values() for item in part}
-    assert len(classes) < len(CARD.labels), "site-2 has three images, so it lacks a class"
-    (place / "few_train.py").write_text(FEW_TRAIN)
-    torch.save({"model": new_model(seed=9).state_dict()}, place / "first model.pt")
+    assert len(classes) < len(TASK.labels), "site-2 has three images, so it lacks a class"
+    first = TASK.new_model(9, "CompactDenseNet")
+    torch.save({"model": first.state_dict()}, place / "first model.pt")
     # So small a step moves no weight, and it shows from where the run started.
-    settings = Settings(data="sixteen", rounds=1, batch_size=8, learning_rate=1e-30)
-    made = recipe(16, settings, client=place / "few_train.py", initial=place / "first model.pt")
-    run = Run(made.execute(CourseSimEnv(16)).get_result())
+    settings = Settings(data="sixteen", rounds=1, batch_size=8, learning_rate=1e-30, network="CompactDenseNet")
+    made = client_recipe(TASK, 16, settings, initial=place / "first model.pt")
+    run = Run(made.execute(quick(16)).get_result())
     assert len(run.contributions) == run.contributions["accepted"].sum() == 16
     samples = {entry["site"]: entry["samples"] for entry in run.record if entry["event"] == "answer"}
     assert samples == {site: len(parts["training"]) for site, parts in datalists.items()}
     assert "site-1" not in run.curve("val_accuracy"), "a site with one image has nothing to validate on"
-    assert np.isfinite(run.curve("train_loss")[["site-1", "site-2"]].to_numpy()).all()
-    weights, first = run.weights(run.best_model(CARD.key_metric)), new_model(seed=9)
+    assert np.isfinite(run.curve("train_loss").to_numpy()).all()
+    weights = run.weights(run.best_model(TASK.key_metric))
     for name, value in first.named_parameters():
         torch.testing.assert_close(weights[name], value.detach())
     moved = [name for name, value in first.named_buffers() if not torch.equal(weights[name], value)]
-    assert moved, "the statistics of batch normalisation are those of the two that trained"
+    assert moved, "the statistics of batch normalisation are those of the sites"
     assert complaints(run.folder) == []
 
 
 # -- whoever ends it ---------------------------------------------------------------------------------------------------
 
+WAYS = ("Ctrl-C", "Ctrl-C in a terminal", "SIGTERM")
 PROGRAM = """
 import signal
 import sys
 from pathlib import Path
-from src.federation.simulator import CourseSimEnv, plain_paths
+from src.federation.simulator import CourseSimEnv
 from tests.runs_support import toy_recipe
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, as these tests may be, ignores Ctrl-C
@@ -562,72 +470,47 @@ made.execute(env)
 """
 
 
-class Started:
-    """A program that runs a toy federation whose only site never answers."""
-
-    def __init__(self, folder: Path):
-        folder.mkdir()
-        environment = {**os.environ, "COURSE_RUNS": str(folder), "PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(folder)],
-            env=environment,
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        self.links = f"course-links-{self.process.pid}-"
-        self.family = []
-
-    def wait_for_the_round(self) -> None:
-        self.run_folder = Path(self.process.stdout.readline().strip())
-        deadline = time.monotonic() + 120
-        while not any(entry["event"] == "round started" for entry in read_record(self.run_folder)):
-            assert time.monotonic() < deadline and self.process.poll() is None, self.process.stderr.read()
-            time.sleep(0.1)
-        self.family = psutil.Process(self.process.pid).children(recursive=True)
-        assert len(self.family) >= 2 and self.own_links()
-
-    def kill(self) -> None:
-        """After a failed test nothing may go on."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            self.family += [*psutil.Process(self.process.pid).children(recursive=True), self.process]
-        for process in self.family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        self.process.wait()
-
-    def own_links(self) -> list[Path]:
-        return list(Path(tempfile.gettempdir()).glob(f"{self.links}*"))
-
-
 @pytest.fixture(scope="module")
 def ended(place):
-    """Three programs, each ended in its own way while its site trains."""
-    started = {way: Started(place / f"ended by {way}") for way in ("Ctrl-C", "Ctrl-C in a terminal", "SIGTERM")}
+    """Three programs that run a toy federation whose only site never answers, each ended in its own way while its site trains."""
+    started = {}
     try:
-        for one in started.values():
-            one.wait_for_the_round()
+        for way in WAYS:
+            (place / way).mkdir()
+            environment = {**os.environ, "COURSE_RUNS": str(place / way), "PYTHONPATH": str(ROOT)}
+            options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+            command = [sys.executable, "-c", PROGRAM, str(place / way)]
+            started[way] = subprocess.Popen(command, env=environment, cwd=place / way, **options)
+        for program in started.values():
+            program.run_folder, deadline = Path(program.stdout.readline().strip()), time.monotonic() + 120
+            while not any(entry["event"] == "round started" for entry in read_record(program.run_folder)):
+                assert time.monotonic() < deadline and program.poll() is None, program.stderr.read()
+                time.sleep(0.1)
+            program.family = psutil.Process(program.pid).children(recursive=True)
+            assert len(program.family) >= 2 and links(program.pid)
         time.sleep(1)
-        started["Ctrl-C"].process.send_signal(signal.SIGINT)  # what a notebook's stop button does
-        os.killpg(started["Ctrl-C in a terminal"].process.pid, signal.SIGINT)
-        started["SIGTERM"].process.terminate()
+        started["Ctrl-C"].send_signal(signal.SIGINT)  # what a notebook's stop button does
+        os.killpg(started["Ctrl-C in a terminal"].pid, signal.SIGINT)
+        started["SIGTERM"].terminate()
         yield started
     finally:
-        for one in started.values():
-            one.kill()
+        for program in started.values():  # after a failed test nothing may go on
+            for process in (
+                [program, *psutil.Process(program.pid).children(recursive=True)] if program.poll() is None else ()
+            ):
+                process.kill()
+            program.wait()
 
 
-@pytest.mark.parametrize("way", ["Ctrl-C", "Ctrl-C in a terminal", "SIGTERM"])
+@pytest.mark.parametrize("way", WAYS)
 def test_whoever_ends_a_run_leaves_nothing_behind(ended, way):
     one = ended[way]
-    error = one.process.communicate(timeout=60)[1]
-    assert one.process.returncode != 0
+    error = one.communicate(timeout=60)[1]
+    assert one.returncode != 0
     assert ("KeyboardInterrupt" in error) == (way != "SIGTERM")
     assert [process for process in one.family if process.is_running() and process.status() != "zombie"] == []
     assert processes_of(one.run_folder) == []
-    assert one.own_links() == []
+    assert not links(one.pid)
     assert json.loads((one.run_folder / "run.json").read_text())["status"] == "failed"
     with pytest.raises(CourseError, match=r"\(failed\) saved no FL_global_model"):
         _ = Run(one.run_folder).final_model

@@ -16,7 +16,6 @@ from src.federation import methods
 from src.federation.methods import METHODS, PERSONAL, Method, at_site, batchnorm_tensors
 from src.federation.recipes import client_recipe
 from src.federation.run import Run
-from src.federation.simulator import CourseSimEnv
 from src.mednist.card import Settings
 from src.mednist.training import TASK
 from tests.runs_support import complaints, drawings
@@ -156,7 +155,7 @@ def test_dittos_global_model_is_fedavgs_and_its_own_one_lies_between(tmp_path, s
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, python):
+def runs(tmp_path_factory, quick):
     """Name → a run at two sites of unequal size. Some at a time, for FLARE mostly waits when it starts and ends."""
     root = tmp_path_factory.mktemp("methods")
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(4) as pool:
@@ -170,19 +169,14 @@ def runs(tmp_path_factory, python):
             mu = 0.5 if method == "fedprox" else 0.0
             return client_recipe(TASK, 2, settings.changed(method=method, fedproxloss_mu=mu), **options)
 
-        def run(made, name: str) -> Run:
-            simulator = CourseSimEnv(2, f"methods_{name}")
-            simulator.python = python
-            return Run(made.execute(simulator).get_result())
-
         made = {method: recipe(method) for method in METHODS}
         made["crossed"] = recipe("fedavg", final_evaluation=False)
         add_cross_site_evaluation(made["crossed"])
         plain = {"optimizer_args": {"path": "torch.optim.SGD", "args": {"lr": 1.0}}}
         patch.setitem(METHODS, "fedavgm", Method("", "FedOptRecipe", arguments=lambda settings: plain))
         made["plain"] = recipe("fedavgm")
-        started = {name: pool.submit(run, one, name) for name, one in made.items()}
-        return {name: one.result() for name, one in started.items()}
+        started = {name: pool.submit(one.execute, quick(2, f"methods_{name}")) for name, one in made.items()}
+        return {name: Run(one.result().get_result()) for name, one in started.items()}
 
 
 def final(run: Run) -> dict:
