@@ -88,8 +88,7 @@ def in_two_places(datalists: Datalists, sums: Mapping[str, str]) -> list[str]:
 def read_datalist(path: Path, site: str = "") -> dict[str, list[dict]]:
     """The items of each part, with absolute paths and the name of their site; of a file it looks at the size alone.
 
-    A ``CourseError`` names all that is wrong: a list that cannot be read, a part or key that is missing, nothing to train on, an
-    image in two places, files that are not there, volumes that ``checked.json`` does not know with this size.
+    A ``CourseError`` names all that is wrong, such as an image in two places, or volumes that ``checked.json`` knows otherwise.
     """
     path, kind = Path(path).absolute(), "its datalist cannot be used"
     source = "It comes from data_scripts/mednist_sites.sh or datalists_gen.sh."

@@ -1,7 +1,6 @@
-"""In FLARE's processes, imports MONAI without the packages that they do not use; anywhere else it does nothing.
+"""In FLARE's processes, imports MONAI without the packages that they do not use; anywhere else it imports it as it is.
 
-MONAI loads every optional package that it finds. A notebook wants them; a site plots nothing. Sites that start side by side on a
-few cores wait for one another, so what they leave out saves each run seconds, and each site memory.
+MONAI loads every optional package that it finds. A notebook wants them; a site plots nothing, and saves seconds and memory.
 """
 
 import sys

@@ -33,8 +33,7 @@ def case_name(item: Mapping) -> str:
 class LoadCase(mt.Transform):
     """MONAI's ``LoadImaged`` for an item's ``image`` and, where it has one, ``label``: ``(1, x, y, z)`` float32; adds ``case``.
 
-    What did not come through ``data_scripts/data_conversion.sh`` is refused by a ``CourseError`` with the site and the file: where
-    one header says two things, programs believe different ones.
+    A ``CourseError`` names what was not converted: where one header says two things, programs believe different ones.
     """
 
     def __call__(self, item: Mapping) -> dict:
@@ -153,10 +152,9 @@ def preparation(settings: Settings) -> mt.Compose:
 
 
 class Normalise(mt.Transform):
-    """Mean 0 and spread 1 over the volume; the last step before the network, always.
+    """Mean 0 and spread 1 over all voxels, the last step before the network, always.
 
-    Over all voxels, also those that the percentiles of :func:`preparation` have set to 0: these are the darkest ones, not
-    background, and belong a spread or two below the mean.
+    Those that the percentiles have set to 0 are the darkest ones, not background, and belong a spread or two below the mean.
     """
 
     def __call__(self, data: Mapping) -> dict:
@@ -193,9 +191,8 @@ def augmentation(settings: Settings) -> mt.Compose:
 def prepare(items: Sequence[Mapping], settings: Settings, cache: Path | None = None) -> list[dict]:
     """The prepared volumes of all items; see :class:`ToPlainTensors` for the keys. A volume takes about 1 MB of memory.
 
-    Each item has ``image`` and perhaps ``label`` and ``site``, with absolute paths. In the folder ``cache`` MONAI's
-    ``PersistentDataset`` keeps the volumes for the next run, until a file or a setting changes; where it cannot be used, a warning
-    says so, and it is emptied. A ``CourseError`` names the site and the file of the first case that cannot be used.
+    Each item has ``image`` and perhaps ``label`` and ``site``. In the folder ``cache`` MONAI's ``PersistentDataset`` keeps the
+    volumes for the next run, until a file or a setting changes; where it cannot be used, a warning says so, and it is emptied.
     """
     made_with = [VERSION, settings.coil_correction, settings.voxel_spacing, settings.field_of_view, settings.patch_size]
     keyed = []  # the cache's file names are made from all that an item holds: what changes any of this asks for another file
@@ -206,7 +203,7 @@ def prepare(items: Sequence[Mapping], settings: Settings, cache: Path | None = N
         data = PersistentDataset(keyed, preparation(settings), cache_dir=cache)
         return [data[index] for index in range(len(data))]
     except Exception as error:  # a damaged file of the cache alone gives five kinds, depending on where it ends
-        cause: BaseException | None = error
+        cause = error
         while cause and not isinstance(cause, CourseError):
             cause = cause.__cause__  # MONAI's Compose wraps what a transform raises
         if cause or cache is None:
