@@ -21,9 +21,9 @@ from benchmarks.local import train_locally
 from benchmarks.measure import Watch, plain_seconds, plain_seconds_side_by_side
 from data_scripts.prepare import described, prepare
 from src.common.datalists import cache_folder, pooled, read_sites
-from src.common.engine import pick_device
 from src.common.files import write_json
 from src.common.task import Task
+from src.federation.engine import pick_device
 from src.federation.recipes import client_recipe
 from src.federation.run import Run
 from src.federation.simulator import CourseSimEnv

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from tqdm.auto import tqdm
 
-from src.common.engine import pick_device
 from src.common.errors import CourseError
 from src.common.settings import StudySettings
 from src.common.task import Task
+from src.federation.engine import pick_device
 from src.federation.site import Site
 
 

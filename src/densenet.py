@@ -1,7 +1,7 @@
 """The classifier of MedNIST: DenseNet121, as MONAI builds it."""
 
 # ruff: noqa: E402
-from src.common.lean import import_monai
+from src.federation.lean import import_monai
 
 import_monai()  # before anything else imports it
 

@@ -3,7 +3,7 @@
 # ruff: noqa: E402
 from collections.abc import Sequence
 
-from src.common.lean import import_monai
+from src.federation.lean import import_monai
 
 import_monai()  # before anything else imports it
 

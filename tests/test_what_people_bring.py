@@ -21,7 +21,6 @@ from PIL import Image
 
 from book.show import tensorboard_through_hub
 from data_scripts import mednist_sites
-from data_scripts.data_conversion import convert
 from data_scripts.datalists_gen import read_hospitals, share_out
 from data_scripts.nifti import one_geometry
 from data_scripts.sharing import write_sites
@@ -37,10 +36,10 @@ from src.mednist.transforms import prepare as prepare_pictures
 from src.prostate.card import Settings
 from src.prostate.transforms import LoadCase
 from src.prostate.transforms import prepare as prepare_cases
-from tests.tests_support import ball_case, failing, files_of, names_in, through_the_door
+from tests.data_support import AFFINE, SHAPE, affine_of, gland, heard, modality, named, raw_cases, signal, stored
+from tests.tests_support import ball_case, failing, names_in, through_the_door
 
 ROOT = Path(__file__).resolve().parents[1]
-SHAPE = (6, 5, 4)
 
 
 @pytest.fixture(autouse=True)
@@ -77,30 +76,10 @@ def agrees(found: object, right: object) -> None:
 # -- geometry: the affine in mm that everybody reads, and what is said of it -------------------------------------------
 
 
-def affine_of(turns=(0.05, 0.1, 0.3), spacing=(0.6, 0.6, 3.6), axes=(0, 1, 2), flips=(1, 1, 1)) -> np.ndarray:
-    """Oblique, anisotropic and not at the origin: as a scanner writes it."""
-    rotation = nib.eulerangles.euler2mat(*turns)[:, axes]
-    return nib.affines.from_matvec(rotation @ np.diag(np.array(spacing) * flips), [-70, -55, 12.5])
-
-
 def moved(affine: np.ndarray, *mm: float) -> np.ndarray:
     return nib.affines.from_matvec(affine[:3, :3], affine[:3, 3] + mm)
 
 
-def gland(labels: bool = True) -> np.ndarray:
-    """Not in the middle and not symmetric: what is turned or mirrored lies elsewhere."""
-    mask = np.zeros(SHAPE, np.uint8)
-    mask[1:3, 1:4, 1:3] = 1
-    mask[3, 1, 1] = 2 if labels else 1
-    return mask
-
-
-def signal(seed: int = 0, channels: int | None = None) -> np.ndarray:
-    shape = SHAPE if channels is None else (*SHAPE, channels)
-    return np.random.default_rng(seed).uniform(0, 30_000, shape).astype(np.float32)
-
-
-AFFINE = affine_of()
 LPS = np.diag([-0.8, -0.8, 3.0, 1.0])
 EXACT, ROUNDED = affine_of(spacing=(0.78125, 0.78125, 3.0)), affine_of(spacing=(0.781, 0.781, 3.0))
 SAGITTAL, CORONAL = affine_of(axes=(1, 2, 0)), affine_of(axes=(0, 2, 1))
@@ -135,18 +114,6 @@ def pair(folder: Path, image: nib.Nifti1Image, mask: np.ndarray | None = None, m
         Path(item[key]).parent.mkdir(parents=True, exist_ok=True)
         nib.save(volume, item[key])
     return item
-
-
-def heard(raw: Path, out: Path, **arguments) -> str:
-    """What a conversion says; after an error it has left nothing."""
-    said: list[str] = []
-    before = files_of(out.parent)
-    try:
-        convert(raw, out, say=said.append, **arguments)
-    except CourseError:
-        assert files_of(out.parent) == before and not out.exists()
-        raise
-    return "\n".join(said)
 
 
 def by_itk(file: Path) -> np.ndarray:
@@ -302,26 +269,6 @@ def test_masks_on_another_grid(row, tmp_path, home):
 # -- channels and labels: which channel was taken, and which values became gland ---------------------------------------
 
 
-def raw_cases(folder: Path, count: int = 2, about: object = None, mask=gland, channels: int | None = 2) -> Path:
-    """``case_0``, ``case_1``, … in the Decathlon's layout, and a ``dataset.json`` that says ``about``."""
-    for index in range(count):
-        for kind, array in (("imagesTr", signal(index, channels)), ("labelsTr", mask())):
-            (folder / kind).mkdir(parents=True, exist_ok=True)
-            nib.save(stored(array), folder / kind / f"case_{index}.nii.gz")
-    if about is not None:
-        content = about if isinstance(about, bytes) else json.dumps(about).encode()
-        (folder / "dataset.json").write_bytes(content)
-    return folder
-
-
-def modality(*names: str, **more) -> dict:
-    return {"modality": {str(number): name for number, name in enumerate(names)}, **more}
-
-
-def named(*labels: str) -> dict:
-    return modality("T2", "ADC", labels={str(number): name for number, name in enumerate(("background", *labels))})
-
-
 BOTH_ZONES = [1, 2]
 CHANNELS = rows(
     ("T2 and ADC, as the Decathlon has them", named("PZ", "TZ"), {}, (0, BOTH_ZONES, "channel 0 (T2), labels 1, 2.")),
@@ -383,11 +330,6 @@ def with_slope(array: np.ndarray, slope: float) -> nib.Nifti1Image:
     image = stored(array)
     image.header.set_slope_inter(slope, 0)
     return image
-
-
-def stored(array: np.ndarray) -> nib.Nifti1Image:
-    """With a geometry as the conversion writes it: what else is odd about it is the row's affair."""
-    return one_geometry(array, AFFINE)
 
 
 BINARY, EMPTY = gland(labels=False), gland() * 0

@@ -2,10 +2,10 @@
 
 import torch
 
-from src.common.engine import make_trainer
 from src.common.seeds import seeded
 from src.common.settings import Count, DataName, NotNegative, Positive, StudySettings
 from src.common.task import Task
+from src.federation.engine import make_trainer
 from src.mednist.card import CARD
 
 CPU = torch.device("cpu")

@@ -28,7 +28,7 @@ class Task(Card):
     networks: Mapping[str, type]  # name in the settings → class, the usual one first; each takes a seed
     prepare: Callable  # (items, settings, cache): from files to what is kept in memory, an entry an item
     batches: Callable  # (prepared, settings, train, seed): an iterable of batches, with a length
-    make_trainer: Callable  # (model, batches, settings, device, handlers): a trainer of src.common.engine
+    make_trainer: Callable  # (model, batches, settings, device, handlers): a trainer of src.federation.engine
     evaluate: Callable  # (model, prepared, settings, device, should_stop): {"val_…": value}
     to_device: Callable = lambda model, device: model.to(device)
     evaluate_cases: Callable | None = None  # (model, items, settings): a table with a row an item; not at a site

@@ -1,7 +1,7 @@
-"""Everything private of FLARE 2.9's that the course touches: what each thing mends, the symptom without it, and when it can go.
+"""Everything private of FLARE 2.9's that the course touches: what each thing mends, and the symptom without it.
 
-The tests in ``tests/federation/test_flare_2_9.py`` fail on the day when FLARE needs one of them no more. FLARE's modules are loaded
-where they are used: every site imports this file, and would pay for what it does not need.
+``tests/federation/test_flare_2_9.py`` fails on the day when FLARE needs one of them no more. FLARE's modules are loaded where they
+are used, for every site imports this file.
 """
 
 from __future__ import annotations
@@ -22,17 +22,14 @@ if TYPE_CHECKING:
     from nvflare.job_config.api import FedJob
     from nvflare.recipe.spec import Recipe
 
-# -- recipes and jobs --------------------------------------------------------------------------------------------------
-#
-# A recipe has no public way to what it has put together. Each of these can go when it has one.
+# -- recipes and jobs: a recipe has no public way to what it has put together ------------------------------------------
 
 
 def job_of(recipe: Recipe) -> FedJob:
     return recipe._job
 
 
-def server_of(recipe: Recipe):
-    """The server's part of a recipe's job: ``workflows`` and ``components``."""
+def server_of(recipe: Recipe):  # with its workflows and components
     return recipe._job._deploy_map["server"].app_config
 
 
@@ -100,28 +97,25 @@ def answer_quickly() -> None:
 
 # -- the simulator -----------------------------------------------------------------------------------------------------
 #
-# FLARE 2.9 starts each site in a thread of its own, and on a busy machine two of them can cross, in two ways. Each looks for a
-# free port that its process opens seconds later: two may find the same, and since a process closes its port after the first
-# connection, each is then told the other's name and trains on the other's data. And all write the name of their site into one
-# dictionary before they send it. Here a port that was found is held until the run ends, and every thread has its own dictionary.
+# FLARE starts each site in a thread of its own, and on a busy machine two of them can cross. Each looks for a free port that its
+# process opens seconds later: two may find the same, and each is then told the other's name and trains on the other's data. And
+# all write the name of their site into one dictionary before they send it. Here a port is held until the run ends, and every
+# thread has its own dictionary.
 
 _held: list[socket.socket] = []
 
 
 def hold_open_ports(number: int) -> list[int]:
     """Find free ports that the system gives to nobody else: a socket holds each, bound, and a listener may reuse its address."""
-    found = []
-    for _ in range(number):
-        holder = socket.socket()
+    holders = [socket.socket() for _ in range(number)]
+    for holder in holders:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind(("", 0))
-        _held.append(holder)
-        found.append(holder.getsockname()[1])
-    return found
+    _held.extend(holders)
+    return [holder.getsockname()[1] for holder in holders]
 
 
 def mend_simulator() -> None:
-    """Put both into FLARE's simulator, in this process."""
     from nvflare.private.fed.app.deployer import simulator_deployer
     from nvflare.private.fed.app.simulator import simulator_runner
 
@@ -138,7 +132,6 @@ def mend_simulator() -> None:
 
 
 def run_simulator() -> None:
-    """FLARE's simulator as a program, with the arguments of this one."""
     runpy.run_module("nvflare.private.fed.app.simulator.simulator", run_name="__main__")
 
 

@@ -1,7 +1,4 @@
-"""Federated methods for all tasks, in one table: FLARE's recipe, its arguments, and what a site does in a round.
-
-The study's setting ``method`` names one; :func:`src.federation.recipes.client_recipe` makes its recipe.
-"""
+"""Federated methods for all tasks, in one table: FLARE's recipe, its arguments, and what a site does in a round."""
 
 import copy
 import time
@@ -18,9 +15,9 @@ from nvflare.app_common.utils.fedprox_utils import get_fedprox_mu
 from nvflare.app_opt.pt.scaffold import PTScaffoldHelper
 from nvflare.client.config import TransferType
 
-from src.common.engine import ProximalTerm, train_for
 from src.common.errors import CourseError
 from src.common.settings import StudySettings
+from src.federation.engine import ProximalTerm, train_for
 from src.federation.site import Site
 
 PERSONAL = "personalized_model.pt"
@@ -49,7 +46,7 @@ class FedAvg:
         return loss
 
     def fit(self, received: FLModel) -> float:
-        """What a round's training is: where the methods differ."""
+        """One round's training: where the methods differ."""
         return self.site.train()
 
     def meta(self) -> dict[str, object]:
@@ -76,8 +73,8 @@ class FedProx(FedAvg):
 class Scaffold(FedAvg):
     """FedAvg that corrects each step by how a site's direction differs from all sites' mean direction.
 
-    Karimireddy et al., *SCAFFOLD: Stochastic Controlled Averaging for Federated Learning*, ICML 2020, by FLARE's helper. It is
-    derived for plain gradient steps; here the "direction" is what the task's own optimiser makes of the gradients.
+    Karimireddy et al., *SCAFFOLD: Stochastic Controlled Averaging for Federated Learning*, ICML 2020. It is derived for plain
+    gradient steps; here the "direction" is what the task's own optimiser makes of the gradients.
     """
 
     def __init__(self, site: Site, folder: Path):
@@ -169,8 +166,8 @@ class Method:
 
 def _fedopt(title: str, optimizer: str, **arguments: object) -> Method:
     """Reddi et al., *Adaptive Federated Optimization*, ICLR 2021: the mean of the sites' changes is the server's gradient."""
-    chosen = {"optimizer_args": {"path": f"torch.optim.{optimizer}", "args": arguments}}
-    return Method(title, "FedOptRecipe", arguments=lambda settings: chosen)
+    chosen = {"path": f"torch.optim.{optimizer}", "args": arguments}
+    return Method(title, "FedOptRecipe", arguments=lambda settings: {"optimizer_args": chosen})
 
 
 METHODS: dict[str, Method] = {

@@ -16,8 +16,16 @@ from nvflare.recipe.utils import add_experiment_tracking, add_final_global_evalu
 from src.common.errors import CourseError
 from src.common.settings import CONFIG, StudySettings
 from src.common.task import Task
-from src.federation import flare_2_9
 from src.federation.aggregation import SampleWeightedMean
+from src.federation.flare_2_9 import (
+    SCRIPT_SECONDS,
+    forget_script_folder,
+    go_on_without_a_site,
+    job_of,
+    know_the_parts,
+    look_often,
+    server_of,
+)
 from src.federation.methods import METHODS
 from src.federation.server import RecordedScaffold, RunRecorder
 
@@ -63,11 +71,11 @@ def client_recipe(
     made.kept = TemporaryDirectory(prefix="course-settings-")  # as long as the recipe, which may be exported again
     settings.write(Path(made.kept.name) / "src" / CONFIG)
     made.add_client_file(made.kept.name)  # a folder's content goes beside the script
-    flare_2_9.know_the_parts(made, task.key_metric)
+    know_the_parts(made, task.key_metric)
     if stays:
         made.add_client_output_filter(ExcludeVars(stays), tasks=["train"])
     if kind is recipes.ScaffoldRecipe:
-        (workflow,) = flare_2_9.server_of(made).workflows
+        (workflow,) = server_of(made).workflows
         workflow.controller = RecordedScaffold(num_clients=sites, num_rounds=settings.rounds, persistor_id="persistor")
     return add_everything(made, **options)
 
@@ -95,7 +103,7 @@ def add_everything(
         add_final_global_evaluation(recipe, **({"validation_timeout": ceil(round_timeout)} if round_timeout else {}))
     weigh_selection(recipe)
     add_quick_pace(recipe)
-    flare_2_9.forget_script_folder(recipe)
+    forget_script_folder(recipe)
     return recipe
 
 
@@ -112,17 +120,17 @@ def add_record(recipe: Recipe, min_clients: int | None = None, round_timeout: fl
     """
     if round_timeout is not None and not round_timeout > 0:
         raise CourseError(f"round_timeout is {round_timeout}; give a number of seconds above 0, or None.")
-    job = flare_2_9.job_of(recipe)
+    job = job_of(recipe)
     everyone = job.job.min_clients
     min_clients = everyone if min_clients is None else min_clients
     if not 1 <= min_clients <= everyone:
         said = f"min_clients is {min_clients}; the job asks {everyone} site(s), so give a number from 1 to that."
         raise CourseError(said)
     if min_clients < everyone:
-        if not isinstance(flare_2_9.server_of(recipe).workflows[0].controller, FedAvg):
+        if not isinstance(server_of(recipe).workflows[0].controller, FedAvg):
             said = f"{type(recipe).__name__} needs every site in each round"
             raise CourseError(f"{said}; leave min_clients out, or choose another method.")
-        flare_2_9.go_on_without_a_site(recipe)
+        go_on_without_a_site(recipe)
     job.job.min_clients = min_clients
     job.to_server(RunRecorder(min_clients, round_timeout), id="recorder")
     # FLARE waits 60 s for a site that is gone to come back, and does not count one as gone in a task's first 30 s.
@@ -134,13 +142,13 @@ def add_quick_pace(recipe: Recipe) -> None:
 
     FLARE's sites ask every 2 s and its server looks every 0.5 s: right for hospitals, and a third of the time of a course's run.
     """
-    flare_2_9.look_often(recipe, flare_2_9.SCRIPT_SECONDS)
+    look_often(recipe, SCRIPT_SECONDS)
     recipe.add_server_config({"server": {"task_request_interval": ASK_SECONDS}})
 
 
 def weigh_selection(recipe: Recipe) -> None:
     """Let FLARE's model selector weigh the sites' metrics by their number of samples, as the average does; else all count alike."""
-    flare_2_9.server_of(recipe).components["model_selector"].weigh_by_local_iter = True
+    server_of(recipe).components["model_selector"].weigh_by_local_iter = True
 
 
 def use_installed_code(recipe: Recipe) -> None:
@@ -148,4 +156,4 @@ def use_installed_code(recipe: Recipe) -> None:
 
     For a recipe without a script of its own, such as one with a ``LearnerExecutor``: a script always travels with the job.
     """
-    flare_2_9.job_of(recipe).set_app_packages([__name__.split(".")[0]])
+    job_of(recipe).set_app_packages([__name__.split(".")[0]])

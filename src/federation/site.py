@@ -11,13 +11,13 @@ from monai.engines import SupervisedTrainer
 from typing_extensions import Self
 
 from src.common.datalists import cache_folder, read_site
-from src.common.engine import pick_device, train_for
 from src.common.errors import CourseError
 from src.common.files import read_json
 from src.common.paths import sites_folder
 from src.common.seeds import site_seed
 from src.common.settings import Checked, Count, StudySettings
 from src.common.task import Task
+from src.federation.engine import pick_device, train_for
 
 
 class SiteOptions(Checked):
@@ -31,7 +31,6 @@ class SiteOptions(Checked):
 class Site:
     """One place that trains: its items, its network and its trainer, put together once, whoever drives it.
 
-    A Client API script drives it with FLARE's four calls, a ``Learner`` with FLARE's methods, local training with a loop.
     ``name`` fixes, with the seed, the order of the items and the augmentation; ``cache`` is a folder for prepared volumes, for
     tasks that keep them on disk; ``weights`` to start from are by default a new model's, of the settings' seed. ``training`` and
     ``validation`` are the prepared items of ``parts``, ``seconds`` how long the last round's work took.
@@ -57,7 +56,7 @@ class Site:
 
     @classmethod
     def open(cls, task: Task, name: str, settings_file: Path) -> Self:
-        """A hospital's own place in a federation: its datalist and options lie in its folder, the settings came with the job.
+        """A hospital's own place in a federation: datalist and options lie in its folder, settings came with the job.
 
         A ``CourseError`` says which of them cannot be used.
         """

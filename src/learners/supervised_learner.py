@@ -16,7 +16,7 @@ from nvflare.app_common.abstract.learner_spec import Learner
 from nvflare.app_common.app_constant import AppConstants, ValidateType
 from nvflare.security.logging import secure_format_exception
 
-from src.common.engine import train_for
+from src.federation.engine import train_for
 from src.federation.reasons import REASON, short_reason
 from src.federation.site import Site
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 
-from src.common.engine import ProximalTerm
 from src.common.errors import CourseError
 from src.common.settings import StudySettings
+from src.federation.engine import ProximalTerm
 from src.federation.site import Site
 from src.learners.supervised_learner import SupervisedLearner
 from src.prostate.card import CONFIG_FILE

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import torch
 
-from src.common.engine import pick_device
+from src.federation.engine import pick_device
 from src.mednist.card import Settings
 from src.mednist.training import TASK as AT_A_SITE
 from src.mednist.training import to_device

@@ -13,7 +13,7 @@ from monai.metrics import compute_hausdorff_distance
 from monai.transforms import ResampleToMatch
 from scipy import ndimage
 
-from src.common.engine import pick_device
+from src.federation.engine import pick_device
 from src.prostate.card import Settings
 from src.prostate.training import TASK as AT_A_SITE
 from src.prostate.training import dice, gland_probability

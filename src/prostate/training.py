@@ -11,8 +11,8 @@ from monai.losses import DiceCELoss, DiceFocalLoss, DiceLoss
 from monai.metrics import compute_dice
 from monai.utils import convert_to_tensor
 
-from src.common.engine import make_trainer as make_any_trainer
 from src.common.task import Task
+from src.federation.engine import make_trainer as make_any_trainer
 from src.prostate.card import CARD, Settings
 from src.prostate.transforms import Normalise, batches, prepare
 from src.unet import UNet
@@ -35,7 +35,7 @@ def make_loss(kind: str) -> Callable:
 def make_trainer(
     model: UNet, loader: Iterable, settings: Settings, device: torch.device, handlers: Sequence = ()
 ) -> SupervisedTrainer:
-    """AdamW on the course's loss, in MONAI's trainer; see :func:`src.common.engine.make_trainer`.
+    """AdamW on the course's loss, in MONAI's trainer; see :func:`src.federation.engine.make_trainer`.
 
     The few weights of :meth:`src.unet.UNet.head` take steps ten times as large: with those of the other weights, the network
     would know early where the gland is and spend most of a short training on saying so with confidence.

@@ -11,8 +11,8 @@ from nvflare.app_common.app_constant import AlgorithmConstants
 from nvflare.recipe.utils import add_cross_site_evaluation
 
 from data_scripts.mednist_sites import share_out
-from src.common.engine import make_trainer, train_for
 from src.federation import methods
+from src.federation.engine import make_trainer, train_for
 from src.federation.methods import METHODS, PERSONAL, Method, at_site, batchnorm_tensors
 from src.federation.recipes import client_recipe
 from src.federation.run import Run

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from src.common.engine import train_for
+from src.federation.engine import train_for
 from src.mednist.evaluation import TASK, evaluate_cases, predict
 from src.mednist.training import evaluate, make_evaluator, make_trainer, to_device
 from src.mednist.transforms import batches, prepare

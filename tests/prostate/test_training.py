@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data_scripts.nifti import one_geometry
-from src.common.engine import train_for
+from src.federation.engine import train_for
 from src.prostate.evaluation import TASK, evaluate_cases, hausdorff95, predict
 from src.prostate.training import dice, evaluate, gland_probability, make_loss, make_trainer
 from src.prostate.transforms import batches, prepare

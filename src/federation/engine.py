@@ -4,7 +4,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from src.common.lean import import_monai
+from src.federation.lean import import_monai
 
 import_monai()  # before anything else imports it
 

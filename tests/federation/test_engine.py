@@ -10,7 +10,7 @@ import torch
 from ignite.engine import Events
 from nvflare.app_opt.pt.fedproxloss import PTFedProxLoss
 
-from src.common.engine import ProximalTerm, cosine, make_trainer, train_for
+from src.federation.engine import ProximalTerm, cosine, make_trainer, train_for
 from tests.training_support import CPU, line_batches, line_trainer, same
 
 
