@@ -357,7 +357,9 @@ def floors_of(module: str) -> set[int]:
     for number, rooms in enumerate(FLOORS):
         for room in rooms:
             parts = room.removesuffix(".py").split("/")
-            if len(words) >= len(parts) and all(word in ("*", part) for word, part in zip(words, parts, strict=False)):
+            any_word = "*" if not room.endswith(".py") else None  # a file has nothing inside that a name could lead to
+            same = all(word in (part, any_word) for word, part in zip(words, parts, strict=False))
+            if len(words) >= len(parts) and same:
                 found.add(number)
     return found
 

@@ -27,7 +27,7 @@ def to_device(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
 def make_trainer(
     model: torch.nn.Module, loader: Iterable, settings: Settings, device: torch.device, handlers: Sequence = ()
 ) -> SupervisedTrainer:
-    """Adam on the cross-entropy of ``(batch, classes)`` logits, in MONAI's trainer; see :func:`src.federation.engine.make_trainer`."""
+    """Adam on the cross-entropy of ``(batch, classes)`` logits,; see :func:`src.federation.engine.make_trainer`."""
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
     loss = torch.nn.CrossEntropyLoss()
     return make_any_trainer(model, loader, optimizer, loss, device, epochs=settings.epochs, handlers=handlers)
