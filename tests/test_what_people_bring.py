@@ -4,6 +4,7 @@ To be read from top to bottom. A row is an input that somebody has: what it is, 
 the outcome is part of the error's message; every other outcome is compared with what was read.
 """
 
+import gzip
 import json
 import os
 import shlex
@@ -568,6 +569,12 @@ def in_two_forms(raw: Path) -> None:
     (raw / "labelsTr/case_0.nii.gz").rename(raw / "labelsTr" / unicodedata.normalize("NFD", "Müller.nii.gz"))
 
 
+def not_compressed(raw: Path) -> None:
+    for file in raw.glob("*Tr/case_1.nii.gz"):
+        file.with_suffix("").write_bytes(gzip.decompress(file.read_bytes()))
+        file.unlink()
+
+
 def not_utf8(raw: Path) -> None:
     for kind in ("imagesTr", "labelsTr"):
         try:
@@ -597,6 +604,7 @@ def one_more(raw: Path) -> None:
 LEFT_OUT = "Left out, {} files that have no NIfTI name or lie in a subfolder: {}"
 NAMES = rows(
     ("names in capital letters", renamed("*Tr/case_1.*", "*.NII.GZ"), ["case_0", "case_1"], None),
+    ("files that are not compressed", not_compressed, ["case_0", "case_1"], None),
     ("names with blanks and dots", renamed("*Tr/case_1.*", "Mr. Bean 1.nii.gz"), ["Mr. Bean 1", "case_0"], None),
     ("a Mac's ü and another system's", in_two_forms, [unicodedata.normalize("NFC", "Müller"), "case_1"], None),
     ("a Mac's companions", added("imagesTr/._case_0.nii.gz", "labelsTr/._case_0.nii.gz", "imagesTr/.DS_Store"),

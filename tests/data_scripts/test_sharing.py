@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_scripts import folders, sharing
-from data_scripts.sharing import mixed, partition, split, who_has_what, write_sites
+from data_scripts import folders
+from data_scripts.sharing import classes, distances, mixed, partition, split, who_has_what, write_sites
 from src.common.datalists import PARTS, pooled, read_datalist, read_site, read_sites, sites_of
 from src.common.errors import CourseError
 from tests.tests_support import FULL, failing, files_of, names_in
@@ -50,20 +50,13 @@ def test_split_is_disjoint_complete_stratified_and_reproducible():
     assert parts != split(items, 0.1, 0.2, seed=3, site="north")
 
 
-@pytest.mark.parametrize(
-    ("cases", "sizes"),
-    [(1, (1, 0, 0)), (2, (1, 1, 0)), (3, (1, 1, 1)), (4, (2, 1, 1)), (5, (3, 1, 1)), (8, (4, 2, 2)), (32, (16, 8, 8))],
-)
-def test_few_items_go_to_training_first(cases, sizes):
-    assert tuple(map(len, split(fake_cases(cases), 0.25, 0.25).values())) == sizes
-
-
-def test_parts_are_as_near_to_their_shares_as_whole_items_can_be():
-    wanted = {"training": 0.5, "validation": 0.25, "testing": 0.25}
-    for cases in range(3, 60):
-        sizes = {part: len(items) for part, items in split(fake_cases(cases), 0.25, 0.25).items()}
-        assert sum(sizes.values()) == cases and min(sizes.values()) >= 1
-        assert all(abs(size - cases * wanted[part]) <= 1 for part, size in sizes.items()), cases
+def test_few_items_go_to_training_first_and_parts_are_as_near_to_their_shares_as_whole_items_can_be():
+    few = {1: [1, 0, 0], 2: [1, 1, 0], 3: [1, 1, 1], 4: [2, 1, 1], 5: [3, 1, 1], 8: [4, 2, 2], 32: [16, 8, 8]}
+    for cases in range(1, 60):
+        sizes = [len(items) for items in split(fake_cases(cases), 0.25, 0.25).values()]
+        assert sizes == few.get(cases, sizes) and sum(sizes) == cases
+        if cases >= 3:
+            assert min(sizes) >= 1 and np.abs(np.array(sizes) - cases * np.array([0.5, 0.25, 0.25])).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -78,12 +71,6 @@ def test_parts_are_as_near_to_their_shares_as_whole_items_can_be():
 def test_a_split_that_cannot_be_made_is_refused(items, shares, said):
     with pytest.raises(CourseError, match=said):
         split(items, *shares, site="north")
-
-
-def test_every_stretch_of_a_mixed_list_has_all_classes():
-    order = mixed(fake_items([60, 30, 10]), np.random.default_rng(0))
-    for start in range(0, 100, 10):
-        assert np.abs(counts_of(order[start : start + 10], 3) - [6, 3, 1]).max() <= 1
 
 
 # Sharing out
@@ -107,19 +94,23 @@ def test_no_image_is_at_two_sites(how, number):
     assert shares != partition(items, number, how, seed=2, **options)
 
 
-def test_even_shares_have_the_same_mix_of_classes():
-    shares = partition(fake_items([41, 30, 40, 40, 40, 7]), ["a", "b", "c", "d"])
-    table = np.array([counts_of(share) for share in shares.values()])
+def test_even_shares_and_every_stretch_of_a_mixed_list_have_the_same_mix_of_classes():
+    table = np.array(
+        [counts_of(share) for share in partition(fake_items([41, 30, 40, 40, 40, 7]), list("abcd")).values()]
+    )
     assert np.ptp(table, axis=0).max() <= 1
     assert table.sum(axis=0).tolist() == [41, 30, 40, 40, 40, 7]
     masks = partition(fake_cases(10), 3, seed=5)
     assert sorted(len(share) for share in masks.values()) == [3, 3, 4], "masks are like one class"
+    order = mixed(fake_items([60, 30, 10]), np.random.default_rng(0))
+    for start in range(0, 100, 10):
+        assert np.abs(counts_of(order[start : start + 10], 3) - [6, 3, 1]).max() <= 1
 
 
 def test_each_class_is_at_home_at_one_site_and_a_few_are_elsewhere():
+    items = fake_items([40, 30, 20])
     one, again, other = (
-        partition(fake_items([40, 30, 20]), ["a", "b"], "specialised", homes=(2, 0, 1), few=5, seed=seed)
-        for seed in (4, 4, 5)
+        partition(items, ["a", "b"], "specialised", homes=(2, 0, 1), few=5, seed=seed) for seed in (4, 4, 5)
     )
     assert {site: counts_of(own, 3).tolist() for site, own in one.items()} == {"a": [35, 5, 15], "b": [5, 25, 5]}
     assert len({image for share in one.values() for image in names_of(share)}) == 90
@@ -127,15 +118,11 @@ def test_each_class_is_at_home_at_one_site_and_a_few_are_elsewhere():
 
 
 def test_labels_are_the_more_skewed_the_smaller_alpha_is():
-    items = fake_items([100] * 6)
-
     def largest_class_share(alpha: float) -> float:
         """Mean over sites and seeds of the share of the site's most frequent class; 1/6 without skew."""
-        tables = [
-            np.array([counts_of(share) for share in partition(items, 4, "dirichlet", alpha=alpha, seed=seed).values()])
-            for seed in range(5)
-        ]
-        return float(np.mean([table.max(axis=1) / table.sum(axis=1) for table in tables]))
+        shares = [partition(fake_items([100] * 6), 4, "dirichlet", alpha=alpha, seed=seed) for seed in range(5)]
+        tables = [counts_of(own) for one in shares for own in one.values()]
+        return float(np.mean([table.max() / table.sum() for table in tables]))
 
     shares = [largest_class_share(alpha) for alpha in (1e-9, 0.1, 1.0, 10.0, 1000.0)]
     assert shares == sorted(shares, reverse=True)
@@ -171,31 +158,29 @@ def test_a_partition_that_cannot_be_made_is_refused(arguments, message):
 
 
 @pytest.fixture
-def base(tmp_path, monkeypatch) -> Path:
-    """Nine cases with masks in a folder, and a data folder for the sites."""
-    monkeypatch.setenv("COURSE_DATA", str(tmp_path / "my data"))
-    base = tmp_path / "converted"
+def base(tmp_path) -> Path:
+    """Nine cases with masks in a folder."""
     for kind in ("images", "labels"):
-        (base / kind).mkdir(parents=True)
+        (tmp_path / "converted" / kind).mkdir(parents=True)
         for i in range(9):
-            (base / kind / f"case {i}.nii.gz").write_text(f"{kind} {i}")
-    return base
+            (tmp_path / "converted" / kind / f"case {i}.nii.gz").write_text(f"{kind} {i}")
+    return tmp_path / "converted"
 
 
-def known(content: bytes) -> dict:
-    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-
-
-def case(base: Path, number: int) -> dict:
-    return {key: str(base / f"{key}s" / f"case {number}.nii.gz") for key in ("image", "label")}
+@pytest.fixture
+def toy(home) -> Path:
+    return home / "sites" / "toy"
 
 
 def shared(base: Path) -> dict:
     """North has cases 0 to 4, south 5 to 8."""
+
+    def case(number: int) -> dict:
+        return {key: str(base / f"{key}s" / f"case {number}.nii.gz") for key in ("image", "label")}
+
     parts = {"north": ([0, 1, 2], [3], [4]), "south": ([5, 6], [7], [8])}
     return {
-        site: {part: [case(base, i) for i in own] for part, own in zip(PARTS, numbers, strict=True)}
-        for site, numbers in parts.items()
+        site: dict(zip(PARTS, ([*map(case, own)] for own in numbers), strict=True)) for site, numbers in parts.items()
     }
 
 
@@ -205,32 +190,30 @@ def write(base: Path, datalists: dict | None = None, **about) -> list[str]:
     return said
 
 
-def test_each_site_gets_a_folder_of_its_own_that_can_be_moved(base, tmp_path):
-    said = write(base)
-    folder = tmp_path / "my data" / "sites" / "toy"
-    assert said == [
-        f"{folder}/north: 3 training, 1 validation, 1 testing",
-        f"{folder}/south: 2 training, 1 validation, 1 testing",
+def test_each_site_gets_a_folder_of_its_own_that_can_be_moved(base, toy, tmp_path):
+    assert write(base) == [
+        f"{toy}/north: 3 training, 1 validation, 1 testing",
+        f"{toy}/south: 2 training, 1 validation, 1 testing",
     ]
-    assert names_in(folder) == ["about.json", "north", "south"]
-    assert names_in(folder / "south") == ["checked.json", "datalist.json", "images", "labels"]
-    assert names_in(folder / "south" / "images") == [f"case {i}.nii.gz" for i in (5, 6, 7, 8)]
-    datalist = json.loads((folder / "south" / "datalist.json").read_text())
-    assert datalist["validation"] == [{"image": "images/case 7.nii.gz", "label": "labels/case 7.nii.gz"}]
-    assert str(tmp_path) not in (folder / "south" / "datalist.json").read_text()
-    sums = json.loads((folder / "south" / "checked.json").read_text())
-    files = {name: content for name, content in files_of(folder / "south").items() if name.endswith(".gz")}
-    assert sums == {name: known(content) for name, content in files.items()}
+    assert names_in(toy) == ["about.json", "north", "south"]
+    assert names_in(toy / "south") == ["checked.json", "datalist.json", "images", "labels"]
+    assert names_in(toy / "south" / "images") == [f"case {i}.nii.gz" for i in (5, 6, 7, 8)]
+    datalist = (toy / "south" / "datalist.json").read_text()
+    place = {"image": "images/case 7.nii.gz", "label": "labels/case 7.nii.gz"}
+    assert json.loads(datalist)["validation"] == [place] and str(tmp_path) not in datalist
+    sums = json.loads((toy / "south" / "checked.json").read_text())
+    files = {name: content for name, content in files_of(toy / "south").items() if name.endswith(".gz")}
+    known = {name: (hashlib.sha256(content).hexdigest(), len(content)) for name, content in files.items()}
+    assert {name: (one["sha256"], one["bytes"]) for name, one in sums.items()} == known
 
-    shutil.move(folder / "south", tmp_path / "the hospital")
+    shutil.move(toy / "south", tmp_path / "the hospital")
     shutil.rmtree(base)
     (item,) = read_datalist(tmp_path / "the hospital" / "datalist.json", "south")["testing"]
-    assert Path(item["image"]).read_text() == "images 8" and Path(item["label"]).read_text() == "labels 8"
+    assert [Path(item[key]).read_text() for key in ("image", "label")] == ["images 8", "labels 8"]
     assert item["site"] == "south"
 
 
-def test_images_with_classes_keep_their_class(tmp_path, monkeypatch):
-    monkeypatch.setenv("COURSE_DATA", str(tmp_path / "data"))
+def test_images_with_classes_keep_their_class(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.jpeg").write_text("all alike")
     items = [{"image": str(tmp_path / f"{i}.jpeg"), "label": i} for i in range(3)]
@@ -239,64 +222,52 @@ def test_images_with_classes_keep_their_class(tmp_path, monkeypatch):
     assert [(Path(item["image"]).name, item["label"]) for item in read] == [(f"{i}.jpeg", i) for i in range(3)]
 
 
-def test_the_same_again_does_nothing_and_a_change_writes_all(base, tmp_path):
+def test_the_same_again_does_nothing_and_a_change_writes_all(base, toy):
     write(base, seed=0)
-    folder = tmp_path / "my data" / "sites" / "toy"
-    assert write(base, seed=0) == [f"{folder}: shared out already over north, south, nothing to do."]
+    assert write(base, seed=0) == [f"{toy}: shared out already over north, south, nothing to do."]
     (base / "images" / "case 5.nii.gz").unlink()
     (base / "images" / "case 5.nii.gz").write_text("another scan")
     assert len(write(base, seed=0)) == 2
-    assert (folder / "south/images/case 5.nii.gz").read_text() == "another scan"
-    (folder / "south/labels/case 6.nii.gz").unlink()  # what was lost is made again
-    assert len(write(base, seed=0)) == 2
-    for name in ("datalist.json", "checked.json"):
-        (folder / "north" / name).unlink()
-        assert len(write(base, seed=0)) == 2
-    fewer = {"north": shared(base)["north"]}
-    assert len(write(base, fewer, seed=0)) == 1
+    assert (toy / "south/images/case 5.nii.gz").read_text() == "another scan"
+    for lost in ("south/labels/case 6.nii.gz", "north/datalist.json", "north/checked.json"):
+        (toy / lost).unlink()
+        assert len(write(base, seed=0)) == 2, "what was lost is made again"
+    assert len(write(base, {"north": shared(base)["north"]}, seed=0)) == 1
     assert sites_of("toy") == ["north"]
-    assert names_in(folder.parent) == ["toy"]
+    assert names_in(toy.parent) == ["toy"]
 
 
-def test_a_folder_that_was_not_shared_out_here_is_left_alone(base, tmp_path):
-    folder = tmp_path / "my data" / "sites" / "toy"
-    (folder / "north").mkdir(parents=True)
-    (folder / "north" / "datalist.json").write_text("a hospital's own")
+def test_a_folder_that_was_not_shared_out_here_is_left_alone(base, toy):
+    (toy / "north").mkdir(parents=True)
+    (toy / "north" / "datalist.json").write_text("a hospital's own")
     with pytest.raises(CourseError, match=r"sites/toy holds sites that were not made by sharing out here"):
         write(base)
     with pytest.raises(CourseError, match="'Hospital A' cannot be the name of a site"):
         write(base, {"Hospital A": shared(base)["north"]})
-    assert files_of(folder) == {"north/datalist.json": b"a hospital's own"}
-    shutil.rmtree(folder)
-    folder.write_text("a file")
+    assert files_of(toy) == {"north/datalist.json": b"a hospital's own"}
+    shutil.rmtree(toy)
+    toy.write_text("a file")
     with pytest.raises(CourseError, match="were not made by sharing out here"):
         write(base)
 
 
-def test_a_full_disk_keeps_what_was_shared_out_before(base, tmp_path, monkeypatch):
+def test_a_full_disk_keeps_what_was_shared_out_before(base, toy, monkeypatch):
     write(base, seed=0)
-    before = files_of(tmp_path / "my data")
+    before = files_of(toy)
     monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("another disk")))
     full = failing(monkeypatch, folders.shutil, "copyfile", FULL, after=3)
     with full, pytest.raises(CourseError, match="No space left"):
         write(base, seed=1)
-    assert files_of(tmp_path / "my data") == before
-    assert names_in(tmp_path / "my data" / "sites") == ["toy"]
+    assert files_of(toy) == before and names_in(toy.parent) == ["toy"]
 
 
 # Datalists that somebody else edited
 
 
-@pytest.fixture
-def entry(base) -> dict:
-    """What a datalist says of case 0; all files in the folder came through the door."""
-    sums = {name: known(content) for name, content in files_of(base).items()}
-    (base / "checked.json").write_text(json.dumps(sums))
-    return {"image": "images/case 0.nii.gz", "label": "labels/case 0.nii.gz"}
-
-
-def test_all_that_is_wrong_with_a_datalist_is_named_at_once(base, entry):
-    file, gone = base / "datalist.json", {**entry, "image": "images/case 77.nii.gz"}
+def test_all_that_is_wrong_with_a_datalist_is_named_at_once(base, toy):
+    write(base)
+    file, entry = toy / "north/datalist.json", {"image": "images/case 0.nii.gz", "label": "labels/case 0.nii.gz"}
+    gone = {**entry, "image": "images/case 77.nii.gz"}
     file.write_text(json.dumps({"training": [entry, gone, {"image": "x"}, 7], "testing": [entry]}))
     with pytest.raises(CourseError) as caught:
         read_datalist(file)
@@ -306,13 +277,14 @@ def test_all_that_is_wrong_with_a_datalist_is_named_at_once(base, entry):
     assert caught.value.kind == "its datalist cannot be used", "no case name leaves a site"
 
 
-def test_a_hospital_may_have_nothing_to_validate_or_test_on_and_its_own_keys(base, entry, monkeypatch):
-    """Paths become absolute, from wherever one reads."""
-    content = {"training": [{**entry, "age": 61}], "validation": [], "testing": []}
-    (base / "datalist.json").write_text("\ufeff" + json.dumps(content))
-    monkeypatch.chdir(base.parent)
-    parts = read_datalist(Path("converted/datalist.json"), "north")
-    assert parts == {"training": [{**case(base, 0), "age": 61, "site": "north"}], "validation": [], "testing": []}
+def test_a_hospital_may_have_its_own_keys_and_read_its_list_from_anywhere(base, toy, monkeypatch):
+    write(base)
+    entry = {"image": "images/case 0.nii.gz", "label": "labels/case 0.nii.gz", "age": 61}
+    (toy / "north/datalist.json").write_text(json.dumps({"training": [entry], "validation": [], "testing": []}))
+    monkeypatch.chdir(toy)
+    (item,) = read_datalist(Path("north/datalist.json"), "north")["training"]
+    files = {key: str(toy / "north" / entry[key]) for key in ("image", "label")}
+    assert item == {**entry, **files, "site": "north"}
 
 
 # Tables
@@ -324,9 +296,6 @@ def test_who_has_what(base):
     assert table.loc["north"].to_dict() == {"training": 3, "validation": 1, "testing": 1, "all parts": 5}
     assert table.loc["all sites"].to_dict() == {"training": 5, "validation": 2, "testing": 2, "all parts": 9}
     assert [len(pooled(read_sites("toy"))[part]) for part in PARTS] == [5, 2, 2]
-
-
-def test_who_has_which_classes():
     shares = partition(fake_items([4, 6]), ["a", "b"])
     table = who_has_what({site: split(own, 0.2, 0.2, site=site) for site, own in shares.items()}, ["hand", "chest"])
     assert list(table.columns) == [*PARTS, "all parts", "hand", "chest"]
@@ -334,14 +303,16 @@ def test_who_has_which_classes():
     assert table.loc["all sites", ["hand", "chest"]].tolist() == [4, 6]
 
 
-def test_distances_are_0_for_the_same_mix_and_1_for_no_class_in_common():
-    def items(*counts):
-        return [{"label": number} for number, count in enumerate(counts) for _ in range(count)]
-
-    alike = sharing.classes({"a": items(2, 2), "b": items(5, 5)}, ["x", "y"])
-    assert sharing.distances(alike).to_dict() == {"a": 0, "b": 0}
-    apart = sharing.classes({"a": items(4, 0), "b": items(0, 3)}, ["x", "y"])
-    assert apart.loc["all sites"].to_dict() == {"x": 4, "y": 3}
-    assert sharing.distances(apart).to_dict() == {"a": 1, "b": 1}
-    three = sharing.distances(sharing.classes({"a": items(3, 1), "b": items(1, 1), "c": items(0, 2)}, ["x", "y"]))
-    assert three.to_dict() == pytest.approx({"a": 0.75 - 0.25, "b": 0.0, "c": 4 / 6})
+@pytest.mark.parametrize(
+    ("counts", "apart"),
+    [
+        ({"a": (2, 2), "b": (5, 5)}, {"a": 0, "b": 0}),
+        ({"a": (4, 0), "b": (0, 3)}, {"a": 1, "b": 1}),
+        ({"a": (3, 1), "b": (1, 1), "c": (0, 2)}, {"a": 0.75 - 0.25, "b": 0.0, "c": 4 / 6}),
+    ],
+    ids=["the same mix", "no class in common", "three sites"],
+)
+def test_distances_of_mixes(counts, apart):
+    table = classes({site: fake_items(own) for site, own in counts.items()}, ["x", "y"])
+    assert table.loc["all sites"].tolist() == np.sum([*counts.values()], axis=0).tolist()
+    assert distances(table).to_dict() == pytest.approx(apart)
