@@ -20,7 +20,8 @@ from benchmarks.costs import megabytes_per_round, parts
 from benchmarks.local import train_locally
 from benchmarks.measure import Watch, plain_seconds, plain_seconds_side_by_side
 from data_scripts.prepare import described, prepare
-from src.common.datalists import cache_folder, pooled, read_sites
+from data_scripts.together import pooled, read_sites
+from src.common.datalists import cache_folder
 from src.common.files import write_json
 from src.common.task import Task
 from src.federation.engine import pick_device

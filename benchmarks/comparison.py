@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.__main__ import machine, versions
 from benchmarks.local import train_each_site_alone, train_locally
 from data_scripts.prepare import described, prepare, share_out
-from src.common.datalists import pooled, read_sites
+from data_scripts.together import pooled, read_sites
 from src.common.files import read_json, write_json
 from src.common.settings import StudySettings
 from src.common.task import Task

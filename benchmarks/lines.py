@@ -20,9 +20,9 @@ from benchmarks.__main__ import machine
 from benchmarks.half_precision import send_half_precision
 from data_scripts.mednist_sites import share_out
 from data_scripts.phantoms.mednist import write
+from data_scripts.together import pooled, read_sites
 from deploy.federation import Federation, free_port
 from deploy.kits import SERVER
-from src.common.datalists import pooled, read_sites
 from src.common.files import write_json
 from src.federation.recipes import client_recipe
 from src.federation.run import Run

@@ -28,7 +28,7 @@ from benchmarks.__main__ import versions
 from benchmarks.local import train_each_site_alone, train_locally
 from benchmarks.warm import warm_python
 from data_scripts import data_conversion, datalists_gen, mednist_sites, prostate_download
-from src.common.datalists import pooled, read_sites
+from data_scripts.together import pooled, read_sites
 from src.common.errors import CourseError
 from src.common.files import read_json, write_json
 from src.common.settings import StudySettings

@@ -18,7 +18,7 @@ from book import figures
 from data_scripts import mednist_sites, prostate_download
 from data_scripts.prepare import prepare
 from data_scripts.sharing import classes, partition
-from src.common.datalists import sites_of
+from data_scripts.together import sites_of
 from src.common.files import read_json
 from src.federation.recipes import client_recipe
 from src.federation.run import Run

@@ -5,7 +5,7 @@ A task of your own has its sites' folders already, under its name; see :mod:`src
 from collections.abc import Callable
 
 from data_scripts import datalists_gen, mednist_sites, prostate_download
-from src.common.datalists import sites_of
+from data_scripts.together import sites_of
 
 STEPS = {"mednist": mednist_sites.prepare, "prostate": datalists_gen.prepare}
 SHARE_OUT = {"mednist": mednist_sites.share_out, "prostate": datalists_gen.share_out}

@@ -19,10 +19,12 @@ from nvflare.lighter.prov_utils import prepare_builders
 from nvflare.lighter.provision import prepare_project
 from nvflare.lighter.provisioner import Provisioner
 from nvflare.lighter.utils import load_crt, load_crt_bytes, load_private_key, serialize_cert, update_storage_locations
+from nvflare.recipe.spec import Recipe
 
 from src.common.datalists import site_names
 from src.common.errors import CourseError
 from src.common.files import write_file, write_json
+from src.federation.flare_2_9 import job_of
 
 SERVER, ADMIN, LEAD, MEMBER = "server", "admin@example.org", "lead@example.org", "member@example.org"
 USERS = {ADMIN: "project_admin", LEAD: "lead", MEMBER: "member"}
@@ -184,3 +186,11 @@ def knock(kit: Path) -> str | None:
         return f"the server refuses the site: {(error.reason or str(error)).lower().replace('_', ' ')}"
     except OSError as error:
         return f"no connection: {error.strerror or error}"
+
+
+def use_installed_code(recipe: Recipe) -> None:
+    """Carry no code of the course in the job: server and sites have installed it, a version that they have reviewed.
+
+    For a recipe without a script of its own, such as one with a ``LearnerExecutor``: a script always travels with the job.
+    """
+    job_of(recipe).set_app_packages(["src"])

@@ -22,7 +22,7 @@ import json
 import sys
 from pathlib import Path
 from data_scripts.sharing import partition, split, who_has_what, write_sites
-from src.common.datalists import pooled, read_sites
+from data_scripts.together import pooled, read_sites
 from src.federation.recipes import client_recipe
 from src.federation.run import Run
 from src.federation.simulator import CourseSimEnv

@@ -25,8 +25,9 @@ from data_scripts import mednist_sites
 from data_scripts.datalists_gen import read_hospitals, share_out
 from data_scripts.nifti import one_geometry
 from data_scripts.sharing import write_sites
+from data_scripts.together import read_sites, sites_of
 from src.common import paths
-from src.common.datalists import PARTS, read_datalist, read_sites, site_names, sites_of
+from src.common.datalists import PARTS, read_datalist, site_names
 from src.common.errors import CourseError
 from src.federation.processes import plain_paths
 from src.federation.run import Run

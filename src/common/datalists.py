@@ -38,29 +38,9 @@ def cache_folder(data: str, site: str) -> Path:
     return sites_folder(data) / site / "cache"
 
 
-def sites_of(data: str) -> list[str]:
-    """Names of the sites whose folders of this data lie on this machine; a ``CourseError`` where there is none."""
-    folder = sites_folder(data)
-    names = sorted(path.parent.name for path in folder.glob(f"*/{DATALIST}") if not path.parent.name.startswith("."))
-    if not names:
-        first = "data_scripts/mednist_sites.sh, or the prostate's prostate_download.sh, data_conversion.sh and datalists_gen.sh."
-        raise CourseError(f"No site has data in {folder}. Share the data out first: {first}")
-    return names
-
-
 def read_site(data: str, site: str) -> dict[str, list[dict]]:
     """The datalist of one site on this machine; see :func:`read_datalist`."""
     return read_datalist(sites_folder(data) / site / DATALIST, site)
-
-
-def read_sites(data: str) -> dict[str, dict[str, list[dict]]]:
-    """The datalists of all sites on this machine. In a real federation nobody can call this: it is for teaching and tests."""
-    return {site: read_site(data, site) for site in sites_of(data)}
-
-
-def pooled(datalists: Datalists) -> dict[str, list[dict]]:
-    """The items of all sites in one place, part by part: what only a teacher can have."""
-    return {part: [item for parts in datalists.values() for item in parts[part]] for part in PARTS}
 
 
 def each(datalists: Datalists) -> Iterator[tuple[str, str, dict]]:

@@ -144,7 +144,7 @@ class Ditto(FedAvg):
 
 def batchnorm_tensors(model: torch.nn.Module) -> list[str]:
     """Names of the tensors of all BatchNorm layers, its statistics too; a ``CourseError`` if there is none."""
-    kinds = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
+    kinds = torch.nn.BatchNorm1d | torch.nn.BatchNorm2d | torch.nn.BatchNorm3d
     layers = [name for name, layer in model.named_modules() if isinstance(layer, kinds)]
     if not layers:
         said = f"{type(model).__name__} has no BatchNorm, so FedBN would be FedAvg. Choose another method."

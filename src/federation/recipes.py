@@ -27,7 +27,8 @@ from src.federation.flare_2_9 import (
     server_of,
 )
 from src.federation.methods import METHODS
-from src.federation.server import RecordedScaffold, RunRecorder
+from src.federation.scaffold import RecordedScaffold
+from src.federation.server import RunRecorder
 
 ASK_SECONDS = 0.1
 
@@ -149,11 +150,3 @@ def add_quick_pace(recipe: Recipe) -> None:
 def weigh_selection(recipe: Recipe) -> None:
     """Let FLARE's model selector weigh the sites' metrics by their number of samples, as the average does; else all count alike."""
     server_of(recipe).components["model_selector"].weigh_by_local_iter = True
-
-
-def use_installed_code(recipe: Recipe) -> None:
-    """Carry no code of the course in the job: server and sites have installed it, a version that they have reviewed.
-
-    For a recipe without a script of its own, such as one with a ``LearnerExecutor``: a script always travels with the job.
-    """
-    job_of(recipe).set_app_packages([__name__.split(".")[0]])

@@ -1,4 +1,4 @@
-"""What the server of a job runs beside FLARE's own: the record of who took part, and SCAFFOLD with a record."""
+"""What the server of a job runs beside FLARE's own: the record of who took part."""
 
 import json
 import threading
@@ -10,10 +10,8 @@ from typing import ClassVar
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
-from nvflare.app_common.abstract.fl_model import FLModel
-from nvflare.app_common.app_constant import AlgorithmConstants, AppConstants
+from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
-from nvflare.app_common.workflows.scaffold import Scaffold
 from nvflare.widgets.widget import Widget
 
 from src.federation.flare_2_9 import LOSS_IS_NOTED, SITE_IS_BACK
@@ -114,12 +112,9 @@ class RunRecorder(Widget):
             self.system_panic(f"round {(self._round or 0) + 1} needs {self.min_clients} site(s). {causes}", fl_ctx)
 
     def _watch(self, engine, job_id: str) -> None:
-        """Report, as FLARE would, each site whose process was there and is not, or that has not answered in time.
-
-        In a real federation a site's process has no connection to this one, and FLARE says who is lost.
-        """
-        seen: set[str] = set()
-        told: set[tuple[str, int]] = set()
+        """Report, as FLARE would, each site whose process was there and is not, or that has not answered in time."""
+        # In a real federation a site's process has no connection to this one: none is seen, and FLARE says who is lost.
+        seen, told = set(), set()
         while not self._ended.wait(LOOK_SECONDS):
             for site in sorted(client.name for client in engine.get_clients()):
                 here = engine.server.cell.is_cell_connected(f"{site}.{job_id}")
@@ -146,24 +141,3 @@ class RunRecorder(Widget):
     def _write(self, event: str, **more) -> None:
         with self._file.open("a") as file:
             file.write(json.dumps({"time": time.time(), "event": event, "round": self._round, **more}) + "\n")
-
-
-class RecordedScaffold(Scaffold):
-    """FLARE's SCAFFOLD with what its FedAvg has: an event at the start of each round, and checkpoints that can be read back.
-
-    FLARE's leaves the control terms in the model's ``meta``, and so in the checkpoint, from which it then reads tensors alone.
-    """
-
-    def sample_clients(self, num_clients: int | None = None) -> list[str]:
-        self.set_fl_context(self.model)
-        self.event(AppEventType.ROUND_STARTED)
-        return super().sample_clients(num_clients)
-
-    def send_model_and_wait(self, **options) -> list[FLModel]:
-        answers = super().send_model_and_wait(**options)
-        self.model.meta.pop(AlgorithmConstants.SCAFFOLD_CTRL_GLOBAL, None)
-        return answers
-
-    def save_model(self, model: FLModel) -> None:
-        model.meta.pop(AlgorithmConstants.SCAFFOLD_CTRL_DIFF, None)
-        super().save_model(model)

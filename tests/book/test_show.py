@@ -4,7 +4,7 @@ import html
 import re
 
 from book import show
-from src.common.datalists import pooled
+from data_scripts.together import pooled
 
 
 def example(first: int):

@@ -1,9 +1,6 @@
 """MedNIST's images: found, drawn or fetched; which are read; who gets which."""
 
-import hashlib
-import io
 import shutil
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -12,10 +9,10 @@ from PIL import Image
 from data_scripts import mednist_sites as data
 from data_scripts.folders import GENERATED
 from data_scripts.sharing import who_has_what
-from src.common.datalists import read_sites
+from data_scripts.together import read_sites
 from src.common.errors import CourseError
 from src.mednist.card import CARD
-from tests.tests_support import Server, failing, files_of, names_in
+from tests.tests_support import files_of, names_in
 
 PER_CLASS = 20
 
@@ -26,16 +23,6 @@ def write(folder: Path, per_class: int = PER_CLASS, seed: int = 0) -> None:
         (folder / name).mkdir(parents=True)
         for i in range(per_class):
             Image.new("L", (64, 64), 40 * label + i).save(folder / name / f"{i:06d}.jpeg")
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch) -> Path:
-    """A data folder of the test's own that does not exist yet, reached without any proxy."""
-    for name in ("COURSE_DATA_SOURCE", "COURSE_MEDNIST_PER_CLASS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("COURSE_DATA", str(tmp_path / "my data"))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    return tmp_path / "my data"
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +46,6 @@ def few(monkeypatch) -> list[Path]:
     return drawn
 
 
-# Finding it
-
-
 def test_generated_data_are_made_once_and_called_drawings(few, home, monkeypatch):
     folder = data.find_or_make()
     assert folder == data.find_or_make() == home / "generated" / "MedNIST" and len(few) == 1
@@ -74,11 +58,6 @@ def test_generated_data_are_made_once_and_called_drawings(few, home, monkeypatch
     assert data.describe(folder).startswith("real MedNIST: 78 images")
     with pytest.raises(CourseError, match=r"'generated' .*or 'real'"):
         data.find_or_make("both")
-
-
-def test_the_drawings_depend_on_what_they_say():
-    asked = data.parameters(data.DRAWN_PER_CLASS, 0)
-    assert asked != data.parameters(data.DRAWN_PER_CLASS, 1) and asked != data.parameters(1, 0)
 
 
 def test_real_data_that_are_there_are_used_as_they_are_and_refused_without_a_class(folder, home, monkeypatch):
@@ -101,47 +80,17 @@ def test_real_data_that_are_there_are_used_as_they_are_and_refused_without_a_cla
         data.find_or_make("real")
 
 
-# Fetching it; all that can go wrong on the way is in test_fetching.py
-
-
-@pytest.fixture
-def server(folder, monkeypatch):
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
-        for name in CARD.labels:
-            tar.add(folder / name / "000003.jpeg", f"MedNIST/{name}/000003.jpeg")
-        tar.addfile(tarfile.TarInfo("MedNIST/Hand/._000003.jpeg"))
-    server = Server("MedNIST.tar.gz", stream.getvalue())
-    monkeypatch.setattr(data, "_official", lambda: (server.url, hashlib.md5(stream.getvalue()).hexdigest()))
-    yield server
-    server.close()
-
-
-def test_real_data_are_downloaded_once_verified_and_unpacked(server, folder, home, monkeypatch):
-    (home / "MedNIST").mkdir(parents=True)  # an empty folder is as good as none
-    lacks = pytest.raises(CourseError, match=r"cannot be used: No \.jpeg images in MedNIST/Hand")
-    with failing(monkeypatch, data, "_check", CourseError("No .jpeg images in MedNIST/Hand.")), lacks:
-        data.find_or_make("real")
-    assert names_in(home) == ["MedNIST", "MedNIST.tar.gz"]
-    (home / "MedNIST.tar.gz").unlink()
-    said = []
-    for _ in range(2):
-        assert data.find_or_make("real", say=said.append) == home / "MedNIST"
-    assert said[0] == f"Downloading MedNIST from {server.url}"
-    assert (home / "MedNIST/CXR/000003.jpeg").read_bytes() == (folder / "CXR/000003.jpeg").read_bytes()
-    assert len(data.read_items(home / "MedNIST")) == 6, "a Mac's hidden files are no images"
-    assert names_in(home) == ["MedNIST"] and server.asked == 2
-
-
-def test_address_and_checksum_are_monais():
+def test_real_data_that_are_missing_are_fetched_from_where_monai_keeps_them(folder, home, monkeypatch):
     from monai.apps import MedNISTDataset
 
-    address, md5 = data._official()
-    assert (address, md5) == (MedNISTDataset.resource, MedNISTDataset.md5)
-    assert address.startswith("https://") and address.endswith("/MedNIST.tar.gz")
+    def fetch(place, url, md5, check, say):
+        assert (url, md5, check) == (MedNISTDataset.resource, MedNISTDataset.md5, data._check)
+        shutil.copytree(folder, place, dirs_exist_ok=True)
 
-
-# Reading the list of images
+    monkeypatch.setattr(data, "fetch", fetch)
+    (home / "MedNIST").mkdir(parents=True)  # an empty folder is as good as none
+    assert data.find_or_make("real") == home / "MedNIST" and len(data.read_items(home / "MedNIST")) == 6 * PER_CLASS
+    assert data._official()[0].startswith("https://") and data._official()[0].endswith("/MedNIST.tar.gz")
 
 
 def test_items_are_sorted_and_chosen_by_seed(folder, monkeypatch):
@@ -175,16 +124,6 @@ def test_of_real_images_500_a_class_are_read_unless_told_otherwise(folder, tmp_p
     assert len(data.read_items(tmp_path, per_class=6)) == 6 * 6
 
 
-# Sharing out
-
-
-def share_out(*arguments, **more) -> list[str]:
-    """Shares out, and returns what was said."""
-    said = []
-    data.share_out(*arguments, **more, say=said.append)
-    return said
-
-
 def test_all_steps_from_nothing(few, home):
     assert data.prepare(lambda line: None) == "mednist"
     table = who_has_what(read_sites("mednist"), CARD.labels)
@@ -194,9 +133,10 @@ def test_all_steps_from_nothing(few, home):
 
 
 def test_two_hospitals_share_no_image_and_a_moved_copy_needs_nothing_else(folder, home, tmp_path, monkeypatch):
-    arguments = (["north", "south"], "even"), {"seed": 3, "data": "mine", "folder": folder}
-    share_out(*arguments[0], **arguments[1])
-    assert share_out(*arguments[0], **arguments[1])[-1].endswith("shared out already over north, south, nothing to do.")
+    said = []
+    for _ in range(2):
+        data.share_out(["north", "south"], "even", seed=3, data="mine", folder=folder, say=said.append)
+    assert said[-1].endswith("shared out already over north, south, nothing to do.")
     assert names_in(home / "sites/mine/north") == sorted([*CARD.labels, "datalist.json"]), "no sums of pictures"
     shutil.move(home, tmp_path / "moved")
     monkeypatch.setenv("COURSE_DATA", str(tmp_path / "moved"))
@@ -209,20 +149,14 @@ def test_two_hospitals_share_no_image_and_a_moved_copy_needs_nothing_else(folder
 
 
 def test_a_hospital_has_plenty_of_its_own_kinds_and_a_few_of_the_others(folder):
-    share_out(few=3, folder=folder)
+    data.share_out(few=3, folder=folder, say=len)
     table = who_has_what(read_sites("mednist"), CARD.labels)
     scanner = [3 if name in ("BreastMRI", "CXR", "Hand") else 17 for name in CARD.labels]
     assert table.loc["site-1", list(CARD.labels)].tolist() == scanner
     assert table.loc["all sites", list(CARD.labels)].tolist() == [20] * 6
-    share_out(3, few=0, data="three", folder=folder)
+    data.share_out(3, few=0, data="three", folder=folder, say=len)
     three = who_has_what(read_sites("three"), CARD.labels).loc["site-2"]
     assert three[three.index.isin(CARD.labels) & (three > 0)].to_dict() == {"CXR": 20, "HeadCT": 20}
-
-
-def test_unequal_hospitals(folder):
-    share_out(3, how="counts", counts=[1, 2, 30], folder=folder)
-    sizes = [[len(items) for items in parts.values()] for parts in read_sites("mednist").values()]
-    assert sizes == [[1, 0, 0], [1, 1, 0], [21, 3, 6]]
 
 
 REFUSED = {
@@ -244,5 +178,5 @@ REFUSED = {
 @pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_cannot_be_shared_out_is_refused(folder, home, arguments, message):
     with pytest.raises(CourseError, match=message):
-        share_out(**{"folder": folder, **arguments})
+        data.share_out(**{"folder": folder, "say": len, **arguments})
     assert not (home / "sites" / "mednist").exists()

@@ -22,7 +22,7 @@ from data_scripts.datalists_gen import prepare, share_out
 from data_scripts.folders import GENERATED
 from data_scripts.nifti import one_geometry
 from data_scripts.prostate_download import describe, find_or_make
-from src.common.datalists import read_sites
+from data_scripts.together import read_sites
 from src.common.errors import CourseError
 from tests.data_support import AFFINE, gland, heard, named, raw_cases, signal, stored
 from tests.tests_support import FULL, Server, failing, files_of, names_in

@@ -9,7 +9,7 @@ from PIL import Image
 from data_scripts import mednist_sites, scanners
 from data_scripts.phantoms.mednist import write
 from data_scripts.scanners import STYLES, ScannerStyle, rescan, scan
-from src.common.datalists import read_sites
+from data_scripts.together import read_sites
 from src.common.errors import CourseError
 from tests.tests_support import files_of
 

@@ -11,7 +11,8 @@ import pytest
 
 from data_scripts import folders
 from data_scripts.sharing import classes, distances, mixed, partition, split, who_has_what, write_sites
-from src.common.datalists import PARTS, pooled, read_datalist, read_site, read_sites, sites_of
+from data_scripts.together import pooled, read_sites, sites_of
+from src.common.datalists import PARTS, read_datalist, read_site
 from src.common.errors import CourseError
 from tests.tests_support import FULL, failing, files_of, names_in
 

@@ -15,10 +15,20 @@ import pytest
 from nvflare.fuel.flare_api.api_spec import AuthorizationError
 
 from deploy.federation import CONSOLE, Federation
-from deploy.kits import ADMIN, MEMBER, REVIEWED, SERVER, knock, project, provision, set_up_site, sign_anew
+from deploy.kits import (
+    ADMIN,
+    MEMBER,
+    REVIEWED,
+    SERVER,
+    knock,
+    project,
+    provision,
+    set_up_site,
+    sign_anew,
+    use_installed_code,
+)
 from src.common.errors import CourseError
 from src.federation.processes import processes_below
-from src.federation.recipes import use_installed_code
 from src.federation.run import FINAL, Run
 from src.federation.server import GONE
 from src.learners.recipe import learner_recipe

@@ -13,10 +13,21 @@ from nvflare.lighter.utils import load_crt
 from nvflare.security.security import FLAuthorizer
 
 from deploy import federation
-from deploy.kits import LEAD, REVIEWED, ROOT_DAYS, SERVER, USERS, knock, project, provision, set_up_server, set_up_site
+from deploy.kits import (
+    LEAD,
+    REVIEWED,
+    ROOT_DAYS,
+    SERVER,
+    USERS,
+    knock,
+    project,
+    provision,
+    set_up_server,
+    set_up_site,
+    use_installed_code,
+)
 from src.common.datalists import PARTS
 from src.common.errors import CourseError
-from src.federation.recipes import use_installed_code
 from src.learners.recipe import learner_recipe
 
 ROOT = Path(__file__).resolve().parents[2]

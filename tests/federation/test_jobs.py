@@ -19,7 +19,8 @@ import torch
 
 from benchmarks.local import train_locally
 from data_scripts.mednist_sites import share_out
-from src.common.datalists import read_sites, sites_folder
+from data_scripts.together import read_sites
+from src.common.datalists import sites_folder
 from src.common.errors import CourseError
 from src.common.files import write_json
 from src.federation.processes import plain_paths
@@ -40,6 +41,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 PATIENT = "SURNAME_FIRSTNAME_1950"
+SMALL = "CompactDenseNet"
 FEW = Settings(data="failing", rounds=3, batch_size=8)
 IN_CODE = "SURNAME{}_FIRSTNAME_1950"  # with an argument that makes nothing: a job's code is no place for a name
 ODD = 'my #1 run\'s "best" $HOME & ü'
@@ -357,11 +359,10 @@ def test_where_all_are_needed_a_killed_site_ends_the_run_within_30_seconds(hospi
     assert [line for line in capfd.readouterr().out.splitlines() if "round" in line] == ["round 1 of 3", "round 2 of 3"]
 
 
-def test_too_few_are_left_and_the_error_names_them_all(place, quick):
-    """Two send what no average may hold, from the start and before anybody else answers; one raises in round 2."""
-    body = f"""
+# Two send what no average may hold, from the start and before anybody else answers; one raises in round 2.
+TOO_FEW = f"""
 from pathlib import Path
-markers = [Path({str(place)!r}) / name for name in ("misshapen", "poisons")]
+markers = [Path("FOLDER") / name for name in ("misshapen", "poisons")]
 if site == "misshapen":
     params["more"] = torch.zeros(1)
 elif site == "poisons":
@@ -375,9 +376,45 @@ else:
 if site in ("misshapen", "poisons"):
     (markers[0].parent / site).touch()
 """
-    env = quick(["fine", "misshapen", "poisons", "raises"])
+
+
+@pytest.fixture(scope="module")
+def started(place, quick):
+    """Four runs at the same time, for FLARE mostly waits: name → environment and what will be the run or its error."""
+    for name in ("too few", "late"):
+        (place / name).mkdir()
+    share_volumes("spoilt", ["healthy", "unreadable"])
+    spoil("spoilt", "unreadable")
+    mask = sites_folder("spoilt") / "healthy" / "images" / "c0_mask.nii.gz"
+    stored = nib.load(mask)
+    nib.save(nib.Nifti1Image(np.zeros(stored.shape, np.uint8), stored.affine, stored.header), mask)
+    through_the_door(mask.parents[1])
+    share(place, "sixteen", 16, how="counts", counts=[1, *[3] * 14, 5], seed=5)
+    torch.save({"model": TASK.new_model(9, SMALL).state_dict()}, place / "first model.pt")
+    # So small a step moves no weight, and it shows from where the run started.
+    still = Settings(data="sixteen", rounds=1, batch_size=8, learning_rate=1e-30, network=SMALL)
+    body, four = TOO_FEW.replace("FOLDER", str(place)), ["fine", "misshapen", "poisons", "raises"]
+    runs = {
+        "too few": (toy_recipe(place / "too few", 4, 3, body, min_clients=2), four),
+        "late": (
+            toy_recipe(place / "late", 2, 2, "time.sleep(600)", min_clients=1, round_timeout=3),
+            ["asleep", "dozing"],
+        ),
+        "learner": (
+            learner_recipe(place / "spoilt", 2, TINY.changed(data="spoilt"), min_clients=1),
+            ["healthy", "unreadable"],
+        ),
+        "sixteen": (client_recipe(TASK, 16, still, initial=place / "first model.pt"), 16),
+    }
+    with ThreadPoolExecutor(len(runs)) as pool:
+        envs = {name: quick(sites, name) for name, (_, sites) in runs.items()}
+        yield {name: (envs[name], pool.submit(made.execute, envs[name])) for name, (made, _) in runs.items()}
+
+
+def test_too_few_are_left_and_the_error_names_them_all(started):
+    env, run = started["too few"]
     with pytest.raises(CourseError, match=r"^The run failed in round 2 of 3\. ") as caught:
-        toy_recipe(place, 4, 3, body, min_clients=2).execute(env)
+        run.result()
     message = str(caught.value)
     for cause in (
         "misshapen: 1 of its tensors are not those of the global model, the first is 'more': (1,) instead of none",
@@ -394,56 +431,39 @@ if site in ("misshapen", "poisons"):
     assert holders(PATIENT, held_by_the_server(env.run_folder, env.clients)) == []
 
 
-def test_a_round_that_every_site_misses_ends_the_run_and_names_the_argument(place, quick):
-    env = quick(["asleep", "dozing"])
-    with pytest.raises(CourseError) as caught:
-        toy_recipe(place, 2, 2, "time.sleep(600)", min_clients=1, round_timeout=3).execute(env)
+def test_a_round_that_every_site_misses_ends_the_run_and_names_the_argument(started):
+    env, run = started["late"]
     late = "it did not answer within round_timeout, 3 s"
+    with pytest.raises(CourseError) as caught:
+        run.result()
     assert f"The run failed in round 1 of 2. asleep: {late}; dozing: {late}." in str(caught.value)
     assert processes_of(env.run_folder) == []
 
 
-def test_an_unreadable_volume_stays_a_secret_of_the_learner(place, quick):
-    share_volumes("spoilt", ["healthy", "unreadable"])
-    file = spoil("spoilt", "unreadable")
-    mask = sites_folder("spoilt") / "healthy" / "images" / "c0_mask.nii.gz"
-    stored = nib.load(mask)
-    nib.save(nib.Nifti1Image(np.zeros(stored.shape, np.uint8), stored.affine, stored.header), mask)
-    through_the_door(mask.parents[1])
-    env = quick(["healthy", "unreadable"])
-    made = learner_recipe(env.run_folder, 2, TINY.changed(data="spoilt"), min_clients=1)
-    run = Run(made.execute(env).get_result())
+def test_an_unreadable_volume_stays_a_secret_of_the_learner(started):
+    run = Run(started["learner"][1].result().get_result())
     table = run.contributions.set_index("site")
     # A case without a gland teaches where none is.
     assert table["accepted"].to_dict() == {"healthy": True, "unreadable": False}
     assert np.isfinite(run.curve("train_loss")["healthy"]).all()
     assert table.loc["unreadable", "reason"] == "an image cannot be used"
     held = held_by_the_server(run.folder, run.sites)
-    for secret in (PATIENT, os.environ["COURSE_DATA"]):
-        assert holders(secret, held) == []
+    assert holders(PATIENT, held) == holders(os.environ["COURSE_DATA"], held) == []
+    (file,) = sites_folder("spoilt").rglob(f"{PATIENT}*")
     assert str(file) in (run.folder / "prostate" / "unreadable" / "log.txt").read_text()
 
 
-# -- small and large ---------------------------------------------------------------------------------------------------
-
-
-def test_sixteen_sites_one_with_one_image_and_one_without_some_class(place, quick):
-    datalists = share(place, "sixteen", 16, how="counts", counts=[1, *[3] * 14, 5], seed=5)
+def test_sixteen_sites_one_with_one_image_and_one_without_some_class(started):
+    run, datalists = Run(started["sixteen"][1].result().get_result()), read_sites("sixteen")
     assert len(datalists["site-1"]["training"]) == 1 and not datalists["site-1"]["validation"]
     classes = {item["label"] for part in datalists["site-2"].values() for item in part}
     assert len(classes) < len(TASK.labels), "site-2 has three images, so it lacks a class"
-    first = TASK.new_model(9, "CompactDenseNet")
-    torch.save({"model": first.state_dict()}, place / "first model.pt")
-    # So small a step moves no weight, and it shows from where the run started.
-    settings = Settings(data="sixteen", rounds=1, batch_size=8, learning_rate=1e-30, network="CompactDenseNet")
-    made = client_recipe(TASK, 16, settings, initial=place / "first model.pt")
-    run = Run(made.execute(quick(16)).get_result())
     assert len(run.contributions) == run.contributions["accepted"].sum() == 16
     samples = {entry["site"]: entry["samples"] for entry in run.record if entry["event"] == "answer"}
     assert samples == {site: len(parts["training"]) for site, parts in datalists.items()}
     assert "site-1" not in run.curve("val_accuracy"), "a site with one image has nothing to validate on"
     assert np.isfinite(run.curve("train_loss").to_numpy()).all()
-    weights = run.weights(run.best_model(TASK.key_metric))
+    weights, first = run.weights(run.best_model(TASK.key_metric)), TASK.new_model(9, SMALL)
     for name, value in first.named_parameters():
         torch.testing.assert_close(weights[name], value.detach())
     moved = [name for name, value in first.named_buffers() if not torch.equal(weights[name], value)]
@@ -476,11 +496,12 @@ def ended(place):
     started = {}
     try:
         for way in WAYS:
-            (place / way).mkdir()
-            environment = {**os.environ, "COURSE_RUNS": str(place / way), "PYTHONPATH": str(ROOT)}
+            folder = place / f"ended by {way}"
+            folder.mkdir()
+            environment = {**os.environ, "COURSE_RUNS": str(folder), "PYTHONPATH": str(ROOT)}
             options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-            command = [sys.executable, "-c", PROGRAM, str(place / way)]
-            started[way] = subprocess.Popen(command, env=environment, cwd=place / way, **options)
+            command = [sys.executable, "-c", PROGRAM, str(folder)]
+            started[way] = subprocess.Popen(command, env=environment, cwd=folder, **options)
         for program in started.values():
             program.run_folder, deadline = Path(program.stdout.readline().strip()), time.monotonic() + 120
             while not any(entry["event"] == "round started" for entry in read_record(program.run_folder)):

@@ -1,7 +1,7 @@
 """Federated methods: each is exactly FedAvg where it has to be, and what it says it is where not."""
 
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,13 +12,14 @@ from nvflare.recipe.utils import add_cross_site_evaluation
 
 from data_scripts.mednist_sites import share_out
 from src.federation import methods
-from src.federation.engine import make_trainer, train_for
 from src.federation.methods import METHODS, PERSONAL, Method, at_site, batchnorm_tensors
 from src.federation.recipes import client_recipe
 from src.federation.run import Run
+from src.federation.site import Site
 from src.mednist.card import Settings
 from src.mednist.training import TASK
 from tests.runs_support import complaints, drawings
+from tests.training_support import LINE, LineSettings, line_batches, line_trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -29,30 +30,23 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def network(seed: int = 0) -> torch.nn.Module:
     """A network with a BatchNorm, whose first weights depend on the seed alone."""
     torch.manual_seed(seed)
-    return torch.nn.Sequential(torch.nn.Linear(3, 5, bias=False), torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 2))
+    return torch.nn.Sequential(torch.nn.Linear(3, 5, bias=False), torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 1))
 
 
-class Site:
-    """A hospital with 12 items of its own, as much of it as a method asks for, and one method's part in a federation."""
+def adam(model, batches, settings, device):
+    return line_trainer(batches, 0.05, torch.optim.Adam, settings.epochs, model)
+
+
+NORMALISED = replace(LINE, networks={"Line": network}, make_trainer=adam)
+
+
+class Hospital:
+    """A site with three batches of its own and one method's part in a federation."""
 
     def __init__(self, folder, method: str):
-        rng = np.random.default_rng(1)
-        images = torch.tensor(rng.normal(size=(3, 4, 3)), dtype=torch.float32)
-        labels = torch.tensor(rng.integers(0, 2, size=(3, 4)))
-        self.training = [{"image": x, "label": y} for x, y in zip(images, labels, strict=True)]
-        self.settings, self.seconds, self.model = SimpleNamespace(method=method, local_epochs=2), {}, network()
-        self.trainer = self.trainer_of(self.model)
-        self.method = at_site(self, folder)
-
-    def trainer_of(self, model):
-        optimizer, loss = torch.optim.Adam(model.parameters(), lr=0.05), torch.nn.CrossEntropyLoss()
-        return make_trainer(model, self.training, optimizer, loss, torch.device("cpu"), epochs=6)
-
-    def another(self):
-        return self.trainer_of(network())
-
-    def train(self):
-        return train_for(self.trainer, 2)
+        settings = LineSettings(method=method, local_epochs=2, fedproxloss_mu=float(method == "fedprox"))
+        self.site = Site(NORMALISED, settings, {"training": line_batches(3), "validation": []}, "north")
+        self.model, self.method = self.site.model, at_site(self.site, folder)
 
     def round(self, weights: dict, **meta) -> FLModel:
         """What the site sends back after it has received these weights."""
@@ -89,34 +83,34 @@ def start() -> dict:
 @pytest.fixture
 def fedavg(tmp_path, start) -> dict:
     """What a site sends back in FedAvg's first round."""
-    answer = Site(tmp_path, "fedavg").round(start)
+    answer = Hospital(tmp_path, "fedavg").round(start)
     assert answer.meta == {"NUM_STEPS_CURRENT_ROUND": 3}, "what the mean weighs by: the training items"
     return answer.params
 
 
 def test_fedprox_with_weight_zero_is_fedavg(tmp_path, start, fedavg, monkeypatch):
     monkeypatch.setattr(methods, "get_fedprox_mu", lambda model: 0.0)  # FLARE's own refuses to call that FedProx
-    assert_same(Site(tmp_path, "fedprox").round(start).params, fedavg)
+    assert_same(Hospital(tmp_path, "fedprox").round(start).params, fedavg)
 
 
 def test_fedprox_takes_its_weight_from_the_server_and_holds_the_site_there(tmp_path, start, fedavg):
-    mild, strong = (Site(tmp_path, "fedprox").round(start, fedprox_mu=mu).params for mu in (0.01, 50.0))
+    mild, strong = (Hospital(tmp_path, "fedprox").round(start, fedprox_mu=mu).params for mu in (0.01, 50.0))
     assert 0 < distance(mild, fedavg) < 0.2 * distance(strong, fedavg)
     assert distance(strong, start) < 0.5 * distance(fedavg, start)
     with pytest.raises(ValueError, match="fedprox_mu"):
-        Site(tmp_path, "fedprox").round(start)
+        Hospital(tmp_path, "fedprox").round(start)
 
 
 def test_scaffolds_first_round_is_fedavgs_and_its_control_is_the_mean_step_and_corrects_the_next(
     tmp_path, start, fedavg
 ):
-    plain, second = Site(tmp_path, "fedavg"), {}
+    plain, second = Hospital(tmp_path, "fedavg"), {}
     for told in ("its own", "none"):
-        site = Site(tmp_path, "scaffold")
+        site = Hospital(tmp_path, "scaffold")
         answer = site.round(start, scaffold_c_global=zeros())
         assert_same(answer.params, fedavg)
         control, way = answer.meta[AlgorithmConstants.SCAFFOLD_CTRL_DIFF], sum(site.method.rates)
-        assert control.keys() == zeros().keys() and len(site.method.rates) == 2 * len(site.training)
+        assert control.keys() == zeros().keys() and len(site.method.rates) == 2 * len(site.site.training)
         for name, value in control.items():
             np.testing.assert_allclose(value, (start[name] - answer.params[name]).numpy() / way, rtol=1e-4, atol=1e-5)
         everybodys = control if told == "its own" else zeros()
@@ -127,7 +121,7 @@ def test_scaffolds_first_round_is_fedavgs_and_its_control_is_the_mean_step_and_c
 
 
 def test_fedbn_keeps_its_normalisation_and_takes_the_rest(tmp_path, start):
-    site = Site(tmp_path, "fedbn")
+    site = Hospital(tmp_path, "fedbn")
     own = batchnorm_tensors(site.model)
     assert sorted(own) == ["1.bias", "1.num_batches_tracked", "1.running_mean", "1.running_var", "1.weight"]
     received = start | {name: torch.full_like(start[name], 9) for name in own}
@@ -145,9 +139,9 @@ def test_dittos_global_model_is_fedavgs_and_its_own_one_lies_between(tmp_path, s
     kept = {}
     for weight in (0.0, 0.1, 100.0):
         monkeypatch.setattr(methods.Ditto, "LAMBDA", weight)
-        assert_same(Site(tmp_path, "ditto").round(start).params, fedavg)
+        assert_same(Hospital(tmp_path, "ditto").round(start).params, fedavg)
         kept[weight] = torch.load(tmp_path / PERSONAL, weights_only=True)["model"]
-    assert_same(kept[0.0], Site(tmp_path, "fedavg").round(weights_of(network())).params)
+    assert_same(kept[0.0], Hospital(tmp_path, "fedavg").round(weights_of(network())).params)
     assert distance(kept[100.0], start) < distance(kept[0.1], start) < distance(kept[0.0], start)
 
 

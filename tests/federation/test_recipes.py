@@ -165,8 +165,8 @@ def files(folder: str, *names: str) -> set[str]:
 
 
 EVERYWHERE = {
-    *files("common", "datalists", "engine", "errors", "files", "lean", "paths", "seeds", "settings", "task"),
-    *files("federation", "aggregation", "flare_2_9", "reasons", "server", "site"),
+    *files("common", "datalists", "errors", "files", "paths", "seeds", "settings", "task"),
+    *files("federation", "aggregation", "engine", "flare_2_9", "lean", "reasons", "server", "site"),
 }
 OF_PROSTATE = {"unet.py", *files("prostate", "card", "training", "transforms")}
 OF_MEDNIST = {"densenet.py", *files("mednist", "card", "training", "transforms")}

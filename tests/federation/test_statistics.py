@@ -9,7 +9,7 @@ from nvflare.recipe.fedstats import FedStatsRecipe
 from PIL import Image
 
 from data_scripts.mednist_sites import share_out
-from src.common.datalists import pooled, read_sites
+from data_scripts.together import pooled, read_sites
 from src.federation.statistics import ImageStatistics
 from tests.runs_support import complaints, drawings
 
