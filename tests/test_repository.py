@@ -95,35 +95,37 @@ def test_notebook_is_committed_tidy(path):
 
 
 @each_notebook
-def test_notebook_opens_with_what_a_reader_asks_first(path):
-    cells = read_notebook(path).cells
-    first_code = next(place for place, cell in enumerate(cells) if cell.cell_type == "code")
-    opening = "\n".join(cell.source for cell in cells[:first_code]).lower()
-    assert re.match(r"# \S", opening), "the first line is not a title"
-    for wanted in ("you will learn", "you need", "gpu", "cpu"):
-        assert wanted in opening, f"the opening does not say: {wanted}"
-    assert re.search(r"\d[^\n]*?(?:\bmin|\bs\b|second)", opening), "the opening names no time"
-
-
-@each_notebook
-def test_notebook_closes_with_recap_and_where_to_go_next(path):
+def test_notebook_has_what_a_reader_looks_for(path):
     cells = [cell for cell in read_notebook(path).cells if cell.source.strip()]
+    code, text = [cell for cell in cells if cell.cell_type == "code"], markdown(path)
+    opening = "\n".join(cell.source for cell in cells[: cells.index(code[0])]).lower()
+    assert re.match(r"# \S", opening), "the first line is not a title"
+    assert [word for word in ("you will learn", "you need", "gpu", "cpu") if word not in opening] == []
+    assert re.search(r"\d[^\n]*?(?:\bmin|\bs\b|second)", opening), "the opening names no time"
     closing = "\n".join(cell.source for cell in cells[-3:] if cell.cell_type == "markdown").lower()
-    assert "recap" in closing
-    assert "next" in closing
+    assert "recap" in closing and "next" in closing
+    assert "time.time() - STARTED" in code[-1].source, "it does not say how long it took"
+    assert re.search(r"\bheadline\(\s*\w+=", "\n".join(cell.source for cell in code)), "nothing for its card"
+    assert "../docs/glossary.md" in text
+    answers = re.findall(r"<details><summary>Answer</summary>\n\n(.+?)\n\n</details>", text, re.DOTALL)
+    assert len(answers) == text.count("**Stop and predict.**") >= 5
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)\s]+)|<img[^>]+src=[\"']([^\"']+)", text)
+    assert [one or other for one, other in pictures if not urlsplit(one or other).scheme], (
+        "no picture of figs/ is shown"
+    )
+
+
+def asserts_something(source: str) -> bool:
+    """Whether a cell has assertions, and none about constants, which could not fail."""
+    found = [node.test for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Assert)]
+    return bool(found) and all(any(isinstance(part, ast.Name) for part in ast.walk(test)) for test in found)
 
 
 @each_notebook
 def test_notebook_checks_the_reader_s_progress(path):
-    """At least one cell tagged ``check``, and none of those can pass whatever the reader did."""
     checks = [cell for cell in read_notebook(path).cells if "check" in cell.metadata.get("tags", ())]
     assert checks, "no cell is tagged 'check'"
-    for cell in checks:
-        found = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Assert)]
-        assert found, f"cell {cell.id} is tagged 'check' but asserts nothing"
-        for node in found:
-            names = [part for part in ast.walk(node.test) if isinstance(part, ast.Name)]
-            assert names, f"cell {cell.id}: an assertion about constants is always true"
+    assert [cell.id for cell in checks if not asserts_something(cell.source)] == []
 
 
 @each_notebook
@@ -140,28 +142,7 @@ def test_notebook_lets_the_reader_do_something(path):
         assert re.search(r"^\*\*\d\. ", task.source, re.MULTILINE), f"{empty.id}: no task before it"
         assert empty.cell_type == "code" and not empty.source
         assert "solution" in tags[place + 1] and solution.metadata["jupyter"]["source_hidden"]
-        found = [node for node in ast.walk(ast.parse(solution.source)) if isinstance(node, ast.Assert)]
-        assert found, f"{solution.id}: a solution that asserts nothing"
-        assert all(any(isinstance(part, ast.Name) for part in ast.walk(node.test)) for node in found)
-
-
-@each_notebook
-def test_notebook_asks_before_it_tells(path):
-    text = markdown(path)
-    assert text.count("**Stop and predict.**") >= 5
-    answers = re.findall(r"<details><summary>Answer</summary>\n\n(.+?)\n\n</details>", text, re.DOTALL)
-    assert len(answers) == text.count("**Stop and predict.**")
-
-
-@each_notebook
-def test_notebook_says_how_long_it_took(path):
-    last = [cell for cell in read_notebook(path).cells if cell.cell_type == "code"][-1]
-    assert "time.time() - STARTED" in last.source
-
-
-@each_notebook
-def test_notebook_uses_the_words_of_the_glossary(path):
-    assert "../docs/glossary.md" in markdown(path)
+        assert asserts_something(solution.source), f"{solution.id}: a solution that asserts nothing"
 
 
 def test_the_prostate_notebook_takes_names_and_settings_from_one_place():
@@ -173,23 +154,7 @@ def test_the_prostate_notebook_takes_names_and_settings_from_one_place():
     assert len(re.findall(r"\bSettings\b[.(]", code)) == 1
     # Whatever prepares, trains or judges is handed these settings, but for the last section's own run.
     for call in re.findall(r"\b(?:prepare|evaluate_cases|train_locally|train_each_site_alone|predict)\((.*)", code):
-        assert re.search(r"\b(settings|options)\b", call), (
-            call
-        )  # `options` are settings of which an exercise changed one
-
-
-@each_notebook
-def test_notebook_shows_its_key_figures_without_being_run(path):
-    pictures = re.findall(r"!\[[^\]]*\]\(([^)\s]+)|<img[^>]+src=[\"']([^\"']+)", markdown(path))
-    local = [one or other for one, other in pictures if not urlsplit(one or other).scheme]
-    assert local, "no picture from figs/ is shown in the text"
-
-
-@each_notebook
-def test_notebook_calls_headline(path):
-    """`make course` has something to put on the notebook's card."""
-    code = "\n".join(cell.source for cell in read_notebook(path).cells if cell.cell_type == "code")
-    assert re.search(r"\bheadline\(\s*\w+=", code)
+        assert re.search(r"\bsettings\b", call), call
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.stem)
