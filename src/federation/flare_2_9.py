@@ -4,47 +4,41 @@
 are used, for every site imports this file.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import runpy
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from nvflare.apis.client import Client
-    from nvflare.apis.fl_context import FLContext
-    from nvflare.apis.job_def import Job
-    from nvflare.apis.job_scheduler_spec import DispatchInfo
-    from nvflare.job_config.api import FedJob
-    from nvflare.recipe.spec import Recipe
+from nvflare.apis.client import Client
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.job_def import ALL_SITES, Job
+from nvflare.apis.job_scheduler_spec import DispatchInfo
 
 # -- recipes and jobs: a recipe has no public way to what it has put together ------------------------------------------
 
 
-def job_of(recipe: Recipe) -> FedJob:
+def job_of(recipe):
     return recipe._job
 
 
-def server_of(recipe: Recipe):  # with its workflows and components
+def server_of(recipe):  # with its workflows and components
     return recipe._job._deploy_map["server"].app_config
 
 
-def look_often(recipe: Recipe, seconds: float) -> None:
+def look_often(recipe, seconds: float) -> None:
     """Let the server look for answers every so many seconds. FLARE looks twice a second, a sixth of a short round."""
     for workflow in server_of(recipe).workflows:
         workflow.controller._task_check_period = seconds
 
 
-def go_on_without_a_site(recipe: Recipe) -> None:
+def go_on_without_a_site(recipe) -> None:
     """Let a round go on when a site answers with an error. FLARE would end the run at the first one."""
     server_of(recipe).workflows[0].controller._ignore_result_error = True
 
 
-def forget_script_folder(recipe: Recipe) -> None:
+def forget_script_folder(recipe) -> None:
     """Let a site look for its script in the job, by name. FLARE writes the whole path into the job, and a site looks there."""
     recipe._ensure_client_apps_prepared()
     for app in recipe._job._deploy_map.values():
@@ -53,11 +47,8 @@ def forget_script_folder(recipe: Recipe) -> None:
                 entry.executor._task_script_path = Path(script).name
 
 
-def know_the_parts(recipe: Recipe, key_metric: str) -> None:
-    """Tell FLARE what its recipes for SCAFFOLD and FedOpt leave open.
-
-    Without it, evaluations refuse these recipes, and the best model is chosen by a metric that no site sends.
-    """
+def know_the_parts(recipe, key_metric: str) -> None:
+    """Tell FLARE what its recipes for SCAFFOLD and FedOpt leave open; else it does not evaluate them, and takes another metric."""
     from nvflare.fuel.utils.constants import FrameworkType
 
     recipe.framework = FrameworkType.PYTORCH
@@ -157,8 +148,6 @@ LOSS_IS_NOTED = "loss is noted"
 
 def deploy_again(engine, job: Job, client: Client, fl_ctx: FLContext) -> DispatchInfo:
     """Send the job to the site and reserve what it needs there. Raises RuntimeError if the site does not agree."""
-    from nvflare.apis.job_def import ALL_SITES
-    from nvflare.apis.job_scheduler_spec import DispatchInfo
     from nvflare.private.fed.utils.fed_utils import extract_participants
 
     deployment = [(app, extract_participants(places)) for app, places in job.get_deployment().items()]

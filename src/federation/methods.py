@@ -20,8 +20,7 @@ from src.common.settings import StudySettings
 from src.federation.engine import ProximalTerm, train_for
 from src.federation.site import Site
 
-PERSONAL = "personalized_model.pt"
-"""Where a site keeps weights of its own: beside the client script, in the job's folder on its own disk. They are never sent."""
+PERSONAL = "personalized_model.pt"  # a site's own weights, beside the client script, in the job's folder on its disk; never sent
 
 
 class FedAvg:
@@ -153,9 +152,7 @@ def batchnorm_tensors(model: torch.nn.Module) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Method:
-    """A row of the table."""
-
+class Method:  # a row of the table
     title: str  # for tables and figures
     recipe: str = "FedAvgRecipe"  # FLARE's class in nvflare.app_opt.pt.recipes, which sites need not load
     at_site: type[FedAvg] = FedAvg  # what a site does in a round

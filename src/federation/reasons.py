@@ -39,10 +39,7 @@ def said_reason(answer: Shareable | None) -> str:
 
 
 def run_site(main: Callable[[], None]) -> None:
-    """Run a Client API script's ``main``. If it fails, the site's log gets the error, the server for each further task its kind.
-
-    FLARE would end the script, and the server could say neither who is missing nor why.
-    """
+    """Run a Client API script's ``main``. If it fails, the site's log gets the error, the server for each further task its kind."""
     answer_quickly()
     try:
         main()

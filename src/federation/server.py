@@ -5,7 +5,6 @@ import threading
 import time
 from math import inf
 from pathlib import Path
-from typing import ClassVar
 
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey
@@ -20,6 +19,16 @@ from src.federation.reasons import said_reason
 RECORD, LOOK_SECONDS = "course_record.jsonl", 0.5
 LOST = "its process has ended; often a lack of memory"
 GONE = "the server has lost it: its process, its machine or its line"
+EVENTS = {
+    EventType.START_RUN: "run started",
+    AppEventType.INITIAL_MODEL_LOADED: "initial model loaded",
+    AppEventType.ROUND_STARTED: "round started",
+    AppEventType.BEFORE_AGGREGATION: "all answers in",
+    AppEventType.AFTER_LEARNABLE_PERSIST: "model saved",
+    AppEventType.GLOBAL_BEST_MODEL_AVAILABLE: "best model",
+    AppEventType.CROSS_VAL_INIT: "final validation",
+    EventType.END_RUN: "run ended",
+}
 
 
 class RunRecorder(Widget):
@@ -29,17 +38,6 @@ class RunRecorder(Widget):
     ``event`` and ``round``; an answer also ``site``, ``accepted`` and ``reason``. A site of a real federation that was lost and is
     there again is ``site lost``, then ``site back``. For the arguments see :func:`src.federation.recipes.add_record`.
     """
-
-    EVENTS: ClassVar = {
-        EventType.START_RUN: "run started",
-        AppEventType.INITIAL_MODEL_LOADED: "initial model loaded",
-        AppEventType.ROUND_STARTED: "round started",
-        AppEventType.BEFORE_AGGREGATION: "all answers in",
-        AppEventType.AFTER_LEARNABLE_PERSIST: "model saved",
-        AppEventType.GLOBAL_BEST_MODEL_AVAILABLE: "best model",
-        AppEventType.CROSS_VAL_INIT: "final validation",
-        EventType.END_RUN: "run ended",
-    }
 
     def __init__(self, min_clients: int, round_timeout: float | None = None):
         super().__init__()
@@ -67,8 +65,8 @@ class RunRecorder(Widget):
         elif event_type == AppEventType.BEFORE_AGGREGATION:
             self._deadline = inf
         self._rounds = fl_ctx.get_prop(AppConstants.NUM_ROUNDS) or self._rounds
-        if event_type in self.EVENTS:
-            self._write(self.EVENTS[event_type], rounds=self._rounds)
+        if event_type in EVENTS:
+            self._write(EVENTS[event_type], rounds=self._rounds)
         elif event_type == AppEventType.AFTER_CONTRIBUTION_ACCEPT:
             self._note_answer(fl_ctx)
         elif event_type == EventType.CLIENT_DISCONNECTED:
