@@ -72,14 +72,8 @@ def test_an_archive_that_was_brought_is_taken_and_stays(server, home):
     assert server.asked == 0
 
 
-def nobody() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{free.getsockname()[1]}/Task.tar.gz"
-
-
 FAULTS = {
-    "no server": ({"url": nobody()}, r"(?s)Connection refused.*127\.0\.0\.1"),
+    "no server": ({"url": "http://127.0.0.1:1/Task.tar.gz"}, r"(?s)Connection refused.*127\.0\.0\.1"),
     "no address": ({"url": "not-an-address"}, "unknown url type: 'not-an-address'"),
     "not found": ({"status": 404}, r"404: Not Found: http://127\.0\.0\.1:\d+/Task"),
     "overloaded": ({"status": 503}, r"503: .*: http://127\.0\.0\.1:\d+/Task"),

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.common.datalists import read_site
 from src.mednist.card import CARD as MEDNIST
+from tests.data_support import SHAPE, modality, raw_cases, signal
 from tests.tests_support import names_in
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "data_scripts"
@@ -20,22 +22,12 @@ pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="there is n
 
 
 @pytest.fixture
-def data(tmp_path) -> Path:
-    """A data folder with a few real-looking cases of two hospitals."""
-    data = tmp_path / "my data"
-    task = data / "Task05_Prostate"
-    mask = np.zeros((6, 5, 4), np.uint8)
-    mask[2:4, 2:4, 1:3] = 2
-    for folder in ("imagesTr", "labelsTr"):
-        (task / folder).mkdir(parents=True)
-    for index in range(7):
-        image = np.random.default_rng(index).uniform(0, 900, (6, 5, 4, 2)).astype(np.float32)
-        nib.save(nib.Nifti1Image(image, np.eye(4)), task / f"imagesTr/prostate_{index:02d}.nii.gz")
-        nib.save(nib.Nifti1Image(mask, np.eye(4)), task / f"labelsTr/prostate_{index:02d}.nii.gz")
-    (task / "dataset.json").write_text(json.dumps({"modality": {"0": "T2", "1": "ADC"}}))
-    sites = {"BIDMC": [f"prostate_{i:02d}" for i in range(4)], "HK": [f"prostate_{i:02d}" for i in range(4, 7)]}
+def data(home) -> Path:
+    """A data folder with a few cases of two hospitals."""
+    task = raw_cases(home / "Task05_Prostate", 7, modality("T2", "ADC"))
+    sites = {"BIDMC": [f"case_{i}" for i in range(4)], "HK": [f"case_{i}" for i in range(4, 7)]}
     (task / "hospitals.json").write_text(json.dumps(sites))
-    return data
+    return home
 
 
 @pytest.fixture
@@ -63,28 +55,22 @@ def test_download_convert_share_out_with_defaults(call, data):
     ):
         assert said in call(name)
     assert names_in(data) == ["Task05_Prostate", "prostate_t2", "sites"]
-    site = data / "sites/prostate/HK"
-    datalist = json.loads((site / "datalist.json").read_text())
-    assert {part: len(cases) for part, cases in datalist.items()} == {"training": 1, "validation": 1, "testing": 1}
-    for part in datalist.values():
-        for case in part:
-            image, mask = (nib.load(site / case[key]) for key in ("image", "label"))
-            assert image.shape == mask.shape == (6, 5, 4)
-            assert np.unique(mask.get_fdata()).tolist() == [0, 1]
+    for case in read_site("prostate", "HK")["training"]:
+        image, mask = (nib.load(case[key]) for key in ("image", "label"))
+        assert image.shape == mask.shape == SHAPE and np.unique(mask.get_fdata()).tolist() == [0, 1]
 
 
 def test_arguments_and_folders_relative_to_the_current_one(call, data):
     call("data_conversion", "Task05_Prostate", "../out here", "--channel", "1", "--labels", "2", cwd=data)
     call("datalists_gen", "../out here", "--name", "mine", "--num-sites", "1", "--seed", "5", cwd=data)
     assert names_in(data / "sites") == ["mine"] and names_in(data / "sites" / "mine") == ["about.json", "site-1"]
-    given = nib.load(data / "Task05_Prostate/imagesTr/prostate_03.nii.gz").get_fdata()
-    converted = nib.load(data.parent / "out here/images/prostate_03.nii.gz").get_fdata()
-    np.testing.assert_array_equal(converted, given[..., 1])
-    sites = {"MGH": [f"prostate_{i:02d}" for i in (0, 2, 4)], "LMU": [f"prostate_{i:02d}" for i in (1, 3, 5)]}
+    converted = nib.load(data.parent / "out here/images/case_3.nii.gz").get_fdata()
+    np.testing.assert_array_equal(converted, signal(3, 2)[..., 1])
+    sites = {"MGH": [f"case_{i}" for i in (0, 2, 4)], "LMU": [f"case_{i}" for i in (1, 3, 5)]}
     (data / "my sites.json").write_text(json.dumps(sites))
     said = call("datalists_gen", "../out here", "--sites", "my sites.json", cwd=data)
-    assert "warning: in no site, so left out: prostate_06" in said
-    assert names_in(data / "sites/prostate/MGH/images") == [f"prostate_{i:02d}.nii.gz" for i in (0, 2, 4)]
+    assert "warning: in no site, so left out: case_6" in said
+    assert names_in(data / "sites/prostate/MGH/images") == [f"case_{i}.nii.gz" for i in (0, 2, 4)]
 
 
 def test_mednist_for_hospitals_with_names(call, data):
@@ -105,8 +91,8 @@ def test_mednist_for_hospitals_with_names(call, data):
 
 
 def test_bad_input_ends_with_2_and_one_message(call, data):
-    (data / "Task05_Prostate/labelsTr/prostate_00.nii.gz").unlink()
-    (data / "Task05_Prostate/imagesTr/prostate_01.nii.gz").write_bytes(b"")
+    (data / "Task05_Prostate/labelsTr/case_0.nii.gz").unlink()
+    (data / "Task05_Prostate/imagesTr/case_1.nii.gz").write_bytes(b"")
     assert call("data_conversion", status=2).startswith("error: Nothing was converted, 2 problems:")
     assert not (data / "prostate_t2").exists()
     assert str(data / "prostate_t2") in call("datalists_gen", status=2)
