@@ -92,17 +92,14 @@ class ProximalTerm:
         self.mu, self.towards = mu, towards
 
     def attach(self, engine: Engine) -> None:
-        """As MONAI's handlers are attached."""
         engine.add_event_handler(Events.STARTED, self.remember)
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self.pull)
 
     def remember(self, engine: Engine) -> None:
-        """Keep a copy of the reference."""
         self.reference = [value.detach().clone() for value in (self.towards or engine.network).parameters()]
 
     @torch.no_grad()
     def pull(self, engine: Engine) -> None:
-        """Add the proximal gradient."""
         pairs = [(w, r) for w, r in zip(engine.network.parameters(), self.reference, strict=True) if w.grad is not None]
         away = torch._foreach_sub([weight for weight, _ in pairs], [origin for _, origin in pairs])
         torch._foreach_add_([weight.grad for weight, _ in pairs], away, alpha=self.mu)

@@ -5,16 +5,16 @@ are used, for every site imports this file.
 """
 
 import copy
-import functools
 import runpy
 import socket
 import sys
 from pathlib import Path
 
-from nvflare.apis.client import Client
-from nvflare.apis.fl_context import FLContext
-from nvflare.apis.job_def import ALL_SITES, Job
+from nvflare.apis.job_def import ALL_SITES
 from nvflare.apis.job_scheduler_spec import DispatchInfo
+from nvflare.fuel.utils.constants import FrameworkType
+
+SCRIPT_SECONDS = 0.02  # between two looks for a task or an answer
 
 # -- recipes and jobs: a recipe has no public way to what it has put together ------------------------------------------
 
@@ -27,13 +27,13 @@ def server_of(recipe):  # with its workflows and components
     return recipe._job._deploy_map["server"].app_config
 
 
-def look_often(recipe, seconds: float) -> None:
-    """Let the server look for answers every so many seconds. FLARE looks twice a second, a sixth of a short round."""
+def look_often(recipe) -> None:
+    """Let the server look for answers more often. FLARE looks twice a second, a sixth of a short round."""
     for workflow in server_of(recipe).workflows:
-        workflow.controller._task_check_period = seconds
+        workflow.controller._task_check_period = SCRIPT_SECONDS
 
 
-def go_on_without_a_site(recipe) -> None:
+def go_on_without(recipe) -> None:
     """Let a round go on when a site answers with an error. FLARE would end the run at the first one."""
     server_of(recipe).workflows[0].controller._ignore_result_error = True
 
@@ -49,8 +49,6 @@ def forget_script_folder(recipe) -> None:
 
 def know_the_parts(recipe, key_metric: str) -> None:
     """Tell FLARE what its recipes for SCAFFOLD and FedOpt leave open; else it does not evaluate them, and takes another metric."""
-    from nvflare.fuel.utils.constants import FrameworkType
-
     recipe.framework = FrameworkType.PYTORCH
     components = server_of(recipe).components
     recipe._job.comp_ids |= {f"{part}_id": part for part in ("persistor", "locator") if part in components}
@@ -72,9 +70,6 @@ def process_kind() -> str:
     return next(filter(None, map(PROGRAMS.get, sys.orig_argv)), "")
 
 
-SCRIPT_SECONDS = 0.02
-
-
 def answer_quickly() -> None:
     """In the simulator, look for a task and for its answer more often: FLARE's 0.5 s, twice, is a sixth of a short round."""
     if process_kind() == "simulated site":
@@ -88,10 +83,9 @@ def answer_quickly() -> None:
 
 # -- the simulator -----------------------------------------------------------------------------------------------------
 #
-# FLARE starts each site in a thread of its own, and on a busy machine two of them can cross. Each looks for a free port that its
-# process opens seconds later: two may find the same, and each is then told the other's name and trains on the other's data. And
-# all write the name of their site into one dictionary before they send it. Here a port is held until the run ends, and every
-# thread has its own dictionary.
+# FLARE starts each site in a thread of its own. Each looks for a free port that its process opens seconds later: two may find the
+# same, and train on each other's data. And all write their site's name into one dictionary before they send it, where it may be
+# overwritten. Here a port is held until the run ends, and every thread has its own dictionary.
 
 _held: list[socket.socket] = []
 
@@ -113,8 +107,7 @@ def mend_simulator() -> None:
     simulator_runner.get_open_ports = simulator_deployer.get_open_ports = hold_open_ports
     start = simulator_runner.SimulatorClientRunner.do_one_task
 
-    @functools.wraps(start)
-    def do_one_task(runner: object, *args: object, **options: object) -> object:
+    def do_one_task(runner, *args, **options):
         own = copy.copy(runner)
         own.build_ctx = dict(runner.build_ctx)
         return start(own, *args, **options)
@@ -135,10 +128,9 @@ def allow_usual_classes(workspace: str) -> None:
 
 # -- sites that come back ------------------------------------------------------------------------------------------------
 #
-# FLARE 2.9 gives a site that registers anew a new token, and the jobs that it was part of neither start there again nor hear
-# of it: a round without a time limit waits for ever, others go by without the site. The two functions do what the job runner
-# does for a site at a job's start. They can go when FLARE starts running jobs on sites that register:
-# test_flare_by_itself_does_not_take_a_site_back in tests/deploy/test_faults.py fails on that day.
+# FLARE gives a site that registers anew a new token, and the jobs that it was part of neither start there again nor hear of it: a
+# round without a time limit waits for ever, others go by without the site. The two functions do what the job runner does for a
+# site at a job's start. test_flare_by_itself_does_not_take_a_site_back in tests/deploy/test_faults.py fails when FLARE does it.
 
 SITE_IS_BACK = "course.site_is_back"
 """The command by which the server tells a job's process to look who its sites are now; see ``RunRecorder``."""
@@ -146,7 +138,7 @@ LOSS_IS_NOTED = "loss is noted"
 """A key of its answer. Both stand here and not in ``server.py``, which would load PyTorch into the server's own process."""
 
 
-def deploy_again(engine, job: Job, client: Client, fl_ctx: FLContext) -> DispatchInfo:
+def deploy_again(engine, job, client, fl_ctx) -> DispatchInfo:
     """Send the job to the site and reserve what it needs there. Raises RuntimeError if the site does not agree."""
     from nvflare.private.fed.utils.fed_utils import extract_participants
 
@@ -162,7 +154,7 @@ def deploy_again(engine, job: Job, client: Client, fl_ctx: FLContext) -> Dispatc
     return DispatchInfo(app, needs, reserved)
 
 
-def start_again(engine, job: Job, site: str, dispatch: DispatchInfo, fl_ctx: FLContext) -> None:
+def start_again(engine, job, site: str, dispatch: DispatchInfo, fl_ctx) -> None:
     """Start the job's process at the site; the job's end then waits for its last word too. Raises RuntimeError too."""
     with engine.job_runner.lock:
         engine.job_runner._pending_client_outcomes.setdefault(job.job_id, set()).add(site)

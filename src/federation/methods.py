@@ -37,7 +37,7 @@ class FedAvg:
         self.model.load_state_dict(received.params)
 
     def train(self, received: FLModel) -> float:
-        """Train one round and keep its weights; returns the mean loss of the last pass."""
+        """Train one round and keep its weights; returns the mean loss of the last pass. The methods differ in :meth:`fit`."""
         start = time.perf_counter()
         loss = self.fit(received)
         self.site.seconds["seconds_training"] = time.perf_counter() - start
@@ -45,7 +45,6 @@ class FedAvg:
         return loss
 
     def fit(self, received: FLModel) -> float:
-        """One round's training: where the methods differ."""
         return self.site.train()
 
     def meta(self) -> dict[str, object]:
@@ -54,10 +53,7 @@ class FedAvg:
 
 
 class FedProx(FedAvg):
-    """FedAvg that holds a site near the model that it received, as strongly as FLARE's ``FedProxRecipe`` says.
-
-    Li et al., *Federated Optimization in Heterogeneous Networks*, MLSys 2020.
-    """
+    """FedAvg that holds a site near the received model: Li et al., *Federated Optimization in Heterogeneous Networks*, 2020."""
 
     def __init__(self, site: Site, folder: Path):
         super().__init__(site, folder)
@@ -101,7 +97,7 @@ class Scaffold(FedAvg):
 
 
 class FedBN(FedAvg):
-    """FedAvg in which each site keeps its own BatchNorm: it does not take it, and a filter of FLARE's holds it back in the update.
+    """FedAvg in which each site keeps its own BatchNorm; a filter of FLARE's holds it back in the update.
 
     Li et al., *FedBN: Federated Learning on Non-IID Features via Local Batch Normalization*, ICLR 2021.
     """
@@ -146,8 +142,8 @@ def batchnorm_tensors(model: torch.nn.Module) -> list[str]:
     kinds = torch.nn.BatchNorm1d | torch.nn.BatchNorm2d | torch.nn.BatchNorm3d
     layers = [name for name, layer in model.named_modules() if isinstance(layer, kinds)]
     if not layers:
-        said = f"{type(model).__name__} has no BatchNorm, so FedBN would be FedAvg. Choose another method."
-        raise CourseError(said, "its settings are wrong")
+        said = "has no BatchNorm, so FedBN would be FedAvg. Choose another method."
+        raise CourseError(f"{type(model).__name__} {said}", "its settings are wrong")
     return [name for name in model.state_dict() if name.rpartition(".")[0] in layers]
 
 

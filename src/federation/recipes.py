@@ -17,15 +17,7 @@ from src.common.errors import CourseError
 from src.common.settings import CONFIG, StudySettings
 from src.common.task import Task
 from src.federation.aggregation import SampleWeightedMean
-from src.federation.flare_2_9 import (
-    SCRIPT_SECONDS,
-    forget_script_folder,
-    go_on_without_a_site,
-    job_of,
-    know_the_parts,
-    look_often,
-    server_of,
-)
+from src.federation.flare_2_9 import forget_script_folder, go_on_without, job_of, know_the_parts, look_often, server_of
 from src.federation.methods import METHODS
 from src.federation.scaffold import RecordedScaffold
 from src.federation.server import RunRecorder
@@ -111,11 +103,10 @@ def add_everything(
 def add_record(recipe: Recipe, min_clients: int | None = None, round_timeout: float | None = None) -> None:
     """Keep a record of who took part, and say what happens when a site fails; see :class:`src.federation.server.RunRecorder`.
 
-    FLARE's ``MetricsArtifactWriter`` holds what was accepted alone, and its simulator waits without end for a site that was killed.
-
     A round goes on without the others as long as ``min_clients`` sites take part. By default all must: the first site that fails
     ends the run, with an error that names it. It also goes on after ``round_timeout`` seconds, and whoever has not answered has
-    failed in this round; by default it waits for a site as long as its process is there.
+    failed in this round; by default it waits for a site as long as its process is there. (FLARE's ``MetricsArtifactWriter`` holds
+    what was accepted alone, and its simulator waits without end for a site that was killed.)
 
     A ``CourseError`` for numbers that make no sense, and for a recipe whose server waits for every site.
     """
@@ -125,13 +116,14 @@ def add_record(recipe: Recipe, min_clients: int | None = None, round_timeout: fl
     everyone = job.job.min_clients
     min_clients = everyone if min_clients is None else min_clients
     if not 1 <= min_clients <= everyone:
-        said = f"min_clients is {min_clients}; the job asks {everyone} site(s), so give a number from 1 to that."
-        raise CourseError(said)
+        raise CourseError(
+            f"min_clients is {min_clients}; the job asks {everyone} site(s), so give a number from 1 to that."
+        )
     if min_clients < everyone:
         if not isinstance(server_of(recipe).workflows[0].controller, FedAvg):
-            said = f"{type(recipe).__name__} needs every site in each round"
-            raise CourseError(f"{said}; leave min_clients out, or choose another method.")
-        go_on_without_a_site(recipe)
+            said = "needs every site in each round; leave min_clients out, or choose another method."
+            raise CourseError(f"{type(recipe).__name__} {said}")
+        go_on_without(recipe)
     job.job.min_clients = min_clients
     job.to_server(RunRecorder(min_clients, round_timeout), id="recorder")
     # FLARE waits 60 s for a site that is gone to come back, and does not count one as gone in a task's first 30 s.
@@ -143,7 +135,7 @@ def add_quick_pace(recipe: Recipe) -> None:
 
     FLARE's sites ask every 2 s and its server looks every 0.5 s: right for hospitals, and a third of the time of a course's run.
     """
-    look_often(recipe, SCRIPT_SECONDS)
+    look_often(recipe)
     recipe.add_server_config({"server": {"task_request_interval": ASK_SECONDS}})
 
 

@@ -31,19 +31,13 @@ class SiteOptions(Checked):
 class Site:
     """One place that trains: its items, its network and its trainer, put together once, whoever drives it.
 
-    ``name`` fixes, with the seed, the order of the items and the augmentation; ``cache`` is a folder for prepared volumes, for
-    tasks that keep them on disk; ``weights`` to start from are by default a new model's, of the settings' seed. ``training`` and
-    ``validation`` are the prepared items of ``parts``, ``seconds`` how long the last round's work took.
+    ``name`` fixes, with the seed, the order of the items and the augmentation; ``cache`` is the path of a folder for prepared
+    volumes, for tasks that keep them on disk; ``weights``, a ``state_dict`` to start from, are by default a new model's, of the
+    settings' seed. ``training`` and ``validation`` are the prepared items of ``parts``, ``seconds`` what the last round took.
     """
 
     def __init__(
-        self,
-        task: Task,
-        settings: StudySettings,
-        parts: Mapping[str, Sequence[Mapping]],
-        name: str,
-        cache: Path | None = None,
-        weights: Mapping[str, torch.Tensor] | None = None,
+        self, task: Task, settings: StudySettings, parts: Mapping[str, Sequence], name: str, cache=None, weights=None
     ):
         self.task, self.settings, self.name, self.device = task, settings, name, pick_device()
         self.training = task.prepare(parts["training"], settings, cache)
@@ -63,8 +57,9 @@ class Site:
         settings = task.settings.read(settings_file)
         file = sites_folder(settings.data) / name / "options.json"
         if (chosen := read_json(file) if file.exists() else {}) is None:
-            said = f"{file} cannot be read as a JSON object. Mend it, or delete it."
-            raise CourseError(said, "its settings cannot be read")
+            raise CourseError(
+                f"{file} cannot be read as a JSON object. Mend it, or delete it.", "its settings cannot be read"
+            )
         options = SiteOptions.checked(chosen, f"{file}")
         if options.threads:
             torch.set_num_threads(options.threads)

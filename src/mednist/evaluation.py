@@ -14,9 +14,7 @@ from src.mednist.transforms import batches, prepare
 
 
 @torch.inference_mode()
-def predict(
-    model: torch.nn.Module, items: Sequence[dict], settings: Settings, device: torch.device | None = None
-) -> torch.Tensor:
+def predict(model: torch.nn.Module, items: Sequence[dict], settings: Settings, device=None) -> torch.Tensor:
     """Class probabilities ``(images, classes)`` of items, in their order, on the CPU."""
     device = device or pick_device()
     model = to_device(model, device).eval()
@@ -24,9 +22,7 @@ def predict(
     return torch.cat([model(batch["image"].to(device)).softmax(dim=1).cpu() for batch in loader])
 
 
-def evaluate_cases(
-    model: torch.nn.Module, items: Sequence[dict], settings: Settings, device: torch.device | None = None
-) -> pd.DataFrame:
+def evaluate_cases(model: torch.nn.Module, items: Sequence[dict], settings: Settings, device=None) -> pd.DataFrame:
     """A row an image: its class and file name as ``case``, and what the network says of it.
 
     ``label`` and ``predicted`` are numbers of classes, ``confidence`` is the prediction's probability, ``accuracy`` 1 or 0.

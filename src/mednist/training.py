@@ -1,6 +1,6 @@
 """MedNIST: how a site trains the classifier and validates it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from ignite.metrics import Accuracy, Loss
@@ -27,7 +27,7 @@ def to_device(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
 def make_trainer(
     model: torch.nn.Module, loader: Iterable, settings: Settings, device: torch.device, handlers: Sequence = ()
 ) -> SupervisedTrainer:
-    """Adam on the cross-entropy of ``(batch, classes)`` logits,; see :func:`src.federation.engine.make_trainer`."""
+    """Adam on the cross-entropy of ``(batch, classes)`` logits; see :func:`src.federation.engine.make_trainer`."""
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
     loss = torch.nn.CrossEntropyLoss()
     return make_any_trainer(model, loader, optimizer, loss, device, epochs=settings.epochs, handlers=handlers)
@@ -51,11 +51,7 @@ def make_evaluator(
 
 
 def evaluate(
-    model: torch.nn.Module,
-    prepared: Sequence[dict],
-    settings: Settings,
-    device: torch.device,
-    should_stop: Callable[[], bool] = lambda: False,
+    model: torch.nn.Module, prepared: Sequence[dict], settings: Settings, device: torch.device, should_stop=None
 ) -> dict[str, float]:
     """``val_accuracy`` and ``val_loss`` on prepared images; empty without images: a site may have nothing to validate on."""
     if not prepared:

@@ -20,9 +20,7 @@ from src.prostate.training import dice, gland_probability
 from src.prostate.transforms import LoadCase, prepare
 
 
-def predict(
-    model: torch.nn.Module, items: Sequence[Mapping], settings: Settings, device: torch.device | None = None
-) -> list[np.ndarray]:
+def predict(model: torch.nn.Module, items: Sequence[Mapping], settings: Settings, device=None) -> list[np.ndarray]:
     """The predicted gland of each item on the grid of its own image, ``uint8`` ``(x, y, z)``.
 
     The probability, not the mask, is resampled back, so that the outline is as fine as the image. Of what is then above one half
@@ -40,9 +38,7 @@ def predict(
     return found
 
 
-def evaluate_cases(
-    model: torch.nn.Module, items: Sequence[Mapping], settings: Settings, device: torch.device | None = None
-) -> pd.DataFrame:
+def evaluate_cases(model: torch.nn.Module, items: Sequence[Mapping], settings: Settings, device=None) -> pd.DataFrame:
     """Dice and 95% Hausdorff distance of each case, on the voxels of its own image: ``case``, ``site``, ``dice``, ``hd95_mm``.
 
     ``missed`` says that one of the masks is empty and one is not. There is no distance to nothing, so that a missed case gets the
@@ -67,10 +63,8 @@ def hausdorff95(prediction: torch.Tensor, label: torch.Tensor, spacing: Sequence
     with warnings.catch_warnings():
         # MONAI's own call of its own deprecated argument.
         warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
-        distance = compute_hausdorff_distance(
-            prediction[None].float(), label[None].float(), include_background=True, percentile=95, spacing=list(spacing)
-        )
-    return float(distance)
+        masks, about = (prediction[None].float(), label[None].float()), {"percentile": 95, "spacing": list(spacing)}
+        return float(compute_hausdorff_distance(*masks, include_background=True, **about))
 
 
 TASK = replace(AT_A_SITE, evaluate_cases=evaluate_cases)

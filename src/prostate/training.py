@@ -17,8 +17,6 @@ from src.prostate.card import CARD, Settings
 from src.prostate.transforms import Normalise, batches, prepare
 from src.unet import UNet
 
-HEAD_RATE = 10
-
 
 def make_loss(kind: str) -> Callable:
     """The loss ``dice_ce``, ``dice_focal`` or ``dice`` of logits and masks, both ``(batch, 1, x, y, z)``.
@@ -42,16 +40,14 @@ def make_trainer(
     """
     head = list(model.head().parameters())
     body = list(model.parameters())[: -len(head)]
-    groups = [{"params": body}, {"params": head, "lr": HEAD_RATE * settings.learning_rate}]
+    groups = [{"params": body}, {"params": head, "lr": 10 * settings.learning_rate}]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     loss = make_loss(settings.loss)
     return make_any_trainer(model, loader, optimizer, loss, device, settings.epochs, settings.amp, handlers)
 
 
 @torch.inference_mode()
-def gland_probability(
-    model: torch.nn.Module, prepared: Mapping, settings: Settings, device: torch.device
-) -> torch.Tensor:
+def gland_probability(model: UNet, prepared: Mapping, settings: Settings, device: torch.device) -> torch.Tensor:
     """Probability of gland ``(1, x, y, z)`` on the grid of a prepared volume, by a sliding window of the patch's size.
 
     Windows overlap by a quarter, and their middle counts more than their rim, where the network has seen less around.
@@ -68,13 +64,12 @@ def dice(prediction: torch.Tensor, label: torch.Tensor) -> float:
 
 
 def evaluate(
-    model: torch.nn.Module,
-    prepared: Sequence[Mapping],
-    settings: Settings,
-    device: torch.device,
-    should_stop: Callable[[], bool] = lambda: False,
+    model: UNet, prepared: Sequence[Mapping], settings: Settings, device: torch.device, should_stop=lambda: False
 ) -> dict[str, float]:
-    """Mean Dice of prepared cases as ``val_dice``, on the grid that the network sees; empty without cases."""
+    """Mean Dice of prepared cases as ``val_dice``, on the grid that the network sees; empty without cases.
+
+    Before each case it asks ``should_stop()``, and leaves out the others once that is true.
+    """
     cases = takewhile(lambda _: not should_stop(), prepared)
     scores = [dice(gland_probability(model, case, settings, device) > 0.5, case["label"] > 0) for case in cases]
     return {CARD.key_metric: float(np.mean(scores))} if scores else {}

@@ -59,8 +59,8 @@ def test_a_recipe_has_no_public_way_to_its_job(made):
 @pytest.mark.parametrize(
     ("change", "argument", "value"),
     [
-        pytest.param(lambda one: flare_2_9.look_often(one, 0.02), "task_check_period", 0.02, id="looks often"),
-        pytest.param(flare_2_9.go_on_without_a_site, "ignore_result_error", True, id="goes on without a site"),
+        pytest.param(flare_2_9.look_often, "task_check_period", 0.02, id="looks often"),
+        pytest.param(flare_2_9.go_on_without, "ignore_result_error", True, id="goes on without a site"),
     ],
 )
 @pytest.mark.parametrize("kind", [FedAvgRecipe, ScaffoldRecipe])
