@@ -1,13 +1,10 @@
 """Prostate data: conversion, sharing out and download, with tiny volumes and every fault that has its own message."""
 
 import gzip
-import hashlib
 import inspect
-import io
 import json
 import subprocess
 import sys
-import tarfile
 import threading
 from pathlib import Path
 from signal import SIGKILL
@@ -25,7 +22,7 @@ from data_scripts.prostate_download import describe, find_or_make
 from data_scripts.together import read_sites
 from src.common.errors import CourseError
 from tests.data_support import AFFINE, gland, heard, named, raw_cases, signal, stored
-from tests.tests_support import FULL, Server, failing, files_of, names_in
+from tests.tests_support import FULL, failing, files_of, names_in
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BOTH_ZONES = named("PZ", "TZ")
@@ -171,14 +168,14 @@ def test_all_problems_are_named_at_once_and_nothing_is_written(tmp_path):
 NAN, HUGE = np.float32(np.nan).tobytes(), np.array([32767, 32767, 32767, 2], "<i2").tobytes()
 
 
-@pytest.mark.parametrize(
-    ("kind", "start", "new", "said"),
-    [  # nibabel would write none of these
-        pytest.param("imagesTr", 280, NAN, ": its affine is not finite", id="no number in an image's sform"),
-        pytest.param("labelsTr", 280, NAN, ": its affine puts it up to nan mm away", id="no number in a mask's sform"),
-        pytest.param("imagesTr", 42, HUGE, "that its header announces", id="280 TB that must not be asked for"),
-    ],
-)
+HEADERS = {  # nibabel would write none of these
+    "no number in an image's sform": ("imagesTr", 280, NAN, ": its affine is not finite"),
+    "no number in a mask's sform": ("labelsTr", 280, NAN, ": its affine puts it up to nan mm away"),
+    "280 TB that must not be asked for": ("imagesTr", 42, HUGE, "that its header announces"),
+}
+
+
+@pytest.mark.parametrize(("kind", "start", "new", "said"), HEADERS.values(), ids=HEADERS.keys())
 def test_headers_that_no_program_writes(raw, out, kind, start, new, said):
     edit(raw / kind / "case_1.nii.gz", start, new)
     refuses(raw, out, f"{kind}/case_1.nii.gz: ", said)
@@ -271,7 +268,7 @@ def test_killed_half_way_shows_nothing_and_the_next_call_makes_all(raw, out):
 
 
 def test_two_conversions_at_once(raw, out):
-    said: list[str] = []
+    said = []
     threads = [threading.Thread(target=convert, args=(raw, out), kwargs={"say": said.append}) for _ in "ab"]
     for step in (threading.Thread.start, threading.Thread.join):
         for thread in threads:
@@ -443,89 +440,41 @@ def test_real_data_that_are_there_are_used_as_they_are(raw, monkeypatch):
         find_or_make("reel")
 
 
-def packed(source: Path, *names: str) -> bytes:
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w") as tar:
-        for name in names:
-            tar.add(source / name, f"Task05_Prostate/{name}")
-    return content.getvalue()
+def test_real_data_that_are_missing_are_fetched_from_monais_mirror_or_google_drive(home, raw, monkeypatch):
+    from monai.apps import DecathlonDataset
+
+    def fetch(place, url, md5, check, *others, say):
+        assert (url, md5) == (DecathlonDataset.resource[place.name], DecathlonDataset.md5[place.name])
+        assert url.startswith("https://") and url.endswith("/Task05_Prostate.tar")
+        assert (check, *others) == (prostate_download._check, prostate_download._from_google_drive)
+        raw.rename(place)
+
+    monkeypatch.setattr(prostate_download, "fetch", fetch)
+    (home / "other").mkdir()
+    (home / "other" / raw.name).mkdir()  # an empty folder is as good as none
+    assert find_or_make("real", home / "other") == home / "other" / raw.name
+    (home / "other" / raw.name / "labelsTr").rename(home / "masks")
+    with pytest.raises(CourseError, match=r"Task05_Prostate lacks labelsTr\. Add it, or move the rest away"):
+        find_or_make("real", home / "other")
 
 
-@pytest.fixture
-def mirror(tmp_path, monkeypatch):
-    source = raw_cases(tmp_path / "served" / "Task05_Prostate", 3, BOTH_ZONES)
-    (source / "imagesTr/._case_0.nii.gz").write_bytes(b"\0\5\26\7")
-    server = Server("Task05_Prostate.tar", packed(source, "."))
-    server.source = source
-    official = (server.url, hashlib.md5(server.content).hexdigest())
-    monkeypatch.setattr(prostate_download, "_official", lambda: official)
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def drive(monkeypatch) -> dict:
-    """Stands in for gdown: Google Drive is asked for by its id and answers with the content that the test sets."""
+def test_google_drive_is_asked_by_its_id_without_cookies(tmp_path, monkeypatch):
     import gdown
     from gdown.exceptions import FileURLRetrievalError
 
-    real, state = inspect.signature(gdown.download), {"content": None, "asked": []}
+    real, asked = inspect.signature(gdown.download), []
 
     def stand_in(*, id, output, **options):
         real.bind(id=id, output=output, **options)  # the real one takes these arguments
         assert options["use_cookies"] is False
-        state["asked"].append(id)
-        if state["content"] is None:
+        output.write(b"an archive")
+        asked.append(id)
+        if len(asked) > 1:
             raise FileURLRetrievalError("too many accesses")
-        output.write(state["content"])
 
     monkeypatch.setattr(gdown, "download", stand_in)
-    return state
-
-
-def test_download_verifies_unpacks_and_leaves_only_the_data(mirror, drive, home):
-    for _ in range(2):
-        folder = find_or_make("real")
-        assert folder == home / "Task05_Prostate" and files_of(folder) == files_of(mirror.source)
-        assert names_in(home) == ["Task05_Prostate"]
-    assert mirror.asked == 1 and drive["asked"] == []
-    assert convert(folder, home / "prostate_t2").is_dir()  # what was downloaded can be used, ._ files and all
-
-
-@pytest.mark.parametrize("fault", [{"status": 503}, {"cut": 1000}], ids=["down", "breaks off"])
-def test_google_drive_when_the_mirror_fails(mirror, drive, home, fault):
-    drive["content"] = mirror.content
-    vars(mirror).update(fault)
-    assert files_of(find_or_make("real")) == files_of(mirror.source)
-    assert drive["asked"] == [prostate_download.GOOGLE_DRIVE_ID]
-    assert names_in(home) == ["Task05_Prostate"]
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [(None, "Google Drive: too many accesses"), (b"a login page", "MD5 checksum")],
-    ids=["no answer", "a page"],
-)
-def test_both_sources_fail(mirror, drive, home, content, said):
-    mirror.status, drive["content"] = 404, content
-    with pytest.raises(CourseError) as caught:
-        find_or_make("real")
-    for message in ("2 problems", "127.0.0.1", said, "COURSE_DATA_SOURCE=generated", str(home / "Task05_Prostate.tar")):
-        assert message in str(caught.value)
-    assert names_in(home) == []
-
-
-def test_an_archive_brought_by_hand_and_one_that_lacks_the_masks(mirror, drive, home, monkeypatch):
-    home.mkdir()
-    archive = home / "Task05_Prostate.tar"
-    archive.write_bytes(packed(mirror.source, "imagesTr"))
-    with monkeypatch.context() as patch:
-        md5 = hashlib.md5(archive.read_bytes()).hexdigest()
-        patch.setattr(prostate_download, "_official", lambda: (mirror.url, md5))
-        with pytest.raises(CourseError, match=r"Task05_Prostate lacks labelsTr, dataset\.json"):
-            find_or_make("real")
-    assert names_in(home) == ["Task05_Prostate.tar"]
-    archive.write_bytes(mirror.content)
-    assert files_of(find_or_make("real")) == files_of(mirror.source)
-    assert mirror.asked == 0 and drive["asked"] == []
-    assert names_in(home) == ["Task05_Prostate", "Task05_Prostate.tar"]
+    prostate_download._from_google_drive(tmp_path / "archive")
+    assert (tmp_path / "archive").read_bytes() == b"an archive"
+    assert asked == [prostate_download.GOOGLE_DRIVE_ID]
+    with pytest.raises(CourseError, match="Google Drive: too many accesses"):
+        prostate_download._from_google_drive(tmp_path / "archive")
