@@ -30,6 +30,7 @@ POLL_SECONDS = 0.3
 CODE = Path(__file__).resolve().parents[2]
 """The folder with this process's ``src``, for the processes that it starts."""
 LOG_CONFIG = "log_config.json"
+EXPORT = threading.Lock()  # of threads: it parses code, see https://github.com/python/cpython/issues/106905
 
 
 def cores() -> int:
@@ -62,7 +63,8 @@ class CourseSimEnv(SimEnv):
         if (self.run_folder / RUN).exists():
             raise CourseError(f"{self.run_folder} holds a run already. Make a new CourseSimEnv for another one.")
         started, status = time.time(), "failed"
-        job.export_job(str(self.run_folder / "job"))
+        with EXPORT:
+            job.export_job(str(self.run_folder / "job"))
         try:
             self._simulate(job.name)
             if lacks := shortfall(self.run_folder):
