@@ -1,7 +1,4 @@
-"""Where data and runs live: two folders, each set by one environment variable; nothing else is written to.
-
-A relative one starts from the checkout, so that it is the same folder in a notebook, a script and a shell.
-"""
+"""Where data and runs live: two folders, each set by an environment variable; a relative one starts from the checkout."""
 
 import os
 import tempfile

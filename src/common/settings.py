@@ -10,14 +10,12 @@ from typing_extensions import Self
 from src.common.errors import CourseError, all_of
 from src.common.files import load_json, write_json
 
-CONFIG = "config/config_train.json"
-"""Where a client script finds the study's settings, from its own folder on: in the course, and in a job that brings others."""
+CONFIG = "config/config_train.json"  # from a client script's folder on: in the course, and in a job that brings others
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
-DataName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-"""Name of shared-out data, which is a folder's name."""
+DataName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # of shared-out data: a folder's name
 
 
 class Checked(BaseModel):
@@ -82,10 +80,7 @@ class StudySettings(Checked):
 
     @classmethod
     def read(cls, file: Path | str, **overrides) -> Self:
-        """Settings from a JSON object in a file, in which a key that is left out takes its default, and ``overrides``.
-
-        A ``CourseError`` for a file that cannot be read and for wrong keys and values; names them all.
-        """
+        """Settings from a file's JSON object, defaults and ``overrides``; a ``CourseError`` names all that is wrong."""
         values = load_json(file, "settings", "They must be one JSON object in UTF-8.", "its settings cannot be read")
         if not isinstance(values, dict):
             raise CourseError(f"{file} must hold one JSON object with the settings, not a {type(values).__name__}.")

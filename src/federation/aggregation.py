@@ -54,10 +54,7 @@ class SampleWeightedMean(ModelAggregator):
         self.accepted[site] = float(weight)
 
     def aggregate_model(self) -> FLModel:
-        """The weighted mean of the accepted models, each tensor in the type in which it arrived, and of their metrics.
-
-        A ``ValueError`` if no update was accepted in this round; it lists who was refused and why.
-        """
+        """The weighted mean of accepted models, in their types, and of their metrics; a ``ValueError`` says why there is none."""
         if not self.accepted:
             reasons = "; ".join(f"{site}: {reason}" for site, reason in self.refused.items()) or "no site answered"
             raise ValueError(f"no usable update in this round ({reasons})")
@@ -78,8 +75,7 @@ class SampleWeightedMean(ModelAggregator):
             odd = sorted(name for name in found.keys() | due.keys() if found.get(name) != due.get(name))
             said = f"{len(odd)} of its tensors are not those of the global model, the first is {odd[0]!r}"
             return f"{said}: {found.get(odd[0], 'missing')} instead of {due.get(odd[0], 'none')}"
-        broken = [name for name, value in params.items() if not np.isfinite(value).all()]
-        if broken:
+        if broken := [name for name, value in params.items() if not np.isfinite(value).all()]:
             return f"{len(broken)} of {len(params)} tensors hold NaN or infinity, the first is {broken[0]!r}"
         return None
 

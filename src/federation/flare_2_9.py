@@ -132,10 +132,11 @@ def allow_usual_classes(workspace: str) -> None:
 # round without a time limit waits for ever, others go by without the site. The two functions do what the job runner does for a
 # site at a job's start. test_flare_by_itself_does_not_take_a_site_back in tests/deploy/test_faults.py fails when FLARE does it.
 
-SITE_IS_BACK = "course.site_is_back"
-"""The command by which the server tells a job's process to look who its sites are now; see ``RunRecorder``."""
-LOSS_IS_NOTED = "loss is noted"
-"""A key of its answer. Both stand here and not in ``server.py``, which would load PyTorch into the server's own process."""
+# Here and not in ``server.py``, which would load PyTorch into the server's own process; see ``RunRecorder``.
+SITE_IS_BACK = (
+    "course.site_is_back"  # the command by which the server tells a job's process to look who its sites are now
+)
+LOSS_IS_NOTED = "loss is noted"  # a key of the answer
 
 
 def deploy_again(engine, job, client, fl_ctx) -> DispatchInfo:

@@ -12,8 +12,7 @@ import psutil
 
 from src.common.errors import CourseError
 
-MODULES = ("nvflare.", "src.federation.")
-"""What the command line of such a process names: FLARE's own module, or that of the course's simulator."""
+MODULES = ("nvflare.", "src.federation.")  # which such a process's command line names
 PATIENCE_SECONDS = 3.0
 PLAIN = re.compile(r"[\w./~+=@:-]+", re.ASCII)
 _LINKS = "course-links-"
@@ -47,10 +46,7 @@ def end_processes_below(*folders: Path | str, patience: float = PATIENCE_SECONDS
 
 @contextlib.contextmanager
 def plain_paths(python: Path, folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield an interpreter and a folder as plain strings: as they are, or through links that live only in this block.
-
-    FLARE splits its command lines as a shell does, so that a path with a blank, a quote or a ``#`` leads astray.
-    """
+    """Yield both as strings, as they are or through links: FLARE splits command lines as a shell does, at a blank or a quote."""
     if PLAIN.fullmatch(f"{python}{folder}"):
         yield str(python), str(folder)
         return

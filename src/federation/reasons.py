@@ -12,8 +12,7 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from src.common.errors import CourseError
 from src.federation.flare_2_9 import answer_quickly
 
-REASON = "course_reason"
-"""Where a failed answer says why: a key of an ``FLModel``'s ``meta``, or a header of a ``Shareable``."""
+REASON = "course_reason"  # where a failed answer says why: a key of an FLModel's meta, or a header of a Shareable
 
 
 def short_reason(error: BaseException) -> str:

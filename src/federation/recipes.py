@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 from nvflare.app_common.filters.exclude_vars import ExcludeVars
 from nvflare.app_common.workflows.fedavg import FedAvg
 from nvflare.app_opt.pt import recipes
-from nvflare.client.config import TransferType
 from nvflare.recipe.spec import Recipe
 from nvflare.recipe.utils import add_experiment_tracking, add_final_global_evaluation
 
@@ -26,19 +25,13 @@ ASK_SECONDS = 0.1
 
 
 def client_recipe(
-    task: Task,
-    sites: int,
-    settings: StudySettings | None = None,
-    client: Path | None = None,
-    initial: Path | None = None,
-    transfer: TransferType | None = None,
-    **options,
+    task: Task, sites: int, settings: StudySettings | None = None, client=None, initial=None, transfer=None, **options
 ) -> Recipe:
     """FLARE's recipe for a task whose sites run a Client API script, by the method of its settings, by default the notebook's.
 
-    ``sites`` are asked in each round; each runs ``client``, by default the task's script, and sends weights (``transfer`` is
-    ``FULL``) or their changes (``DIFF``), where the method leaves that open. The run starts from the checkpoint ``initial``, by
-    default from a new model of the settings' seed. The other options are those of :func:`add_everything`.
+    ``sites`` are asked in each round; each runs the file ``client``, by default the task's script, and sends weights or their
+    changes (``transfer``, FLARE's ``TransferType``), where the method leaves that open. The run starts from the checkpoint in the
+    file ``initial``, by default from a new model of the settings' seed. The other options are those of :func:`add_everything`.
 
     A ``CourseError`` for FedBN of a network without BatchNorm, and for a ``transfer`` that the method does not heed.
     """
@@ -131,10 +124,7 @@ def add_record(recipe: Recipe, min_clients: int | None = None, round_timeout: fl
 
 
 def add_quick_pace(recipe: Recipe) -> None:
-    """Let sites ask for work ten times a second, and the server look for answers, and for sites that are lost, fifty times.
-
-    FLARE's sites ask every 2 s and its server looks every 0.5 s: right for hospitals, and a third of the time of a course's run.
-    """
+    """Let sites ask for work ten times a second, not every 2 s: right for hospitals, and a third of the time of a course's run."""
     look_often(recipe)
     recipe.add_server_config({"server": {"task_request_interval": ASK_SECONDS}})
 

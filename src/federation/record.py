@@ -24,10 +24,7 @@ def progress(record: list[dict]) -> tuple[int, int, int]:
 
 
 def shortfall(folder: Path) -> str | None:
-    """What a run that ended lacks: a sentence, or None if it has all rounds, and in each the sites that its job demands.
-
-    A run whose job keeps no record is taken as it is.
-    """
+    """What a run that ended lacks of its rounds, and in each of the sites that its job demands; None if nothing, or unknown."""
     record = read_record(folder)
     if not record:
         jobs = Path(folder).glob("job/*/*/config/config_fed_server.json")
@@ -42,8 +39,9 @@ def shortfall(folder: Path) -> str | None:
     demanded = meta.get("min_clients", 1)
     for number in range(rounds):
         if len({entry["site"] for entry in record if entry.get("accepted") and entry["round"] == number}) < demanded:
-            many = f"The job needs {demanded} site(s) in each round"
-            return f"{many}; there were fewer in round {number + 1} of {rounds}."
+            return (
+                f"The job needs {demanded} site(s) in each round; there were fewer in round {number + 1} of {rounds}."
+            )
     return None
 
 

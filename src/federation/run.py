@@ -13,7 +13,6 @@ from src.federation.record import progress, read_record
 from src.federation.server import RECORD
 
 RUN = "run.json"
-RESULTS = "cross_val_results.json"
 FINAL, BEST = "FL_global_model.pt", "best_FL_global_model.pt"
 
 
@@ -57,7 +56,7 @@ class Run:
     @cached_property
     def final_validation(self) -> dict[str, dict[str, dict[str, float]]]:
         """Model file → site → metrics of FLARE's ``add_final_global_evaluation``; empty where the recipe has none."""
-        results = next(iter(self.server.rglob(RESULTS)), None)
+        results = next(iter(self.server.rglob("cross_val_results.json")), None)
         found: dict[str, dict] = {}
         for site, models in (read_json(results) or {}).items() if results else ():
             for model, metrics in models.items():
@@ -123,25 +122,19 @@ class Run:
     def contributions(self) -> pd.DataFrame:
         """Who took part: a row for each round and site with ``accepted`` and, where not, the ``reason``."""
         answers = {(entry["round"], entry["site"]): entry for entry in self.record if entry["event"] == "answer"}
-        lost, refused = self._losses(), self.about.get("refused", {})
-        rows = []
+        lost, refused, rows = {}, self.about.get("refused", {}), []
+        for entry in self.record:  # why a site was lost, for each round at some moment of which it was
+            rounds = range(entry["round"] or 0, self.rounds)
+            if entry["event"] == "site lost":
+                lost |= {(number, entry["site"]): entry["reason"] for number in rounds}
+            elif entry["event"] == "site back":  # in the round that goes on, it still has no part
+                for number in rounds[1:]:
+                    lost.pop((number, entry["site"]), None)
         for number, site in product(range(self.rounds), self.sites):
             entry = answers.get((number, site), {})
             why = entry.get("reason") or refused.get(site) or lost.get((number, site), "it did not answer")
             rows.append((number, site, bool(entry.get("accepted")), None if entry.get("accepted") else why))
         return pd.DataFrame(rows, columns=["round", "site", "accepted", "reason"])
-
-    def _losses(self) -> dict[tuple[int, str], str]:
-        """Why a site was lost, for each round and site at some moment of which it was."""
-        found = {}
-        for entry in self.record:
-            rounds = range(entry["round"] or 0, self.rounds)
-            if entry["event"] == "site lost":
-                found |= {(number, entry["site"]): entry["reason"] for number in rounds}
-            elif entry["event"] == "site back":  # in the round that goes on, it still has no part
-                for number in rounds[1:]:
-                    found.pop((number, entry["site"]), None)
-        return found
 
 
 def _tensorboard_rows(folder: Path):

@@ -1,7 +1,4 @@
-"""FLARE's simulator with what the course mends: ``python -m src.federation.simulated JOB ...``, with FLARE's own arguments.
-
-Give ``-t`` as many threads as there are sites.
-"""
+"""FLARE's simulator with what the course mends and FLARE's own arguments; give ``-t`` as many threads as there are sites."""
 
 from src.federation.flare_2_9 import mend_simulator, run_simulator
 

@@ -27,8 +27,7 @@ from src.federation.record import failure_report, progress, read_record, shortfa
 from src.federation.run import RUN, Run
 
 POLL_SECONDS = 0.3
-CODE = Path(__file__).resolve().parents[2]
-"""The folder with this process's ``src``, for the processes that it starts."""
+CODE = Path(__file__).resolve().parents[2]  # where this process's ``src`` is, for those that it starts
 LOG_CONFIG = "log_config.json"
 EXPORT = threading.Lock()  # of threads: it parses code, see https://github.com/python/cpython/issues/106905
 
@@ -56,10 +55,7 @@ class CourseSimEnv(SimEnv):
         super().__init__(clients=names, num_threads=len(names), workspace_root=str(self.run_folder))
 
     def deploy(self, job: FedJob) -> str:
-        """Run the job to its end and return its name; the results are in ``run_folder``.
-
-        A ``CourseError`` if it fails, or if the record says that rounds or sites are missing; ``run.json`` then says ``failed``.
-        """
+        """Run the job to its end, return its name; a ``CourseError`` if it fails, or if its record lacks rounds or sites."""
         if (self.run_folder / RUN).exists():
             raise CourseError(f"{self.run_folder} holds a run already. Make a new CourseSimEnv for another one.")
         started, status = time.time(), "failed"
@@ -98,8 +94,9 @@ class CourseSimEnv(SimEnv):
             command += ["-l", f"{folder}/{job}/local/{LOG_CONFIG}"]
             # FLARE's many threads would each get a heap of their own, which glibc never shrinks: one is enough.
             environment = {"MALLOC_ARENA_MAX": "1", **os.environ}
-            threads = str(max(1, cores() // self.num_clients))
-            environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+            environment |= dict.fromkeys(
+                ["OMP_NUM_THREADS", "MKL_NUM_THREADS"], str(max(1, cores() // self.num_clients))
+            )
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(CODE)]))
             with (self.run_folder / "console.log").open("w") as console:
                 # Not in the current folder: what is called src there may be somebody else's.

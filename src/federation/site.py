@@ -50,10 +50,7 @@ class Site:
 
     @classmethod
     def open(cls, task: Task, name: str, settings_file: Path) -> Self:
-        """A hospital's own place in a federation: datalist and options lie in its folder, settings came with the job.
-
-        A ``CourseError`` says which of them cannot be used.
-        """
+        """A hospital's own: datalist and options are in its folder, settings in the job; a ``CourseError`` if one is wrong."""
         settings = task.settings.read(settings_file)
         file = sites_folder(settings.data) / name / "options.json"
         if (chosen := read_json(file) if file.exists() else {}) is None:

@@ -11,8 +11,6 @@ from PIL import Image
 
 from src.common.datalists import read_site
 
-PART = "training"
-
 
 class ImageStatistics(DFStatisticsCore):
     """Two features of a site's training images: ``intensity``, 0 to 1 a pixel, and ``class``, a number an image.
@@ -26,7 +24,7 @@ class ImageStatistics(DFStatisticsCore):
 
     def initialize(self, fl_ctx: FLContext) -> None:
         """Read the images of this site."""
-        items = read_site(self.data, fl_ctx.get_identity_name())[PART]
+        items = read_site(self.data, fl_ctx.get_identity_name())["training"]
         pixels = [np.asarray(Image.open(item["image"]).convert("L")).ravel() / 255.0 for item in items]
         classes = pd.Series([item["label"] for item in items])
-        self.data = {PART: {"intensity": pd.Series(np.concatenate(pixels)), "class": classes}}
+        self.data = {"training": {"intensity": pd.Series(np.concatenate(pixels)), "class": classes}}

@@ -22,10 +22,7 @@ from src.prostate.training import TASK
 def learner_recipe(
     folder: Path, sites: int = 4, settings: Settings | None = None, initial: Path | None = None, **options
 ) -> Recipe:
-    """The recipe around that job; ``folder`` gets ``config_train.json``, which the job carries to the sites.
-
-    The other arguments are those of :func:`src.federation.recipes.client_recipe`; of ``method``, the learner knows two.
-    """
+    """The recipe around that job, whose settings it writes into ``folder``; the rest is as for ``client_recipe``."""
     settings = settings or Settings()
     SupervisedMonaiProstateLearner.check(settings)
     job = BaseFedJob(name=TASK.name, min_clients=sites, key_metric=TASK.key_metric)
@@ -33,8 +30,7 @@ def learner_recipe(
     model = TASK.new_model(settings.seed, settings.network)
     persistor = PTFileModelPersistor(model=model, source_ckpt_file_full_name=checkpoint)
     job.comp_ids.update(job.to_server(PTModel(model, persistor=persistor)))
-    part = job.comp_ids["persistor_id"]
-    mean = SampleWeightedMean()
+    part, mean = job.comp_ids["persistor_id"], SampleWeightedMean()
     job.to_server(FedAvg(num_clients=sites, num_rounds=settings.rounds, persistor_id=part, aggregator=mean))
     job.to_clients(LearnerExecutor(learner_id="learner"), tasks=["train", "validate"])
     job.to_clients(SupervisedMonaiProstateLearner(CONFIG_FILE.name, settings.local_epochs), id="learner")

@@ -33,9 +33,7 @@ def make_trainer(
     return make_any_trainer(model, loader, optimizer, loss, device, epochs=settings.epochs, handlers=handlers)
 
 
-def make_evaluator(
-    model: torch.nn.Module, loader: Iterable, device: torch.device, handlers: Sequence = ()
-) -> SupervisedEvaluator:
+def make_evaluator(model: torch.nn.Module, loader: Iterable, device: torch.device, handlers=()) -> SupervisedEvaluator:
     """MONAI's evaluator: ``run()`` leaves ``val_accuracy`` and the cross-entropy ``val_loss`` in ``evaluator.state.metrics``."""
     pred_and_label = from_engine([CommonKeys.PRED, CommonKeys.LABEL])
     return SupervisedEvaluator(

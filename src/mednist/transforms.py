@@ -61,10 +61,7 @@ def augmentation(settings: Settings) -> Compose:
 
 
 def prepare(items: Sequence[dict], settings: Settings, cache: object = None) -> list[dict]:
-    """Read all images of a part into memory; 64×64 floats need no cache on disk. Warns of what had to be scaled, turned or padded.
-
-    A ``CourseError`` names the first one that cannot be read.
-    """
+    """Read images into memory; a ``CourseError`` names one that cannot be read, a warning what was scaled, turned or padded."""
     steps, prepared, changed = preparation(settings), [], defaultdict(list)
     for item in items:
         try:

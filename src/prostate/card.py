@@ -21,8 +21,7 @@ CARD = Card(
     licence="CC BY-SA 4.0",
 )
 
-CONFIG_FILE = Path(__file__).parents[1] / "config" / "config_train.json"
-"""The settings of the notebook's study, to read with ``Settings.read(CONFIG_FILE)``, to copy and to change."""
+CONFIG_FILE = Path(__file__).parents[1] / "config" / "config_train.json"  # the notebook's study, to copy and to change
 
 STRIDE = 16  # the U-Net halves a patch four times, so that each side is a multiple of this
 Side = Annotated[int, Field(ge=STRIDE, multiple_of=STRIDE)]

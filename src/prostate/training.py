@@ -66,10 +66,7 @@ def dice(prediction: torch.Tensor, label: torch.Tensor) -> float:
 def evaluate(
     model: UNet, prepared: Sequence[Mapping], settings: Settings, device: torch.device, should_stop=lambda: False
 ) -> dict[str, float]:
-    """Mean Dice of prepared cases as ``val_dice``, on the grid that the network sees; empty without cases.
-
-    Before each case it asks ``should_stop()``, and leaves out the others once that is true.
-    """
+    """Mean Dice of prepared cases, until ``should_stop()``, as ``val_dice`` on the network's grid; empty without cases."""
     cases = takewhile(lambda _: not should_stop(), prepared)
     scores = [dice(gland_probability(model, case, settings, device) > 0.5, case["label"] > 0) for case in cases]
     return {CARD.key_metric: float(np.mean(scores))} if scores else {}

@@ -94,10 +94,7 @@ def correct_coil(image: MetaTensor, width: float) -> MetaTensor:
 
 
 class CropToField(mt.Transform):
-    """Keep the box of ``size`` voxels (x, y, z; -1 keeps an axis whole) around the centre; warn where that cuts the gland.
-
-    The gland lies within a few centimetres of the centre of a prostate scan, because that is where the scan was pointed.
-    """
+    """Keep ``size`` voxels (x, y, z; -1: all) around the centre, where the scan was pointed; warn where that cuts the gland."""
 
     def __init__(self, size: Sequence[int]):
         self.crop = mt.CenterSpatialCrop(tuple(size))
@@ -125,13 +122,10 @@ class ToPlainTensors(mt.Transform):
 def preparation(settings: Settings) -> mt.Compose:
     """The part that is the same each time: from the files of a case to volumes of equal orientation, voxel size and range.
 
-    1. Orientation: x to the patient's right, y to the front, z upwards (RAS), whatever way the scanner stored it.
-    2. Voxel size: linear for both.
-    3. Coil: its falloff is divided out, where the settings give a width.
-    4. Field of view: the box around the centre.
-    5. Intensity: T2 signal has no unit, and next to an endorectal coil it is many times brighter. The range between two
-       percentiles inside the box becomes 0 to 1, so that a few bright voxels do not set the scale.
-    6. Padding to at least one patch.
+    Orientation: x to the patient's right, y to the front, z upwards (RAS), whatever way the scanner stored it; voxel size, linear
+    for both; the coil's falloff, where the settings give a width; the box around the centre. Then intensity: T2 signal has no unit,
+    and next to an endorectal coil it is many times brighter. The range between two percentiles inside the box becomes 0 to 1, so
+    that a few bright voxels do not set the scale. Last, padding to at least one patch.
     """
     sides = zip((*settings.field_of_view, 0), settings.voxel_spacing, strict=True)
     some = {"allow_missing_keys": True}
