@@ -43,8 +43,5 @@ class UNet(MonaiUNet):
         self.seed = seed  # FLARE writes a model into a job by the attributes that bear its arguments' names
 
     def head(self) -> nn.Module:
-        """The last unit: with one channel out 28 numbers, a 3×3×3 kernel on an instance-normalised map, and a bias.
-
-        The spread of that map is fixed, so these few numbers alone decide how sure the network can be of a voxel.
-        """
+        """The last unit, 28 numbers: its input is normalised, so that they alone decide how sure the network can be."""
         return self.model[-1][-1]

@@ -66,10 +66,7 @@ def in_two_places(datalists: Datalists, sums: Mapping[str, str]) -> list[str]:
 
 
 def read_datalist(path: Path, site: str = "") -> dict[str, list[dict]]:
-    """The items of each part, with absolute paths and the name of their site; of a file it looks at the size alone.
-
-    A ``CourseError`` names all that is wrong, such as an image in two places, or volumes that ``checked.json`` knows otherwise.
-    """
+    """The items of each part, with absolute paths and the name of their site; a ``CourseError`` names all that is wrong."""
     path, kind = Path(path).absolute(), "its datalist cannot be used"
     source = "It comes from data_scripts/mednist_sites.sh or datalists_gen.sh."
     content = load_json(path, "datalist", source, "its datalist is missing or cannot be read")

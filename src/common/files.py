@@ -12,9 +12,8 @@ from pathlib import Path
 from src.common.errors import CourseError
 
 if sys.platform == "win32":
-    raise CourseError(
-        "The course runs on Linux and macOS. On Windows, run it inside WSL: https://learn.microsoft.com/windows/wsl/install"
-    )
+    said = "The course runs on Linux and macOS. On Windows, run it inside WSL: https://learn.microsoft.com/windows/wsl/install"
+    raise CourseError(said)
 
 
 @contextlib.contextmanager

@@ -15,11 +15,10 @@ from nvflare.app_common.app_constant import AppConstants
 class SampleWeightedMean(ModelAggregator):
     """The weighted mean of McMahan et al., *Communication-Efficient Learning* (AISTATS 2017), by number of samples.
 
-    FLARE's own mean adds up in the type in which weights arrive, takes 1 for a missing or senseless number of samples, and averages
-    whatever comes. This one sums in double precision, so that the order in which sites answer does not show; rounds integer tensors
-    (BatchNorm's ``num_batches_tracked``) and keeps them integers; and refuses by name, and goes on without, an update with a NaN or
-    an infinity, with other tensors than the global model's (less ``held_back``, which every site keeps for itself), or without a
-    positive number of samples. A round is ``reset_stats``, ``accept_model`` for each site, ``aggregate_model``.
+    Unlike FLARE's own mean, it sums in double precision, so that the order in which sites answer does not show; rounds integer
+    tensors (BatchNorm's ``num_batches_tracked``) and keeps them integers; and refuses by name, and goes on without, an update with
+    a NaN or an infinity, with other tensors than the global model's (less ``held_back``, which every site keeps for itself), or
+    without a positive number of samples. A round is ``reset_stats``, ``accept_model`` for each site, ``aggregate_model``.
     """
 
     def __init__(self, held_back: Sequence[str] = ()):

@@ -37,10 +37,9 @@ def make_trainer(
 ) -> SupervisedTrainer:
     """MONAI's trainer, with a learning rate that falls over the whole training and a stop before a NaN does harm.
 
-    ``batches`` have a length and hold ``image`` and ``label``. The rates that the optimiser comes with fall to 0 over ``epochs``,
-    the passes in all runs together. Its state stays with the trainer, so that one that runs again goes on where it stopped: in a
-    federation that state never leaves the site. ``trainer.run()`` trains all epochs, :func:`train_for` some. ``amp`` is mixed
-    precision, where the GPU has bfloat16: it has the range of float32, and its gradients need no scale.
+    ``batches`` have a length and hold ``image`` and ``label``. The optimiser's rates fall to 0 over ``epochs``, the passes in all
+    runs together. Its state stays with the trainer, which goes on where it stopped, and never leaves a site. ``trainer.run()``
+    trains all epochs, :func:`train_for` some. ``amp`` is mixed precision where the GPU has bfloat16, with the range of float32.
     """
     half = amp and device.type == "cuda" and torch.cuda.is_bf16_supported()
     trainer = SupervisedTrainer(
@@ -108,8 +107,7 @@ class ProximalTerm:
 def train_for(trainer: SupervisedTrainer, epochs: int, should_stop: Callable[[], bool] = lambda: False) -> float:
     """Train for ``epochs`` more passes over the trainer's batches, or until ``should_stop``, asked after every step, is true.
 
-    Returns the mean loss of the last pass, without a proximal term. A ``FloatingPointError`` if the loss or a weight became NaN or
-    infinite; the optimiser's state is then forgotten.
+    Returns the mean loss of the last pass, without a proximal term; a ``FloatingPointError`` if it or a weight is not finite.
     """
     losses, failures = [], []
 

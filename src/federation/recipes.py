@@ -109,9 +109,8 @@ def add_record(recipe: Recipe, min_clients: int | None = None, round_timeout: fl
     everyone = job.job.min_clients
     min_clients = everyone if min_clients is None else min_clients
     if not 1 <= min_clients <= everyone:
-        raise CourseError(
-            f"min_clients is {min_clients}; the job asks {everyone} site(s), so give a number from 1 to that."
-        )
+        said = f"the job asks {everyone} site(s), so give a number from 1 to that."
+        raise CourseError(f"min_clients is {min_clients}; {said}")
     if min_clients < everyone:
         if not isinstance(server_of(recipe).workflows[0].controller, FedAvg):
             said = "needs every site in each round; leave min_clients out, or choose another method."

@@ -39,9 +39,8 @@ def shortfall(folder: Path) -> str | None:
     demanded = meta.get("min_clients", 1)
     for number in range(rounds):
         if len({entry["site"] for entry in record if entry.get("accepted") and entry["round"] == number}) < demanded:
-            return (
-                f"The job needs {demanded} site(s) in each round; there were fewer in round {number + 1} of {rounds}."
-            )
+            said = f"there were fewer in round {number + 1} of {rounds}."
+            return f"The job needs {demanded} site(s) in each round; {said}"
     return None
 
 

@@ -34,9 +34,8 @@ EVENTS = {
 class RunRecorder(Widget):
     """Writes what happened on the server, and when, as one JSON object a line, and ends a run that too many sites have left.
 
-    The file is ``course_record.jsonl`` in the job's run folder on the server. Every line has ``time`` (seconds since the epoch),
-    ``event`` and ``round``; an answer also ``site``, ``accepted`` and ``reason``. A site of a real federation that was lost and is
-    there again is ``site lost``, then ``site back``. For the arguments see :func:`src.federation.recipes.add_record`.
+    ``course_record.jsonl`` is in the job's run folder. A line has ``time`` (seconds since the epoch), ``event`` and ``round``, an
+    answer also ``site``, ``accepted`` and ``reason``. For the arguments see :func:`src.federation.recipes.add_record`.
     """
 
     def __init__(self, min_clients: int, round_timeout: float | None = None):

@@ -40,9 +40,8 @@ def cores() -> int:
 class CourseSimEnv(SimEnv):
     """FLARE's ``SimEnv`` in a run folder of its own, for a reader who waits.
 
-    What FLARE's lacks: any path works; each site gets its share of the cores; a progress bar follows the record; logs go to each
-    process's own folder and not to one console; a failed run raises an error that names site, round and kind of fault; and whatever
-    ends the run early (an error, Ctrl-C, a terminated kernel) ends every process of it.
+    What FLARE's lacks: any path works; each site gets its share of the cores; a progress bar follows the record; each process logs
+    into its own folder; an error names site, round and kind of fault; and whatever ends a run early ends every process of it.
 
     ``sites`` is how many, or their names; each gets one process. ``run_folder`` is a new one in ``COURSE_RUNS``, in a folder called
     ``name``, or else ``folder``. ``python`` is the program by which FLARE's processes are started, by default this one's.
@@ -94,9 +93,8 @@ class CourseSimEnv(SimEnv):
             command += ["-l", f"{folder}/{job}/local/{LOG_CONFIG}"]
             # FLARE's many threads would each get a heap of their own, which glibc never shrinks: one is enough.
             environment = {"MALLOC_ARENA_MAX": "1", **os.environ}
-            environment |= dict.fromkeys(
-                ["OMP_NUM_THREADS", "MKL_NUM_THREADS"], str(max(1, cores() // self.num_clients))
-            )
+            threads = str(max(1, cores() // self.num_clients))
+            environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(CODE)]))
             with (self.run_folder / "console.log").open("w") as console:
                 # Not in the current folder: what is called src there may be somebody else's.

@@ -54,9 +54,8 @@ class Site:
         settings = task.settings.read(settings_file)
         file = sites_folder(settings.data) / name / "options.json"
         if (chosen := read_json(file) if file.exists() else {}) is None:
-            raise CourseError(
-                f"{file} cannot be read as a JSON object. Mend it, or delete it.", "its settings cannot be read"
-            )
+            said = f"{file} cannot be read as a JSON object. Mend it, or delete it."
+            raise CourseError(said, "its settings cannot be read")
         options = SiteOptions.checked(chosen, f"{file}")
         if options.threads:
             torch.set_num_threads(options.threads)

@@ -146,10 +146,7 @@ def preparation(settings: Settings) -> mt.Compose:
 
 
 class Normalise(mt.Transform):
-    """Mean 0 and spread 1 over all voxels, the last step before the network, always.
-
-    Those that the percentiles have set to 0 are the darkest ones, not background, and belong a spread or two below the mean.
-    """
+    """Mean 0 and spread 1 over all voxels, always: those that the percentiles set to 0 are the darkest ones, not background."""
 
     def __call__(self, data: Mapping) -> dict:
         # MONAI writes into the volume that it is given, and this one is kept for the next epoch.
