@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import nibabel as nib
@@ -392,17 +392,12 @@ def started(place, quick):
     torch.save({"model": TASK.new_model(9, SMALL).state_dict()}, place / "first model.pt")
     # So small a step moves no weight, and it shows from where the run started.
     still = Settings(data="sixteen", rounds=1, batch_size=8, learning_rate=1e-30, network=SMALL)
-    body, four = TOO_FEW.replace("FOLDER", str(place)), ["fine", "misshapen", "poisons", "raises"]
+    body, hospitals = TOO_FEW.replace("FOLDER", str(place)), ["healthy", "unreadable"]
+    two, four = ["asleep", "dozing"], ["fine", "misshapen", "poisons", "raises"]
     runs = {
         "too few": (toy_recipe(place / "too few", 4, 3, body, min_clients=2), four),
-        "late": (
-            toy_recipe(place / "late", 2, 2, "time.sleep(600)", min_clients=1, round_timeout=3),
-            ["asleep", "dozing"],
-        ),
-        "learner": (
-            learner_recipe(place / "spoilt", 2, TINY.changed(data="spoilt"), min_clients=1),
-            ["healthy", "unreadable"],
-        ),
+        "late": (toy_recipe(place / "late", 2, 2, "time.sleep(600)", min_clients=1, round_timeout=3), two),
+        "learner": (learner_recipe(place / "spoilt", 2, TINY.changed(data="spoilt"), min_clients=1), hospitals),
         "sixteen": (client_recipe(TASK, 16, still, initial=place / "first model.pt"), 16),
     }
     with ThreadPoolExecutor(len(runs)) as pool:
@@ -467,6 +462,7 @@ def test_sixteen_sites_one_with_one_image_and_one_without_some_class(started):
     moved = [name for name, value in first.named_buffers() if not torch.equal(weights[name], value)]
     assert moved, "the statistics of batch normalisation are those of the sites"
     assert complaints(run.folder) == []
+    wait([future for _, future in started.values()])
     assert processes_of(run.folder) == [], "and nothing of the other three"
 
 
