@@ -17,9 +17,8 @@ from src.common.errors import CourseError
 def shown(monkeypatch):
     """What a cell has displayed: outputs of a notebook."""
     outputs = []
-    monkeypatch.setattr(
-        module, "display", lambda data, raw, **more: outputs.append(new_output("display_data", data, **more))
-    )
+    show = lambda data, raw, **more: outputs.append(new_output("display_data", data, **more))  # noqa: E731
+    monkeypatch.setattr(module, "display", show)
     return outputs
 
 

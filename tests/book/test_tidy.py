@@ -1,7 +1,7 @@
 """Notebooks as they are committed, and the cell that installs the course in Google Colab."""
 
-import json
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -11,55 +11,28 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from book.tidy import COLAB_CELL, main, notebook_text, read_notebook, repository, tidy, tidy_all
+from book.tidy import COLAB_CELL, main, notebook_text, read_notebook, repository, tidy_all
 from src.common.errors import CourseError
+from tests.tests_support import files_of
 
 URL = "https://github.com/someone/a-course"
 
 
 def used_notebook():
-    """A notebook as editors leave it."""
+    """A notebook as editors leave it, of the time when cells had no ids."""
     code = new_code_cell("1 + 1", execution_count=7, outputs=[new_output("execute_result", {"text/plain": "2"})])
     code.metadata.update(
         {"tags": ["check"], "scrolled": True, "execution": {"iopub.execute_input": "2026-01-01"}, "id": "x", "outputId": "y",
          "jupyter": {"outputs_hidden": True, "source_hidden": True}, "colab": {"height": 35}, "vscode": {"languageId": "python"}}
     )  # fmt: skip
-    colab = new_code_cell("old", metadata={"tags": ["colab"], "editable": True}, id="mine")
+    colab = new_code_cell("old", metadata={"tags": ["colab"], "editable": True})
     metadata = {"kernelspec": {"name": "my-env", "display_name": "my env"}, "widgets": {}, "vscode": {"id": 1}}
     title = new_markdown_cell("# Title", metadata={"collapsed": True})
-    return new_notebook(cells=[title, code, colab], metadata=metadata)
-
-
-def test_tidy_leaves_only_what_every_reader_shares_and_the_colab_cell_in_front():
-    notebook = used_notebook()
-    tidy(notebook, URL)
-    title, colab, code = notebook.cells
-    assert (title.source, title.metadata) == ("# Title", {})
-    assert (colab.id, colab.metadata, colab.source) == ("mine", {"tags": ["colab"]}, COLAB_CELL.format(repository=URL))
-    assert (code.source, code.outputs, code.execution_count) == ("1 + 1", [], None)
-    assert code.metadata == {"tags": ["check"], "jupyter": {"source_hidden": True}}
-    assert set(notebook.metadata) == {"kernelspec", "language_info"} and notebook.metadata.kernelspec.name == "python3"
-    once = notebook_text(notebook)
-    tidy(notebook, URL)
-    assert notebook_text(notebook) == once
-
-
-def test_an_older_notebook_gets_cell_ids_and_a_colab_cell(tmp_path):
-    cell = {"cell_type": "markdown", "metadata": {}, "source": "# Old"}
-    path = tmp_path / "old.ipynb"
-    path.write_text(json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 4}))
-    notebook = read_notebook(path)
-    tidy(notebook, URL)
-    assert notebook.nbformat_minor == 5 and notebook.cells[1].metadata.tags == ["colab"]
-    nbformat.validate(notebook)
-
-
-def test_what_is_no_notebook_is_named(tmp_path):
-    path = tmp_path / "broken.ipynb"
-    for content in ("", "{", "[]", "{}", '{"nbformat": 4', "\x00"):
-        path.write_text(content)
-        with pytest.raises(CourseError, match=r"broken\.ipynb is not a notebook"):
-            read_notebook(path)
+    notebook = new_notebook(cells=[title, code, colab], metadata=metadata)
+    notebook.nbformat_minor = 4
+    for cell in notebook.cells:
+        del cell["id"]
+    return notebook
 
 
 @pytest.fixture
@@ -69,21 +42,37 @@ def checkout(tmp_path):
     (root / "pyproject.toml").write_text(f'[project.urls]\nRepository = "{URL}"\n')
     colab = "https://colab.research.google.com/github/someone/a-course/blob/main/notebooks/a.ipynb"
     (root / "README.md").write_text(f"{colab} https://github.com/someone/a-course-of-another\n")
-    (root / "notebooks" / "a.ipynb").write_text(notebook_text(used_notebook()))
+    for name, notebook in {"a": used_notebook(), "b": new_notebook(cells=[new_markdown_cell("# Title")])}.items():
+        (root / "notebooks" / f"{name}.ipynb").write_text(notebook_text(notebook))
     return root
 
 
-def test_the_command_says_what_it_changed_and_is_done_after_once(monkeypatch, checkout, capsys):
+def test_once_tidied_a_notebook_has_what_every_reader_shares_and_the_colab_cell_in_front(monkeypatch, checkout, capsys):
     monkeypatch.setattr("book.tidy.ROOT", checkout)
     assert [main([]), main([])] == [0, 0]
-    assert capsys.readouterr().out == "tidied a.ipynb\nThe notebooks are tidy.\n"
-    before = (checkout / "pyproject.toml").read_text()
+    assert capsys.readouterr().out == "tidied a.ipynb\ntidied b.ipynb\nThe notebooks are tidy.\n"
+    used, bare = (read_notebook(checkout / "notebooks" / f"{name}.ipynb") for name in "ab")
+    nbformat.validate(used)
+    assert (used.nbformat_minor, set(used.metadata)) == (5, {"kernelspec", "language_info"})
+    assert used.metadata.kernelspec.name == "python3" and bare.cells[1].metadata.tags == ["colab"]
+    title, colab, code = used.cells
+    assert (title.source, title.metadata) == ("# Title", {})
+    assert (colab.metadata, colab.source) == ({"tags": ["colab"]}, COLAB_CELL.format(repository=URL))
+    assert (code.source, code.outputs, code.execution_count) == ("1 + 1", [], None)
+    assert code.metadata == {"tags": ["check"], "jupyter": {"source_hidden": True}}
+
+
+def test_what_cannot_be_used_changes_nothing(monkeypatch, checkout, capsys, tmp_path):
+    monkeypatch.setattr("book.tidy.ROOT", checkout)
+    for content in ("", "{", "[]", "{}", '{"nbformat": 4', "\x00"):
+        (tmp_path / "broken.ipynb").write_text(content)
+        with pytest.raises(CourseError, match=r"broken\.ipynb is not a notebook"):
+            read_notebook(tmp_path / "broken.ipynb")
+    before = files_of(checkout)
     for url in ("nowhere", "https://gitlab.com/a/b", "git@github.com:a/b.git", "https://github.com/a", "a/b"):
         assert main(["--repository", url]) == 2
         assert capsys.readouterr().err.startswith(f"error: {url.removesuffix('.git')} is not of the form https://")
-    assert (checkout / "pyproject.toml").read_text() == before
-    found = sorted(path.name for path in checkout.rglob("*") if path.is_file())
-    assert found == ["README.md", "a.ipynb", "pyproject.toml"]
+    assert files_of(checkout) == before
     with pytest.raises(CourseError, match="a checkout"):
         tidy_all(checkout / "notebooks")
 
@@ -114,12 +103,12 @@ def test_colab_cell_clones_installs_and_imports_in_one_process(monkeypatch, tmp_
 
     real_run, called = subprocess.run, []
 
-    def run(command, **kwargs):
+    def run(command, cwd=None, **more):
         called.append(command[0])
         if command[0] == "git":
-            return real_run(command, **kwargs)
-        assert (Path(kwargs["cwd"]) / command[-1]).is_file()
-        (site / "course_in_colab.py").write_text((Path(kwargs["cwd"]) / "course_in_colab.py").read_text())
+            return real_run(command, **more)
+        assert (cwd / command[-1]).is_file()
+        shutil.copy(cwd / "course_in_colab.py", site)
 
     monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
     monkeypatch.setattr(subprocess, "run", run)
