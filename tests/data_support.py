@@ -1,4 +1,4 @@
-"""Tiny prostate cases, and what a conversion says of them."""
+"""Tiny prostate cases and grey pictures, and what a conversion says of the cases."""
 
 import json
 from collections.abc import Callable
@@ -6,10 +6,12 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from PIL import Image
 
 from data_scripts.data_conversion import convert
 from data_scripts.nifti import one_geometry
 from src.common.errors import CourseError
+from src.mednist.card import CARD
 from tests.tests_support import files_of
 
 SHAPE = (6, 5, 4)
@@ -60,6 +62,15 @@ def raw_cases(
             nib.save(stored(array), folder / kind / f"case_{index}.nii.gz")
     if about is not None:
         (folder / "dataset.json").write_bytes(about if isinstance(about, bytes) else json.dumps(about).encode())
+    return folder
+
+
+def grey_pictures(folder: Path, per_class: int) -> Path:
+    """In the layout of MedNIST; what counts is which file is where."""
+    for label, name in enumerate(CARD.labels):
+        (folder / name).mkdir(parents=True)
+        for i in range(per_class):
+            Image.new("L", (64, 64), 40 * label + i).save(folder / name / f"{i:06d}.jpeg")
     return folder
 
 

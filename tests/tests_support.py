@@ -57,15 +57,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 class Server:
-    """Serves one file; its attributes are the faults.
-
-    Attributes:
-        content: what the file is now.
-        status: answer with this error instead.
-        cut: send only so many bytes of what was announced, then hang up.
-        silent: seconds before it says anything.
-        asked: number of requests so far.
-    """
+    """Serves one file, and counts. Its faults: an error as ``status``, a ``cut`` after so many bytes, ``silent`` for so many seconds."""
 
     def __init__(self, name: str, content: bytes):
         self.content, self.status, self.cut, self.silent, self.asked = content, None, None, 0, 0

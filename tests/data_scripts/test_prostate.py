@@ -1,7 +1,6 @@
-"""Prostate data: conversion, sharing out and download, with tiny volumes and every fault that has its own message."""
+"""Prostate data: conversion and sharing out, with tiny volumes and every fault that has its own message."""
 
 import gzip
-import inspect
 import json
 import subprocess
 import sys
@@ -13,12 +12,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from data_scripts import data_conversion, prostate_download
+from data_scripts import data_conversion
 from data_scripts.data_conversion import convert
-from data_scripts.datalists_gen import prepare, share_out
-from data_scripts.folders import GENERATED
+from data_scripts.datalists_gen import share_out
 from data_scripts.nifti import one_geometry
-from data_scripts.prostate_download import describe, find_or_make
 from data_scripts.together import read_sites
 from src.common.errors import CourseError
 from tests.data_support import AFFINE, gland, heard, named, raw_cases, signal, stored
@@ -56,9 +53,6 @@ def refuses(raw: Path, out: Path, *messages: str) -> str:
     for message in messages:
         assert message in str(caught.value)
     return str(caught.value)
-
-
-# -- conversion: what comes out ----------------------------------------------------------------------------------------
 
 
 def test_t2_keeps_its_voxels_and_type_and_the_mask_is_the_whole_gland(raw, out):
@@ -130,9 +124,6 @@ def test_changed_input_and_lost_output_are_converted_again(raw, out, monkeypatch
     monkeypatch.setattr(data_conversion, "VERSION", data_conversion.VERSION + 1)
     assert "Converted 3 of 3" in heard(raw, out), "that of an earlier version is made again"
     assert names_in(out.parent) == ["Task05_Prostate", "prostate_t2"]
-
-
-# -- conversion: what is refused ---------------------------------------------------------------------------------------
 
 
 def test_all_problems_are_named_at_once_and_nothing_is_written(tmp_path):
@@ -295,9 +286,6 @@ def test_real_labels(tmp_path, out):
         np.testing.assert_allclose(mask.affine, label.affine, atol=1e-4)
 
 
-# -- sharing out -------------------------------------------------------------------------------------------------------
-
-
 def named_cases(folder: Path, cases: int) -> Path:
     """Names alone: sharing out does not look into the images, beyond that no two are the same."""
     for kind in ("images", "labels"):
@@ -352,15 +340,6 @@ def test_hospitals_stay_together_and_do_not_depend_on_each_other(converted):
     assert [line for line in said if line.startswith(f"warning: in no site, so left out: {', '.join(north)}")]
 
 
-def test_hospitals_beside_the_raw_data_are_the_default(home):
-    raw = raw_cases(home / "Task05_Prostate", 7)
-    hospitals = {"north": numbered(0, 1, 2), "south": numbered(3, 4, 5, 6)}
-    (raw / "hospitals.json").write_text(json.dumps(hospitals))
-    converted = convert(raw, home / "prostate_t2", say=len)
-    assert {site: cases_of(parts) for site, parts in share(folder=converted).items()} == hospitals
-    assert list(share(1, folder=converted)) == ["site-1"], "a number goes before the file"
-
-
 WRONG = {"a": numbered(0, 1, 2, 99), "b": numbered(3, 4, 5, 0), "c": numbered(6, 7)}
 REFUSED = {
     "all that is wrong at once": (
@@ -384,97 +363,3 @@ def test_what_cannot_be_shared_out_is_named_and_nothing_is_written(converted, ho
     with pytest.raises(CourseError, match=said):
         share_out(**arguments, say=len)
     assert not (home / "sites").exists()
-
-
-# -- finding, drawing, downloading -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def few(monkeypatch) -> list:
-    """Lets the drawings take no time, and counts how often they are drawn."""
-    drawn = []
-
-    def draw(folder, cases, seed):
-        drawn.append((cases, seed))
-        raw_cases(folder, 8, BOTH_ZONES)
-        hospitals = {f"site-{i + 1}": numbered(i, i + 2, i + 4, i + 6) for i in range(2)}
-        (folder / "hospitals.json").write_text(json.dumps(hospitals))
-
-    monkeypatch.setattr(prostate_download, "write", draw)
-    return drawn
-
-
-def test_all_steps_from_nothing_draw_once_and_again_for_another_version(few, home, monkeypatch):
-    folder = home / "generated/Task05_Prostate"
-    assert find_or_make("generated") == find_or_make() == folder
-    assert few == [(prostate_download.DRAWN_CASES, 0)]
-    assert f" {prostate_download.DRAWN_CASES} drawn cases" in prostate_download.__doc__
-    said = f"generated drawings, not patients: 8 cases with mask, 0 without; channels T2, ADC ({folder})"
-    assert describe(folder) == said
-    assert prepare(len) == "prostate"
-    read = read_sites("prostate")
-    assert [[len(items) for items in parts.values()] for parts in read.values()] == [[2, 1, 1], [2, 1, 1]]
-    assert json.loads((home / "sites/prostate/about.json").read_text())["generated"] is True
-    assert names_in(home / "generated") == ["Task05_Prostate", "prostate_t2"]
-    said = []
-    prepare(said.append)
-    assert len(said) == 2 and all("nothing to do" in line for line in said)
-    monkeypatch.setattr(prostate_download, "parameters", lambda cases, seed: {"version": "another"})
-    find_or_make()
-    assert few == [(prostate_download.DRAWN_CASES, 0)] * 2
-
-
-def test_real_data_that_are_there_are_used_as_they_are(raw, monkeypatch):
-    monkeypatch.setattr(prostate_download, "fetch", lambda *_, **__: pytest.fail("must not download"))
-    assert find_or_make("real") == find_or_make("real", raw.parent) == raw
-    (raw / "imagesTs").mkdir()
-    nib.save(stored(signal(0, 2)), raw / "imagesTs/case_50.nii.gz")
-    assert describe(raw) == f"real cases: 4 cases with mask, 1 without; channels T2, ADC ({raw})"
-    (raw / GENERATED).write_text("{}")
-    assert describe(raw).startswith("generated drawings, not patients")
-    (raw / "dataset.json").unlink()
-    assert "channels without names" in describe(raw)
-    with pytest.raises(CourseError, match=r"lacks dataset\.json"):
-        find_or_make("real", raw.parent)
-    with pytest.raises(CourseError, match="'reel'"):
-        find_or_make("reel")
-
-
-def test_real_data_that_are_missing_are_fetched_from_monais_mirror_or_google_drive(home, raw, monkeypatch):
-    from monai.apps import DecathlonDataset
-
-    def fetch(place, url, md5, check, *others, say):
-        assert (url, md5) == (DecathlonDataset.resource[place.name], DecathlonDataset.md5[place.name])
-        assert url.startswith("https://") and url.endswith("/Task05_Prostate.tar")
-        assert (check, *others) == (prostate_download._check, prostate_download._from_google_drive)
-        raw.rename(place)
-
-    monkeypatch.setattr(prostate_download, "fetch", fetch)
-    (home / "other").mkdir()
-    (home / "other" / raw.name).mkdir()  # an empty folder is as good as none
-    assert find_or_make("real", home / "other") == home / "other" / raw.name
-    (home / "other" / raw.name / "labelsTr").rename(home / "masks")
-    with pytest.raises(CourseError, match=r"Task05_Prostate lacks labelsTr\. Add it, or move the rest away"):
-        find_or_make("real", home / "other")
-
-
-def test_google_drive_is_asked_by_its_id_without_cookies(tmp_path, monkeypatch):
-    import gdown
-    from gdown.exceptions import FileURLRetrievalError
-
-    real, asked = inspect.signature(gdown.download), []
-
-    def stand_in(*, id, output, **options):
-        real.bind(id=id, output=output, **options)  # the real one takes these arguments
-        assert options["use_cookies"] is False
-        output.write(b"an archive")
-        asked.append(id)
-        if len(asked) > 1:
-            raise FileURLRetrievalError("too many accesses")
-
-    monkeypatch.setattr(gdown, "download", stand_in)
-    prostate_download._from_google_drive(tmp_path / "archive")
-    assert (tmp_path / "archive").read_bytes() == b"an archive"
-    assert asked == [prostate_download.GOOGLE_DRIVE_ID]
-    with pytest.raises(CourseError, match="Google Drive: too many accesses"):
-        prostate_download._from_google_drive(tmp_path / "archive")

@@ -9,11 +9,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from PIL import Image
 
 from src.common.datalists import read_site
-from src.mednist.card import CARD as MEDNIST
-from tests.data_support import SHAPE, modality, raw_cases, signal
+from tests.data_support import SHAPE, grey_pictures, modality, raw_cases, signal
 from tests.tests_support import names_in
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "data_scripts"
@@ -74,10 +72,7 @@ def test_arguments_and_folders_relative_to_the_current_one(call, data):
 
 
 def test_mednist_for_hospitals_with_names(call, data):
-    for label, name in enumerate(MEDNIST.labels):
-        (data / "MedNIST" / name).mkdir(parents=True)
-        for i in range(4):
-            Image.new("L", (64, 64), 40 * label + i).save(data / "MedNIST" / name / f"{i:06d}.jpeg")
+    grey_pictures(data / "MedNIST", 4)
     arguments = ("--sites", "north", "south", "--how", "counts", "--counts", "4", "10", "--name", "two", "--seed", "1")
     said = call("mednist_sites", *arguments)
     assert "real MedNIST: 24 images" in said and "sites/two/south: 7 training, 1 validation, 2 testing" in said

@@ -17,13 +17,11 @@ from src.common.errors import CourseError
 from tests.tests_support import FULL, failing, files_of, names_in
 
 
-def fake_items(counts) -> list[dict]:
-    """Items without files: ``counts[label]`` images of each class."""
+def fake_items(counts) -> list[dict]:  # so many images of each class, without files
     return [{"image": f"/{label}/{i}", "label": label} for label, count in enumerate(counts) for i in range(count)]
 
 
-def fake_cases(number: int) -> list[dict]:
-    """Items whose label is a file, as for a segmentation."""
+def fake_cases(number: int) -> list[dict]:  # their label is a file, as for a segmentation
     return [{"image": f"/images/{i}", "label": f"/labels/{i}"} for i in range(number)]
 
 
@@ -36,8 +34,7 @@ def counts_of(items, classes: int = 6) -> np.ndarray:
 
 
 def test_split_is_disjoint_complete_stratified_and_reproducible():
-    counts = np.array([50, 50, 40, 50, 50, 50])
-    items = fake_items(counts)
+    items = fake_items(counts := np.array([50, 50, 40, 50, 50, 50]))
     parts = split(items, 0.1, 0.2, seed=3)
     assert {name: len(part) for name, part in parts.items()} == {"training": 203, "validation": 29, "testing": 58}
     assert sorted(image for part in parts.values() for image in names_of(part)) == sorted(names_of(items))
@@ -177,10 +174,8 @@ def write(base: Path, datalists: dict | None = None, **about) -> list[str]:
 
 
 def test_each_site_gets_a_folder_of_its_own_that_can_be_moved(base, toy, tmp_path):
-    assert write(base) == [
-        f"{toy}/north: 3 training, 1 validation, 1 testing",
-        f"{toy}/south: 2 training, 1 validation, 1 testing",
-    ]
+    ends = ("north: 3 training, 1 validation, 1 testing", "south: 2 training, 1 validation, 1 testing")
+    assert write(base) == [f"{toy}/{end}" for end in ends]
     assert names_in(toy) == ["about.json", "north", "south"]
     assert names_in(toy / "south") == ["checked.json", "datalist.json", "images", "labels"]
     assert names_in(toy / "south" / "images") == [f"case {i}.nii.gz" for i in (5, 6, 7, 8)]
@@ -199,11 +194,12 @@ def test_each_site_gets_a_folder_of_its_own_that_can_be_moved(base, toy, tmp_pat
     assert item["site"] == "south"
 
 
-def test_images_with_classes_keep_their_class_and_may_be_alike(tmp_path):
+def test_images_with_classes_keep_their_class_and_may_be_alike(toy, tmp_path):
     items = [{"image": str(tmp_path / f"{i}.jpeg"), "label": i} for i in range(3)]
     for item in items:
         Path(item["image"]).write_text("all alike")
     write(tmp_path, {"a": {part: [item] for part, item in zip(PARTS, items, strict=True)}})
+    assert names_in(toy / "a") == ["0.jpeg", "1.jpeg", "2.jpeg", "datalist.json"], "no sums of pictures"
     read = [item for part in read_site("toy", "a").values() for item in part]
     assert [(Path(item["image"]).name, item["label"]) for item in read] == [(f"{i}.jpeg", i) for i in range(3)]
 
@@ -226,7 +222,7 @@ def test_the_same_again_does_nothing_and_a_change_writes_all(base, toy):
 def test_a_folder_that_was_not_shared_out_here_is_left_alone(base, toy):
     (toy / "north").mkdir(parents=True)
     (toy / "north" / "datalist.json").write_text("a hospital's own")
-    with pytest.raises(CourseError, match=r"sites/toy holds sites that were not made by sharing out here"):
+    with pytest.raises(CourseError, match="sites/toy holds sites that were not made by sharing out here"):
         write(base)
     with pytest.raises(CourseError, match="'Hospital A' cannot be the name of a site"):
         write(base, {"Hospital A": shared(base)["north"]})
