@@ -39,10 +39,8 @@ def prepare(kit: Path, config: Path, output: Path) -> None:
 def test_flare_prepares_a_kit_with_each_example_and_it_is_set_up_after_that(kits, tmp_path, capfd, runtime, name):
     example, made = ROOT / "deploy" / f"{runtime}.yaml", tmp_path / "prepared"
     prepare(kits[name], example, made)
-    config, default = (
-        yaml.safe_load(example.read_text()),
-        json.loads((made / "local/resources.json.default").read_text()),
-    )
+    config = yaml.safe_load(example.read_text())
+    default = json.loads((made / "local" / "resources.json.default").read_text())
     (launcher,) = [one["args"] for one in default["components"] if one["id"] == f"{runtime}_launcher"]
     assert launcher["default_python_path" if runtime != "slurm" else "python_path"].startswith("/")
     internal = json.loads((made / "local" / "comm_config.json").read_text())["internal"]
