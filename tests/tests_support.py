@@ -57,7 +57,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 class Server:
-    """Serves one file, and counts. Its faults: an error as ``status``, a ``cut`` after so many bytes, ``silent`` for so many seconds."""
+    """Serves one file. Faults: an error as ``status``, ``cut`` after so many bytes, ``silent`` for so many seconds; it counts."""
 
     def __init__(self, name: str, content: bytes):
         self.content, self.status, self.cut, self.silent, self.asked = content, None, None, 0, 0
