@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from data_scripts import folders
 from data_scripts.folders import GENERATED, generated, is_generated, link_or_copy, one_at_a_time, staged
 from src.common.errors import CourseError, all_of
-from src.common.files import read_json, stamp, write_file, write_json, writing
+from src.common.files import read_json, write_file, write_json, writing
 from tests.tests_support import FULL, failing, files_of, names_in
 
 
@@ -47,15 +46,6 @@ def test_json_comes_back_with_any_file_name_in_it_and_is_none_where_it_is_no_obj
         assert read_json(file) is None, other
 
 
-def test_a_stamp_changes_with_size_and_with_time(tmp_path):
-    file = tmp_path / "a"
-    file.write_text("1")
-    os.utime(file, ns=(0, 1_000))
-    assert stamp(file) == [1, 1_000]
-    os.utime(file, ns=(0, 2_000))
-    assert stamp(file, file) == [1, 2_000, 1, 2_000]
-
-
 def test_a_second_name_is_a_link_or_else_a_copy(tmp_path, monkeypatch):
     (tmp_path / "a").write_text("image")
     link_or_copy(tmp_path / "a", tmp_path / "linked")
@@ -75,9 +65,7 @@ def test_a_folder_appears_whole_and_replaces_what_was_there(tmp_path):
         assert files_of(place) == {content: content.encode()} and names_in(place.parent) == ["data"]
 
 
-@pytest.mark.parametrize(
-    "error", [CourseError("no"), KeyboardInterrupt(), FULL], ids=["an error", "Ctrl+C", "a full disk"]
-)
+@pytest.mark.parametrize("error", [CourseError("no"), KeyboardInterrupt(), FULL], ids=["error", "Ctrl+C", "full disk"])
 def test_after_an_error_the_folder_is_as_it_was(tmp_path, error):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "old").write_text("old")
@@ -89,23 +77,18 @@ def test_after_an_error_the_folder_is_as_it_was(tmp_path, error):
 
 
 def test_one_process_at_a_time(tmp_path):
-    seen, first_is_in = [], threading.Event()
+    inside, most = [], []
 
-    def first():
+    def work(_):
         with one_at_a_time(tmp_path / "data"):
-            seen.append("a in")
-            first_is_in.set()
-            time.sleep(0.1)
-            seen.append("a out")
+            inside.append(1)
+            time.sleep(0.02)
+            most.append(len(inside))
+            inside.pop()
 
-    def second():
-        first_is_in.wait()
-        with one_at_a_time(tmp_path / "data"):
-            seen.append("b in")
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda work: work(), (first, second)))
-    assert seen == ["a in", "a out", "b in"] and names_in(tmp_path / "data") == [], "the lock leaves no file"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert most == [1] * 4 and names_in(tmp_path / "data") == [], "the lock leaves no file"
 
 
 def test_what_cannot_be_locked_is_no_obstacle(tmp_path, monkeypatch):

@@ -18,12 +18,12 @@ def no_settings(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_defaults_lie_in_the_checkout_wherever_one_stands(monkeypatch, tmp_path):
+def test_data_and_runs_lie_in_the_checkout_or_that_around_the_reader_or_else_where_the_reader_stands(
+    monkeypatch, tmp_path
+):
     monkeypatch.chdir(tmp_path)
     assert (paths.data_root(), paths.runs_root()) == (ROOT / "data", ROOT / "runs")
-
-
-def test_an_installed_copy_finds_the_checkout_around_the_reader_or_else_uses_the_readers_folder(monkeypatch, tmp_path):
+    # Of an installed copy:
     monkeypatch.setattr(paths, "__file__", str(tmp_path / "site-packages" / "src" / "common" / "paths.py"))
     checkout, elsewhere = tmp_path / "my course", tmp_path / "work"
     for folder in (checkout / "src/common", checkout / "notebooks", elsewhere):
@@ -46,14 +46,12 @@ def test_environment_variables_with_home_and_spaces(monkeypatch, tmp_path):
 
 def test_drawings_lie_apart_from_real_data(tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_DATA", str(tmp_path))
-    for word, source in {"": "generated", "real": "real"}.items():
-        monkeypatch.setenv("COURSE_DATA_SOURCE", word)
-        assert data_source() == source
-        assert data_source("real") == "real", "an argument goes before the environment"
-    monkeypatch.delenv("COURSE_DATA_SOURCE")
     assert raw_folder("MedNIST") == tmp_path / "generated" / "MedNIST"
     assert raw_folder("MedNIST", "real") == tmp_path / "MedNIST"
     assert raw_folder("MedNIST", "real", tmp_path / "else") == tmp_path / "else" / "MedNIST"
+    for word, source in {"": "generated", "real": "real"}.items():
+        monkeypatch.setenv("COURSE_DATA_SOURCE", word)
+        assert (data_source(), data_source("real")) == (source, "real"), "an argument goes before the environment"
     monkeypatch.setenv("COURSE_DATA_SOURCE", "Real")
     with pytest.raises(CourseError, match=r"'Real'.*'generated'.*'real'"):
         data_source()
@@ -69,9 +67,6 @@ def test_runs_at_once_never_share_a_folder_and_leave_a_half_written_one_alone(tm
     (folders[0] / "half").write_text("cut off")
     assert paths.new_run_folder("fedavg", tmp_path) not in folders
     assert (folders[0] / "half").read_text() == "cut off"
-
-
-def test_a_file_in_the_way_of_the_runs_folder(tmp_path):
     (tmp_path / "runs").write_text("I am a file")
     with pytest.raises(CourseError, match=r"Cannot write \S+/runs/fedavg: Not a directory"):
         paths.new_run_folder("fedavg", tmp_path / "runs")

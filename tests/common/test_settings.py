@@ -1,4 +1,4 @@
-"""Settings of a study: every wrong key and value is named, and nothing is lost on the way to a client script."""
+"""Settings of a study: one file and one class that agree, every wrong key and value is named, and nothing is lost on the way."""
 
 import json
 from typing import Literal
@@ -7,6 +7,7 @@ import pytest
 
 from src.common.errors import CourseError
 from src.common.settings import Count, DataName, NotNegative, Positive, StudySettings
+from src.prostate.card import CONFIG_FILE, Settings
 
 
 class Study(StudySettings):
@@ -22,32 +23,51 @@ class Study(StudySettings):
     augmentation: bool = True
 
 
+def test_the_prostate_s_file_holds_exactly_its_defaults():
+    assert json.loads(CONFIG_FILE.read_text(encoding="utf-8")) == json.loads(Settings().model_dump_json())
+    assert Settings.read(CONFIG_FILE) == Settings()
+    assert (CONFIG_FILE.parent.name, CONFIG_FILE.name) == ("config", "config_train.json")
+
+
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("study", "values", "said"),
     [
-        ({"lerning_rate": 1}, "unknown key 'lerning_rate'; did you mean 'learning_rate'?"),
-        ({"xyz": 1}, "unknown key 'xyz'; there are data, rounds,"),
-        ({"rounds": 0}, "'rounds' is 0; it must be greater than or equal to 1"),
-        ({"batch_size": 1.5}, "'batch_size' is 1.5; it must be a valid integer"),
-        ({"learning_rate": float("nan")}, "'learning_rate' is nan; it must be a finite number"),
-        ({"learning_rate": 0}, "'learning_rate' is 0; it must be greater than 0"),
-        ({"weight": -1}, "'weight' is -1; it must be greater than or equal to 0"),
-        ({"loss": "dice_c"}, "'loss' is 'dice_c'; it must be 'dice' or 'dice_ce'"),
-        ({"sides": [64, 64, "x"]}, "'sides[2]' is 'x'; it must be a valid integer"),
-        ({"sides": [64]}, "'sides' is [64]; it must be a list of 3, like [64, 64, 16]"),
-        ({"sides": [1, 2, 3, 4]}, "'sides' is [1, 2, 3, 4]; it must be a list of 3"),
-        ({"sides": 64}, "'sides' is 64; it must be a list of 3"),
-        ({"augmentation": 2}, "'augmentation' is 2; it must be a valid boolean"),
-        ({"data": "../data"}, "'data' is '../data'; it must match pattern"),
-        ({"method": "fedsgd"}, "'method' is 'fedsgd'; it must be 'fedavg', 'fedprox',"),
-        ({"fedproxloss_mu": 0.5}, "method='fedavg' does not heed fedproxloss_mu=0.5; set it to 0, or method='fedprox'"),
-        ({"method": "ditto", "fedproxloss_mu": 1}, "method='ditto' does not heed fedproxloss_mu=1; set it to 0"),
-        ({"method": "fedprox"}, "FedProx with fedproxloss_mu=0 is FedAvg; give it a weight, for example 0.01"),
+        (Study, {"lerning_rate": 1}, "unknown key 'lerning_rate'; did you mean 'learning_rate'?"),
+        (Study, {"xyz": 1}, "unknown key 'xyz'; there are data, rounds,"),
+        (Study, {"rounds": 0}, "'rounds' is 0; it must be greater than or equal to 1"),
+        (Study, {"batch_size": 1.5}, "'batch_size' is 1.5; it must be a valid integer"),
+        (Study, {"learning_rate": float("nan")}, "'learning_rate' is nan; it must be a finite number"),
+        (Study, {"learning_rate": 0}, "'learning_rate' is 0; it must be greater than 0"),
+        (Study, {"weight": -1}, "'weight' is -1; it must be greater than or equal to 0"),
+        (Study, {"loss": "dice_c"}, "'loss' is 'dice_c'; it must be 'dice' or 'dice_ce'"),
+        (Study, {"sides": [64, 64, "x"]}, "'sides[2]' is 'x'; it must be a valid integer"),
+        (Study, {"sides": [64]}, "'sides' is [64]; it must be a list of 3, like [64, 64, 16]"),
+        (Study, {"sides": [1, 2, 3, 4]}, "'sides' is [1, 2, 3, 4]; it must be a list of 3"),
+        (Study, {"sides": 64}, "'sides' is 64; it must be a list of 3"),
+        (Study, {"augmentation": 2}, "'augmentation' is 2; it must be a valid boolean"),
+        (Study, {"data": "../data"}, "'data' is '../data'; it must match pattern"),
+        (Study, {"method": "fedsgd"}, "'method' is 'fedsgd'; it must be 'fedavg', 'fedprox',"),
+        (
+            Study,
+            {"fedproxloss_mu": 0.5},
+            "method='fedavg' does not heed fedproxloss_mu=0.5; set it to 0, or method='fedprox'",
+        ),
+        (Study, {"method": "ditto", "fedproxloss_mu": 1}, "method='ditto' does not heed fedproxloss_mu=1; set it to 0"),
+        (Study, {"method": "fedprox"}, "FedProx with fedproxloss_mu=0 is FedAvg; give it a weight, for example 0.01"),
+        (Settings, {"voxel_size": [1, 1, 1]}, "did you mean 'voxel_spacing'?"),
+        (Settings, {"voxel_spacing": [2, 0, 3]}, "'voxel_spacing[1]' is 0; it must be greater than 0"),
+        (Settings, {"voxel_spacing": [2, 2, float("inf")]}, "'voxel_spacing[2]' is inf; it must be a finite number"),
+        (Settings, {"field_of_view": [128, -1]}, "'field_of_view[1]' is -1; it must be greater than or equal to 0"),
+        (Settings, {"patch_size": [64, 64, 20]}, "'patch_size[2]' is 20; it must be a multiple of 16"),
+        (Settings, {"patch_size": [64, 64, 0]}, "'patch_size[2]' is 0; it must be greater than or equal to 16"),
+        (Settings, {"patch_size": [16, 16, 16]}, "it must be three sides of which at least one is 32 or more"),
+        (Settings, {"loss": "dice_c"}, "'loss' is 'dice_c'; it must be 'dice_ce', 'dice_focal' or 'dice'"),
+        (Settings, {"network": "DenseNet121"}, "'network' is 'DenseNet121'; it must be 'UNet'"),
     ],
 )
-def test_a_wrong_key_or_value_is_named_with_what_may_be(values, said):
+def test_a_wrong_key_or_value_is_named_with_what_may_be(study, values, said):
     with pytest.raises(CourseError) as caught:
-        Study.checked(values)
+        study.checked(values)
     assert said in str(caught.value) and "problems" not in str(caught.value)
     assert caught.value.kind == "its settings are wrong"
 
