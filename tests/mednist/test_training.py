@@ -23,17 +23,15 @@ def images(number: int, seed: int = 0) -> list[dict]:
     return [{"image": torch.rand(1, 64, 64, generator=draw), "label": i % 6} for i in range(number)]
 
 
-class Small(torch.nn.Sequential):
+def small() -> torch.nn.Module:
     """A network of some thousand weights in place of DenseNet's seven million."""
-
-    def __init__(self):
-        torch.manual_seed(0)
-        layers = torch.nn.Linear(64, 16), torch.nn.Tanh(), torch.nn.Linear(16, 6)
-        super().__init__(torch.nn.AvgPool2d(8), torch.nn.Flatten(), *layers)
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(64, 16), torch.nn.Tanh(), torch.nn.Linear(16, 6)
+    return torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten(), *layers)
 
 
 def test_the_trainer_is_adam_on_cross_entropy_over_all_rounds():
-    model, items = Small(), images(12)
+    model, items = small(), images(12)
     trainer = make_trainer(model, batches(items, SETTINGS, train=True), SETTINGS, CPU)
     assert isinstance(trainer.optimizer, torch.optim.Adam)
     assert isinstance(trainer.loss_function, torch.nn.CrossEntropyLoss)
@@ -43,14 +41,8 @@ def test_the_trainer_is_adam_on_cross_entropy_over_all_rounds():
     assert 0 < trainer.optimizer.param_groups[0]["lr"] < 0.2 * SETTINGS.learning_rate
 
 
-def test_a_single_image_trains_the_network():
-    model = TASK.new_model(0)
-    assert train_for(make_trainer(model, batches(images(1), SETTINGS, train=True), SETTINGS, CPU), 1) > 0
-    assert not same(model, TASK.new_model(0))
-
-
 def test_evaluation_equals_its_definition_and_changes_nothing():
-    model, items = Small(), images(20)
+    model, items = small(), images(20)
     logits = torch.cat([model(one["image"][None]) for one in items])
     labels = torch.tensor([one["label"] for one in items])
     metrics = evaluate(model, items, SETTINGS, CPU)
@@ -75,7 +67,7 @@ def test_what_is_said_of_each_image_is_what_the_network_says(tmp_path):
         file.parent.mkdir(exist_ok=True)
         Image.fromarray((255 * one["image"][0]).byte().numpy()).save(file)
         files.append({"image": str(file), "label": one["label"], "site": "north"})
-    model = Small().train()
+    model = small().train()
     probabilities = predict(model, files, SETTINGS, CPU)
     assert probabilities.shape == (10, 6) and not probabilities.requires_grad
     expected = torch.cat([model(one["image"][None]) for one in prepare(files, SETTINGS)]).softmax(1)
@@ -89,10 +81,7 @@ def test_what_is_said_of_each_image_is_what_the_network_says(tmp_path):
     assert table["accuracy"].tolist() == [float(p == i % 6) for i, p in enumerate(table["predicted"])]
 
 
-def test_channels_last_changes_no_number():
-    image = torch.rand(2, 1, 64, 64)
-    plain, last = TASK.new_model(1).eval(), to_device(TASK.new_model(1), CPU).eval()
-    (weight,) = (value for name, value in last.named_parameters() if "denseblock1.denselayer1.layers.conv2" in name)
+def test_on_its_device_the_network_keeps_channels_last_as_is_quickest():
+    weights = dict(to_device(TASK.new_model(1), CPU).named_parameters())
+    (weight,) = (value for name, value in weights.items() if "denseblock1.denselayer1.layers.conv2" in name)
     assert weight.is_contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        torch.testing.assert_close(plain(image), last(image), rtol=1e-4, atol=1e-4)

@@ -138,18 +138,17 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("with_cache", [False, True])
 @pytest.mark.parametrize(("key", "fault", "said"), FAULTS)
-def test_a_file_that_cannot_be_used_is_named_with_its_site(tmp_path, key, fault, said, with_cache):
+def test_a_file_that_cannot_be_used_is_named_with_its_site(tmp_path, key, fault, said):
     item = ball_case(tmp_path)
     fault(Path(item[key]))
-    with pytest.raises(CourseError) as caught:
-        prepare([item], SETTINGS, tmp_path / "cache" if with_cache else None)
-    assert str(caught.value).startswith(f"site-x: {item[key]}: {said}")
-    advice = "; convert it with data_scripts/data_conversion.sh first, or take it out of the datalist."
-    assert str(caught.value).endswith(advice)
-    # What may leave the site says nothing of which file, which case or where.
-    assert caught.value.kind == {"image": "an image cannot be used", "label": "a mask cannot be used"}[key]
+    for cache in (None, tmp_path / "cache"):
+        with pytest.raises(CourseError) as caught:
+            prepare([item], SETTINGS, cache)
+        assert str(caught.value).startswith(f"site-x: {item[key]}: {said}")
+        assert str(caught.value).endswith("data_conversion.sh first, or take it out of the datalist.")
+        # What may leave the site says nothing of which file, which case or where.
+        assert caught.value.kind == {"image": "an image cannot be used", "label": "a mask cannot be used"}[key]
 
 
 # -- the cache ---------------------------------------------------------------------------------------------------------
@@ -169,9 +168,7 @@ def cache(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["voxel_spacing", "field_of_view", "patch_size", "image", "label", "version", ""])
-def test_a_second_run_finds_the_volumes_again_and_prepares_anew_what_changed(
-    tmp_path, cache, loads, monkeypatch, change
-):
+def test_a_second_run_prepares_anew_what_changed_and_no_more(tmp_path, cache, loads, monkeypatch, change):
     item = ball_case(tmp_path)
     other = {"voxel_spacing": (2.5, 2.5, 3.0), "field_of_view": (72.0, 72.0), "patch_size": (48, 32, 16)}
     first, again = (prepare([item], SETTINGS, cache)[0] for _ in range(2))
@@ -192,7 +189,10 @@ def test_a_second_run_finds_the_volumes_again_and_prepares_anew_what_changed(
 @pytest.mark.parametrize("length", [0, 4, 1000, -10])
 def test_after_a_damaged_cache_file_the_cache_is_made_again(tmp_path, cache, loads, length):
     item = ball_case(tmp_path)
-    first = prepare([item], SETTINGS, cache)[0]
+    before = sorted(tmp_path.rglob("*"))
+    first = prepare([item], SETTINGS)[0]
+    assert loads.pop() and sorted(tmp_path.rglob("*")) == before, "without a cache nothing is written"
+    prepare([item], SETTINGS, cache)
     (file,) = cache.iterdir()
     file.write_bytes(file.read_bytes()[:length])
     for said in ("ignore", "error", "error"):  # who warns first, MONAI or this course, depends on where the file ends
@@ -200,14 +200,6 @@ def test_after_a_damaged_cache_file_the_cache_is_made_again(tmp_path, cache, loa
             warnings.simplefilter(said)
             assert torch.equal(first["image"], prepare([item], SETTINGS, cache)[0]["image"])
     assert len(loads) in (2, 3)
-
-
-def test_without_a_cache_nothing_is_written(tmp_path, loads):
-    item = ball_case(tmp_path)
-    before = sorted(tmp_path.rglob("*"))
-    for _ in range(2):
-        prepare([item], SETTINGS)
-    assert len(loads) == 2 and sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
@@ -282,15 +274,10 @@ def test_validation_sees_whole_volumes_in_order(tmp_path):
         batches([], SETTINGS, train=True)
 
 
-def test_augmentation_can_be_turned_off(tmp_path):
-    (prepared,) = prepare([ball_case(tmp_path, shape=(64, 64, 16), spacing=(1.0, 1.0, 3.0))], SETTINGS)
-    plain = augmentation(SETTINGS.changed(augmentation=False))
-    first, second = (plain(prepared)[0]["image"] for _ in range(2))
-    assert torch.equal(first, second)
-    torch.testing.assert_close(first, torch.as_tensor(Normalise()({"image": prepared["image"]})["image"]))
-
-
-def test_each_kind_of_augmentation_changes_something(prepared):
+def test_each_kind_of_augmentation_changes_something_and_all_can_be_turned_off(tmp_path, prepared):
+    (fits,) = prepare([ball_case(tmp_path, shape=(64, 64, 16), spacing=(1.0, 1.0, 3.0))], SETTINGS)
+    (patch,) = augmentation(SETTINGS.changed(augmentation=False))(fits)
+    torch.testing.assert_close(patch["image"], torch.as_tensor(Normalise()({"image": fits["image"]})["image"]))
     steps = {type(step).__name__: step for step in augmentation(SETTINGS).transforms if hasattr(step, "prob")}
     assert {"RandBiasFieldd", "RandAdjustContrastd", "RandFlipd", "RandAffined", "RandGaussianNoised"} <= set(steps)
     for name, step in steps.items():
