@@ -10,18 +10,17 @@ from pathlib import Path
 import nvflare.client as flare
 from nvflare.client.tracking import SummaryWriter
 
-from src.common.settings import CONFIG
 from src.federation.methods import at_site
 from src.federation.reasons import run_site
 from src.federation.site import Site
 from src.mednist.training import TASK
 
 
-def main() -> None:
-    """Take part in one federated run: receive, validate, train, send, until the server says that it is over."""
+def main(folder: Path) -> None:
+    """Take part in one federated run: receive, validate, train, send, until it is over. ``folder`` is this script's, in the job."""
     flare.init()
-    site = Site.open(TASK, flare.get_site_name(), Path(__file__).parent / CONFIG)
-    method = at_site(site, Path(__file__).parent)
+    site = Site.open(TASK, flare.get_site_name(), folder)
+    method = at_site(site, folder)
     writer = SummaryWriter()  # to the server: every site's curves end up in one place
 
     while flare.is_running():
@@ -41,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_site(main)
+    run_site(main, Path(__file__).parent)

@@ -10,18 +10,17 @@ import nvflare.client as flare
 from nvflare.client import FLModel
 from nvflare.client.tracking import SummaryWriter
 
-from src.common.settings import CONFIG
 from src.federation.methods import at_site
 from src.federation.reasons import run_site
 from src.federation.site import Site
 from src.prostate.training import TASK
 
 
-def main() -> None:
-    """Take part in one federated run: answer each task of the server, until it says that it is over."""
+def main(folder: Path) -> None:
+    """Take part in one federated run: answer each task of the server, until it is over. ``folder`` is this script's, in the job."""
     flare.init()
-    hospital = Site.open(TASK, flare.get_site_name(), settings_file=Path(__file__).parent / CONFIG)
-    part, curves = at_site(hospital, folder=Path(__file__).parent), SummaryWriter()
+    hospital = Site.open(TASK, flare.get_site_name(), folder)
+    part, curves = at_site(hospital, folder), SummaryWriter()
 
     def train(model: FLModel) -> FLModel:
         """How good is the model that came in? Then train it on our own patients."""
@@ -47,4 +46,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_site(main)
+    run_site(main, Path(__file__).parent)

@@ -37,11 +37,11 @@ def said_reason(answer: Shareable | None) -> str:
         return "it sent nothing that can be averaged" if code == ReturnCode.OK else f"it answered with {code}"
 
 
-def run_site(main: Callable[[], None]) -> None:
+def run_site(main: Callable[..., None], *arguments: object) -> None:
     """Run a Client API script's ``main``. If it fails, the site's log gets the error, the server for each further task its kind."""
     answer_quickly()
     try:
-        main()
+        main(*arguments)
     except Exception as error:
         # As one text: inside of a script FLARE takes over print(), by which logging would write the traceback.
         told = "".join(traceback.format_exception(error))

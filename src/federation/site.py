@@ -15,7 +15,7 @@ from src.common.errors import CourseError
 from src.common.files import read_json
 from src.common.paths import sites_folder
 from src.common.seeds import site_seed
-from src.common.settings import Checked, Count, StudySettings
+from src.common.settings import CONFIG, Checked, Count, StudySettings
 from src.common.task import Task
 from src.federation.engine import pick_device, train_for
 
@@ -49,9 +49,14 @@ class Site:
         self.seconds: dict[str, float] = {}
 
     @classmethod
-    def open(cls, task: Task, name: str, settings_file: Path) -> Self:
-        """A hospital's own: datalist and options are in its folder, settings in the job; a ``CourseError`` if one is wrong."""
-        settings = task.settings.read(settings_file)
+    def open(cls, task: Task, name: str, job: Path) -> Self:
+        """A hospital's own: datalist and options are in its folder, settings in the job; a ``CourseError`` if one is wrong.
+
+        ``job`` is the settings' file, or the folder of the script that the job has brought along with them.
+        """
+        settings = task.settings.read(
+            next(filter(Path.is_file, (job, job / CONFIG, job / "src" / CONFIG)), job / CONFIG)
+        )
         file = sites_folder(settings.data) / name / "options.json"
         if (chosen := read_json(file) if file.exists() else {}) is None:
             said = f"{file} cannot be read as a JSON object. Mend it, or delete it."

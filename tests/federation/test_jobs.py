@@ -268,8 +268,7 @@ def make_trainer(model, loader, settings, device):
 
 
 client.TASK, Site.train = replace(task, make_trainer=make_trainer), train_or_fail
-client.__file__ = str(Path(__file__).parent / "src" / "client.py")  # the settings are those of the job
-run_site(client.main)
+run_site(client.main, Path(__file__).parent)
 """
 
 
