@@ -13,12 +13,9 @@ from benchmarks import deploy, measure, table
 
 def test_the_readme_holds_the_kept_figures():
     text = table.README.read_text(encoding="utf-8")
-    assert all(mark in text for mark in table.MARKS)
-    assert table.with_table(text, table.table()) == text, "run: python -m benchmarks.table"
-    assert all(mark in text for mark in table.MARKS_OF_COMPARISON)
-    assert table.with_table(text, table.comparison(), table.MARKS_OF_COMPARISON) == text, (
-        "run: python -m benchmarks.table"
-    )
+    for made, marks in ((table.table(), table.MARKS), (table.comparison(), table.MARKS_OF_COMPARISON)):
+        assert all(mark in text for mark in marks)
+        assert table.with_table(text, made, marks) == text, "run: python -m benchmarks.table"
 
 
 def test_the_table_of_a_comparison_is_over_seeds_and_weighs_sites_by_their_items(tmp_path):
@@ -87,29 +84,17 @@ def test_a_report_of_any_name_gets_a_column(tmp_path):
     assert len(rows) == len(table.ROWS) and all(row.count("|") == 4 for row in rows)
 
 
-def test_the_watch_sees_what_its_block_starts(monkeypatch):
-    monkeypatch.setattr(measure, "SAMPLE_SECONDS", 0.05)
-    program = "import time; hold = bytearray(80_000_000); time.sleep(1)"
-    with measure.Watch() as watch:
-        subprocess.run([sys.executable, "-c", program, "--client", "site-9"], check=True)
-    assert watch.peak_memory["site-9"] > 80e6
-    assert 1 < watch.seconds < 20
-
-
-def test_the_watch_knows_the_server_of_the_course_s_simulator():
-    assert measure._role(["python", "-m", "src.federation.simulated", "job", "-w", "runs"]) == "server"
-    assert measure._role(["python", "-m", "somebody.simulator"]) is None
-
-
-def test_the_watch_adds_up_what_all_hold_at_one_moment_when_asked(monkeypatch):
+def test_the_watch_sees_what_its_block_starts_and_adds_up_what_all_hold_at_one_moment_when_asked(monkeypatch):
     monkeypatch.setattr(measure, "SAMPLE_SECONDS", 0.05)
     monkeypatch.setattr(measure, "TOGETHER_SECONDS", 0.1)
     program = [sys.executable, "-c", "import time; hold = bytearray(80_000_000); time.sleep(1)"]
+    with measure.Watch() as watch:
+        subprocess.run([*program, "--client", "site-9"], check=True)
+    assert watch.peak_memory["site-9"] > 80e6 and 1 < watch.seconds < 20 and watch.peak_together == 0
+    assert measure._role(["python", "-m", "src.federation.simulated", "job", "-w", "runs"]) == "server"
+    assert measure._role(["python", "-m", "somebody.simulator"]) is None
     with measure.Watch(together=True) as watch:
         for process in [subprocess.Popen(program) for _ in range(2)]:
             assert process.wait() == 0
     assert 160e6 < watch.peak_together < 400e6
     assert watch.peak_memory == {} and (watch.loopback_bytes is None or len(watch.traffic) > 1)
-    with measure.Watch() as watch:
-        subprocess.run(program, check=True)
-    assert watch.peak_together == 0

@@ -18,8 +18,7 @@ def parts(items=3):
 @pytest.mark.parametrize(("rounds", "local_epochs"), [(5, 1), (2, 3), (1, 2)])
 def test_it_trains_as_many_epochs_as_the_federation_and_keeps_the_last_model(rounds, local_epochs):
     trained = train_locally(LINE, parts(), LineSettings(rounds=rounds, local_epochs=local_epochs))
-    assert trained.epochs == rounds * local_epochs
-    assert trained.steps == rounds * local_epochs * 3
+    assert (trained.epochs, trained.steps) == (rounds * local_epochs, rounds * local_epochs * 3)
     assert [entry["epoch"] for entry in trained.history] == [local_epochs * (i + 1) for i in range(rounds)]
     assert all(set(entry) == {"epoch", "train_loss", "val_fit"} for entry in trained.history)
     assert len({entry["val_fit"] for entry in trained.history}) == rounds
@@ -27,10 +26,14 @@ def test_it_trains_as_many_epochs_as_the_federation_and_keeps_the_last_model(rou
     assert trained.seconds > 0
 
 
-def test_without_validation_it_is_the_same_model():
+def test_without_validation_it_is_the_same_model_and_the_cache_reaches_both_parts(tmp_path):
     quick, watched = (train_locally(LINE, parts(), LineSettings(), validate=asked) for asked in (False, True))
     assert same(quick.model, watched.model)
     assert quick.history == [{key: entry[key] for key in ("epoch", "train_loss")} for entry in watched.history]
+    caches = []
+    task = replace(LINE, prepare=lambda items, settings, cache: caches.append(cache) or items)
+    train_locally(task, parts(), LineSettings(rounds=1), cache=tmp_path)
+    assert caches == [tmp_path, tmp_path]
 
 
 def test_it_starts_from_the_settings_seed_or_from_given_weights():
@@ -46,22 +49,16 @@ def test_every_site_draws_its_own_augmentation_and_draws_it_again():
     settings = LineSettings(seed=3, noise=1.0)
     north, again, south = (train_locally(LINE, parts(), settings, site).model for site in ("north", "north", "south"))
     assert same(north, again) and not same(north, south)
-
-
-def test_the_seeds_of_sites_differ_and_follow_the_studys():
     seeds = {site_seed(seed, f"site-{number}") for seed in (0, 1) for number in range(1, 17)}
-    assert len(seeds) == 32
-    assert site_seed(1, "site-1") == site_seed(0, "site-1") + 1
+    assert len(seeds) == 32 and site_seed(1, "site-1") == site_seed(0, "site-1") + 1
 
 
 def test_first_weights_leave_the_state_of_chance_alone():
-    torch.manual_seed(5)
-    before = torch.random.get_rng_state()
-    with seeded(3):
-        one = torch.randn(4)
-    assert torch.equal(torch.random.get_rng_state(), before)
-    with seeded(3):
-        assert torch.equal(torch.randn(4), one)
+    before, draws = torch.random.get_rng_state(), []
+    for _ in range(2):
+        with seeded(3):
+            draws.append(torch.randn(4))
+    assert torch.equal(*draws) and torch.equal(torch.random.get_rng_state(), before)
     with seeded(None):
         torch.randn(1)
     assert not torch.equal(torch.random.get_rng_state(), before)
@@ -81,13 +78,6 @@ def test_each_site_alone_comes_out_as_one_by_one(side_by_side):
     for site, trained in together.items():
         alone = train_locally(LINE, datalists[site], settings, site)
         torch.testing.assert_close(trained.model.weight, alone.model.weight)
-
-
-def test_the_cache_folder_reaches_both_parts(tmp_path):
-    caches = []
-    task = replace(LINE, prepare=lambda items, settings, cache: caches.append(cache) or items)
-    train_locally(task, parts(), LineSettings(rounds=1), cache=tmp_path)
-    assert caches == [tmp_path, tmp_path]
 
 
 def test_settings_of_a_federated_method_are_refused():

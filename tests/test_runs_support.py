@@ -5,11 +5,7 @@ from tests.runs_support import finished_runs, noisy
 
 
 def test_an_error_in_a_log_of_a_finished_run_is_found(tmp_path):
-    said = {
-        "quiet": "INFO - all well",
-        "noisy": "2026 - FedAvg - ERROR - no",
-        "at work": "2026 - FedAvg - ERROR - not yet",
-    }
+    said = {"quiet": "INFO - all well", "noisy": "FedAvg - ERROR - no", "at work": "FedAvg - ERROR - not yet"}
     for name, line in said.items():
         site = tmp_path / name / "20260101-000000" / "job" / "site-1"
         site.mkdir(parents=True)
