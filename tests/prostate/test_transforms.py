@@ -1,6 +1,6 @@
 """From NIfTI to network: geometry in millimetres, intensities of any scanner, the cache, and files that cannot be used."""
 
-import errno
+import contextlib
 import gzip
 import os
 import warnings
@@ -17,7 +17,7 @@ from src.common.seeds import site_seed
 from src.prostate import transforms
 from src.prostate.card import Settings
 from src.prostate.transforms import LoadCase, Normalise, augmentation, batches, prepare
-from tests.tests_support import ball_case
+from tests.tests_support import FULL, ball_case, failing
 
 SETTINGS = Settings(voxel_spacing=(2.0, 2.0, 3.0), field_of_view=(64.0, 64.0), patch_size=(32, 32, 16))
 KEYS = ("image", "label", "affine")
@@ -33,18 +33,18 @@ def prepared(tmp_path):
 # -- the part that is the same each time -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("codes", "spacing", "shape"),
-    [
-        ("RAS", (1.0, 1.0, 3.0), (80, 80, 20)),
-        ("LPS", (1.0, 1.0, 3.0), (80, 80, 20)),
-        ("PIR", (0.5, 0.5, 4.0), (160, 160, 15)),
-        ("LAS", (1.5, 1.5, 1.5), (54, 54, 40)),
-    ],
-)
-def test_the_gland_stays_where_it_is_in_the_patient(tmp_path, codes, spacing, shape):
+GRIDS = {
+    "RAS": ((1.0, 1.0, 3.0), (80, 80, 20)),
+    "LPS": ((1.0, 1.0, 3.0), (80, 80, 20)),
+    "PIR": ((0.5, 0.5, 4.0), (160, 160, 15)),
+    "LAS": ((1.5, 1.5, 1.5), (54, 54, 40)),
+}
+
+
+@pytest.mark.parametrize("codes", GRIDS)
+def test_the_gland_stays_where_it_is_in_the_patient(tmp_path, codes):
     """x goes to the right and y to the front, as the text of ``preparation`` says, whatever way the scanner stored it."""
-    (prepared,) = prepare([ball_case(tmp_path, codes=codes, spacing=spacing, shape=shape)], SETTINGS)
+    (prepared,) = prepare([ball_case(tmp_path, "case", *GRIDS[codes], codes=codes)], SETTINGS)
     image, label, affine = (prepared[key] for key in KEYS)
     assert set(prepared) == {*KEYS, "case"} and prepared["case"] == "case"
     assert image.dtype == torch.float32 and label.dtype == torch.uint8
@@ -118,9 +118,8 @@ def test_a_cut_gland_and_an_empty_mask_are_told_by_name(tmp_path):
 
 
 def flipped_bit(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[-6] ^= 1  # in the checksum: what decompresses looks right
-    file.write_bytes(content)
+    content = file.read_bytes()  # the checksum is at its end: what decompresses looks right
+    file.write_bytes(content[:-6] + bytes([content[-6] ^ 1]) + content[-5:])
 
 
 def of_another_shape(file: Path) -> None:
@@ -202,30 +201,22 @@ def test_after_a_damaged_cache_file_the_cache_is_made_again(tmp_path, cache, loa
     assert len(loads) in (2, 3)
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        pytest.param(OSError(errno.ENOSPC, "No space left on device"), id="a full disk"),
-        pytest.param(RuntimeError("[enforce fail] . unexpected pos 64 vs 0"), id="torch on a full disk"),
-        pytest.param(KeyboardInterrupt(), id="an interruption"),
-        pytest.param(None, id="a file where the folder should be"),
-    ],
-)
-def test_what_cannot_be_written_costs_only_the_cache(tmp_path, cache, monkeypatch, fault):
-    def fail(*args, **kwargs):
-        raise fault
+OF_TORCH = RuntimeError("[enforce fail] . unexpected pos 64 vs 0")
 
+
+@pytest.mark.parametrize("fault", [FULL, OF_TORCH, None], ids=["a full disk", "torch on one", "a file is in its place"])
+def test_what_cannot_be_written_costs_only_the_cache(tmp_path, cache, monkeypatch, fault):
     if fault is None:
         cache.parent.write_text("")
-    else:
-        monkeypatch.setattr(torch, "save", fail)
-    if isinstance(fault, KeyboardInterrupt):
-        with pytest.raises(KeyboardInterrupt):
-            prepare([ball_case(tmp_path)], SETTINGS, cache)
-    else:
-        with pytest.warns(UserWarning, match=r"cannot use the cache .*; preparing in memory"):
-            (prepared,) = prepare([ball_case(tmp_path)], SETTINGS, cache)
-        assert prepared["label"].any()
+    broken = failing(monkeypatch, torch, "save", fault) if fault else contextlib.nullcontext()
+    with broken, pytest.warns(UserWarning, match=r"cannot use the cache .*; preparing in memory"):
+        (prepared,) = prepare([ball_case(tmp_path)], SETTINGS, cache)
+    assert prepared["label"].any() and not list(cache.glob("*"))
+
+
+def test_an_interruption_leaves_no_half_a_cache(tmp_path, cache, monkeypatch):
+    with failing(monkeypatch, torch, "save", KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
+        prepare([ball_case(tmp_path)], SETTINGS, cache)
     assert not list(cache.glob("*"))
 
 
