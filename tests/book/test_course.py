@@ -144,7 +144,7 @@ def test_page_shows_formulas_pictures_and_what_was_alive_and_hides_colab_and_sol
     assert re.search(r'class="right-next"\s+href="02_second.html"', page), "the pages stand in the order of the course"
 
 
-def test_links_of_a_page_lead_to_pages_and_to_the_repository(course):
+def test_links_lead_to_pages_and_to_the_repository(course):
     links = re.findall(r'href="([^"]*)"', course.page("01_first.html"))
     assert links.count("02_second.html#start") == 2 and "https://example.org" in links
     (source,) = (link for link in links if link.endswith("/blob/main/src/a%20b.py"))
@@ -216,13 +216,10 @@ def test_bad_call_is_one_clear_error(tmp_path, capsys, files, names, message):
     assert re.match(f"error: .*{message}", capsys.readouterr().err)
 
 
-LOG = ["cell 0/1  1 s", "cell 1/1  1 min 01 s", "cell 1/1  2 min 01 s", "1 cells  2 min 32 s"]
-
-
 @pytest.mark.parametrize("terminal", [False, True], ids=["a log", "a terminal"])
 def test_progress_is_a_line_a_minute_in_a_log_and_one_line_on_a_terminal(monkeypatch, capsys, terminal):
     """While each look at the clock takes a second."""
-    said = LOG[-1:] if terminal else LOG
+    said = ["cell 0/1  1 s", "cell 1/1  1 min 01 s", "cell 1/1  2 min 01 s", "1 cells  2 min 32 s"][3 * terminal :]
     clock = itertools.count(1000.0)
     monkeypatch.setattr(runner.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(runner, "execute", lambda notebook, folder, tick: [tick(1) for _ in range(150)] and "")

@@ -35,6 +35,10 @@ def phantom(code: str = "RAS", **more) -> dict:
     return {"image": image, "label": label, "affine": files[0].affine, "caption": "a block", **more}
 
 
+def texts(labels) -> list[str]:
+    return [label.get_text() for label in labels]
+
+
 def pixels(figure) -> np.ndarray:
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(int)
@@ -102,7 +106,7 @@ def test_a_mask_and_a_prediction_have_outlines_of_their_own():
     colors = [[to_hex(lines.get_edgecolor()[0]) for lines in axis.collections] for axis in grid.axes[:2]]
     mask, prediction = figures.OUTLINES.values()
     assert colors == [[mask], [mask, prediction]]
-    assert [text.get_text() for text in grid.legends[0].texts] == ["mask", "prediction"]
+    assert texts(grid.legends[0].texts) == ["mask", "prediction"]
     with pytest.raises(CourseError, match=r"different grids.*prediction \(3, 3, 3\)"):
         figures.upright(phantom(prediction=np.zeros((3, 3, 3))))
 
@@ -110,20 +114,14 @@ def test_a_mask_and_a_prediction_have_outlines_of_their_own():
 def test_a_heat_map_shows_each_value_where_it_belongs():
     confusion = figures.confusion_matrix([0] * 5 + [1] * 5, [0] * 7 + [1] * 3, ["a", "b", "c"], "title")
     scores = pd.DataFrame([[0.9, 0.25], [0.5, 1.0]], ["site-1", "all"], ["site-1", "site-2"])
-    for table, rows, columns, cells, darkest in (
-        (confusion, ["a", "b", "c"], ["a", "b", "c"], ["5", "", "", "2", "3", "", "", "", ""], "row0_col0"),
-        (figures.heat_map(scores, "title"), [*scores.index], [*scores], ["0.90", "0.25", "0.50", "1.00"], "row1_col1"),
+    for table, cells, darkest in (
+        (confusion, "a b c a 5   b 2 3  c   ", "row0_col0"),
+        (figures.heat_map(scores, "title"), "site-1 site-2 site-1 0.90 0.25 all 0.50 1.00", "row1_col1"),
     ):
         page = table.to_html(uuid="x")
-        assert "<caption>title</caption>" in page
-        assert re.findall(r'class="row_heading[^>]*>(.*?)<', page) == rows
-        assert re.findall(r'class="col_heading[^>]*>(.*?)<', page) == columns
-        assert re.findall(r"<td[^>]*>(.*?)</td>", page) == cells
+        found = re.findall(r'class="(?:row_heading|col_heading|data)[^>]*>(.*?)<', page)
+        assert "<caption>title</caption>" in page and " ".join(found) == cells
         assert re.search(rf"#T_x_{darkest} {{\s+background-color: #08306b", page)
-
-
-def texts(labels) -> list[str]:
-    return [label.get_text() for label in labels]
 
 
 def test_partition_bars_are_as_long_as_the_counts():
@@ -158,7 +156,7 @@ def test_examples_are_of_their_class_and_what_is_wrong_stands_out(tmp_path):
 
 def test_bins_are_equally_wide_on_the_axis_that_is_shown():
     values = np.random.default_rng(0).lognormal(5, 1, 5000)
-    volumes = {"HK": [np.append(values, [0, -3]).reshape(2, -1), values], "BIDMC": [values]}
+    volumes = {"HK": [np.append(values, [0, -3]), values], "BIDMC": [values]}
     for name, scale in {"log": np.log, "linear": np.array}.items():
         axis = figures.intensity_curves(volumes, "title", "intensity", log=name == "log").axes[0]
         steps = np.diff(scale(axis.lines[0].get_xdata()))
