@@ -158,9 +158,6 @@ def test_two_sites_are_measured(tmp_path, monkeypatch):
     assert found["round_bytes_loopback"] is None or found["round_bytes_loopback"] > 0.9 * found["round_bytes"]
 
 
-# What the page says of FLARE.
-
-
 def source(module: str) -> str:
     """Of one of FLARE's modules, which to import needs packages that the course does not install."""
     return Path(importlib.util.find_spec(f"nvflare.{module}").origin).read_text(encoding="utf-8")
@@ -197,22 +194,11 @@ def test_flare_has_every_switch_of_the_page():
     assert [name for name in takes(FedAvgRecipe) if re.search("parent|hierarch|tier", name)] == []
 
 
-def test_switches_reach_the_server_s_side_of_a_job(tmp_path):
-    """Of FLARE's recipe with tensors. The course's sends arrays, and collects garbage at its sites."""
-    model = {"class_path": "torch.nn.Linear", "args": {"in_features": 2, "out_features": 2}}
-    options = {"model": model, "min_clients": 3, "train_script": scale.__file__, "enable_tensor_disk_offload": True}
-    made = FedAvgRecipe(**options, server_expected_format=ExchangeFormat.PYTORCH, server_memory_gc_rounds=5)
-    made.enable_tensor_streaming(format=ExchangeFormat.PYTORCH)
-    controller = server_of(made).workflows[0].controller
-    assert (controller.enable_tensor_disk_offload, controller.memory_gc_rounds) == (True, 5)
-    assert controller.num_clients == 3  # FedAvg draws that many of all that are there
-    assert "TensorServerStreamer" in {type(part).__name__ for part in server_of(made).components.values()}
-    with pytest.warns(UserWarning, match="server_expected_format"):
-        FedAvgRecipe(**options, server_expected_format=ExchangeFormat.NUMPY)
+def test_the_course_s_job_sends_arrays_collects_garbage_and_cannot_read_answers_from_a_disk(tmp_path):
     made = client_recipe(TASK, 2)
     assert made.client_memory_gc_rounds == 1 and made.server_expected_format == ExchangeFormat.NUMPY
     assert isinstance(made.aggregator, SampleWeightedMean)
     assert not server_of(made).workflows[0].controller.enable_tensor_disk_offload
     lazy = LazyTensorDict({"weight": (str(tmp_path / "answer.safetensors"), "weight")}, str(tmp_path))
-    with pytest.raises(TypeError):  # its mean cannot read answers from a disk
+    with pytest.raises(TypeError):
         made.aggregator.accept_model(FLModel(params={"weight": lazy.make_lazy_ref("weight")}, meta=META))

@@ -14,16 +14,13 @@ CPU = torch.device("cpu")
 def line_batches(count, seed=0, size=4):
     """So many batches of random numbers."""
     draw = torch.Generator().manual_seed(seed)
-    return [
-        {"image": torch.randn(size, 3, generator=draw), "label": torch.randn(size, 1, generator=draw)}
-        for _ in range(count)
-    ]
+    shapes = {"image": (size, 3), "label": (size, 1)}
+    return [{key: torch.randn(*shape, generator=draw) for key, shape in shapes.items()} for _ in range(count)]
 
 
 def line_trainer(batches, rate=0.1, optimizer=torch.optim.SGD, epochs=4, model=None):
     """The course's trainer of a linear map, by default one with the same first weights each time."""
-    model = model or Line(0)
-    loss = torch.nn.functional.mse_loss
+    model, loss = model or Line(0), torch.nn.functional.mse_loss
     return make_trainer(model, batches, optimizer(model.parameters(), lr=rate), loss, CPU, epochs=epochs)
 
 
@@ -31,9 +28,6 @@ def same(one, other):
     """Whether two networks have the same weights, bit for bit."""
     weights = other.state_dict()
     return all(torch.equal(value, weights[name]) for name, value in one.state_dict().items())
-
-
-# -- the smallest task -------------------------------------------------------------------------------------------------
 
 
 class LineSettings(StudySettings):
