@@ -33,15 +33,6 @@ def aggregator(monkeypatch):
     return one
 
 
-@pytest.fixture
-def in_a_run(aggregator):
-    """The same, in a run whose global model has a matrix ``w`` and a counter ``n``."""
-    aggregator.fl_ctx = FLContext()
-    model = make_model_learnable({"w": np.zeros((2, 3), np.float32), "n": np.array(4)}, {})
-    aggregator.fl_ctx.set_prop(AppConstants.GLOBAL_MODEL, model, private=True, sticky=True)
-    return aggregator
-
-
 def mean(aggregator, *updates):
     for one in updates:
         aggregator.accept_model(one)
@@ -66,18 +57,21 @@ def test_floats_are_averaged_by_number_of_samples_in_double_precision_whoever_co
 
 
 @pytest.mark.parametrize(
-    "samples", [(427, 341), (1, 3), (768, 1), (999, 7)], ids=lambda pair: f"{pair[0]} and {pair[1]}"
+    ("samples", "counters", "expected"),
+    [
+        pytest.param((427, 341), (14, 14), 14, id="equal ones"),
+        pytest.param((1, 3), (14, 14), 14, id="equal ones of few and more"),
+        pytest.param((768, 1), (14, 14), 14, id="equal ones of many and one"),
+        pytest.param((999, 7), (14, 14), 14, id="equal ones of many and few"),
+        pytest.param((1, 1, 1), (1, 2, 2), 2, id="rounded and not cut"),
+    ],
 )
-def test_equal_counters_stay_what_they_are(aggregator, samples):
-    counter = {"num_batches_tracked": np.array(14, dtype=np.int64)}
-    found = mean(aggregator, *(update(site, n, counter) for site, n in zip("ab", samples, strict=True)))
-    assert found.params == counter and found.params["num_batches_tracked"].dtype == np.int64
-
-
-def test_integer_means_are_rounded_not_cut(aggregator):
-    counters = {"a": 1, "b": 2, "c": 2}
-    found = mean(aggregator, *(update(site, 1, {"n": np.array([value])}) for site, value in counters.items()))
-    np.testing.assert_array_equal(found.params["n"], [2])
+def test_integer_counters_stay_integers(aggregator, samples, counters, expected):
+    sent = zip("abc", samples, counters, strict=False)
+    found = mean(aggregator, *(update(site, number, {"n": np.array(value)}) for site, number, value in sent)).params[
+        "n"
+    ]
+    assert found == expected and found.dtype == np.int64
 
 
 def test_one_site_comes_back_unchanged_and_differences_stay_differences(aggregator):
@@ -90,11 +84,8 @@ def test_one_site_comes_back_unchanged_and_differences_stay_differences(aggregat
 def test_metrics_are_averaged_by_number_of_samples(aggregator):
     # A site without validation images has no metrics, and one may have more than the others.
     metrics = {"a": {"val_accuracy": 0.4, "val_loss": 2.0}, "b": {"val_accuracy": 0.8, "val_loss": 1.0}, "c": None}
-    samples = {"a": 1, "b": 3, "c": 9, "d": 9}
-    metrics["d"] = {"val_more": 1.0}
-    found = mean(
-        aggregator, *(update(site, samples[site], {"w": floats(1)}, metrics=metrics[site]) for site in samples)
-    )
+    metrics["d"], samples = {"val_more": 1.0}, {"a": 1, "b": 3, "c": 9, "d": 9}
+    found = mean(aggregator, *(update(one, samples[one], {"w": floats(1)}, metrics=metrics[one]) for one in samples))
     assert found.metrics == pytest.approx({"val_accuracy": 0.7, "val_loss": 1.25, "val_more": 1.0})
 
 
@@ -111,17 +102,16 @@ def test_a_broken_update_is_refused_by_name(aggregator, poison):
     assert all(word in aggregator.warnings[0] for word in ("bad", "round 2", "'w'"))
 
 
-@pytest.mark.parametrize("samples", [0, -1, None, True, False, float("nan"), float("inf"), "many", [3], 1j], ids=repr)
-def test_a_weight_that_is_no_number_of_samples_is_refused(aggregator, samples):
-    aggregator.accept_model(update("odd", samples, {"w": floats(1, 1)}))
-    assert aggregator.refused["odd"] == f"its number of samples is {samples!r}, not a positive number"
-    assert not aggregator.accepted
+NUMBERS = [(one, False) for one in (0, -1, None, True, False, float("nan"), float("inf"), "many", [3], 1j)]
+NUMBERS += [(one, True) for one in (3, 3.0, np.int64(3), np.float32(3))]
 
 
-@pytest.mark.parametrize("samples", [3, 3.0, np.int64(3), np.float32(3)], ids=lambda number: type(number).__name__)
-def test_any_kind_of_positive_number_will_do(aggregator, samples):
-    aggregator.accept_model(update("a", samples, {"w": floats(1)}))
-    assert aggregator.accepted == {"a": 3.0}
+@pytest.mark.parametrize(("samples", "counts"), NUMBERS, ids=[f"{type(one).__name__} {one}" for one, _ in NUMBERS])
+def test_a_weight_is_a_positive_number_of_samples(aggregator, samples, counts):
+    aggregator.accept_model(update("a", samples, {"w": floats(1, 1)}))
+    assert aggregator.accepted == ({"a": 3.0} if counts else {})
+    said = f"its number of samples is {samples!r}, not a positive number"
+    assert aggregator.refused == ({} if counts else {"a": said})
 
 
 @pytest.mark.parametrize(
@@ -136,14 +126,14 @@ def test_any_kind_of_positive_number_will_do(aggregator, samples):
     ],
     ids=["turned", "a number", "one more", "one less", "another name", "what sites keep"],
 )
-def test_other_tensors_than_the_global_models_are_refused_by_name_whoever_answers_first(
-    in_a_run, held_back, params, says
-):
-    in_a_run.held_back = held_back
+def test_other_tensors_than_the_global_models_are_refused_whoever_answers_first(aggregator, held_back, params, says):
+    aggregator.fl_ctx, aggregator.held_back = FLContext(), held_back
+    model = make_model_learnable({"w": np.zeros((2, 3), np.float32), "n": np.array(4)}, {})
+    aggregator.fl_ctx.set_prop(AppConstants.GLOBAL_MODEL, model, private=True, sticky=True)
     due = {name: value for name, value in GOOD.items() if name not in held_back}
-    np.testing.assert_equal(mean(in_a_run, update("odd", 5, params), update("good", 5, due)).params, due)
-    assert list(in_a_run.accepted) == ["good"]
-    assert re.search(says, in_a_run.refused["odd"])
+    np.testing.assert_equal(mean(aggregator, update("odd", 5, params), update("good", 5, due)).params, due)
+    assert list(aggregator.accepted) == ["good"]
+    assert re.search(says, aggregator.refused["odd"])
 
 
 def test_outside_of_a_run_all_must_send_what_the_first_one_sent(aggregator):

@@ -112,19 +112,13 @@ def test_weights_that_overflow_are_found():
         train_for(line_trainer(huge, rate=1e25), 1)
 
 
-def test_it_stops_within_a_step_and_can_be_asked_again():
-    trainer = line_trainer(line_batches(10), epochs=8)
+def test_it_stops_within_a_step_and_can_be_asked_again_also_after_an_error_of_a_handler():
+    trainer, interrupt = line_trainer(line_batches(10), epochs=8), Mock(side_effect=KeyboardInterrupt)
     steps = watched(trainer)
     train_for(trainer, 5, should_stop=lambda: len(steps) == 13)
     assert len(steps) == 13
-    train_for(trainer, 1)
-    assert len(steps) == 23, "the next round is a whole pass"
-
-
-def test_an_error_of_a_handler_comes_out_as_it_is():
-    trainer, interrupt = line_trainer(line_batches(2)), Mock(side_effect=KeyboardInterrupt)
     with trainer.add_event_handler(Events.ITERATION_COMPLETED, interrupt), pytest.raises(KeyboardInterrupt):
         train_for(trainer, 1)
-    steps = watched(trainer)
+    assert len(steps) == 14
     train_for(trainer, 1)
-    assert len(steps) == 2
+    assert len(steps) == 24, "the next round is a whole pass"

@@ -1,7 +1,6 @@
 """A site's own side: what it decides for itself, and the few words that leave it when it fails."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +12,8 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from src.common.datalists import cache_folder
 from src.common.errors import CourseError
 from src.common.files import write_json
-from src.federation import reasons
-from src.federation.reasons import REASON, run_site, said_reason, short_reason
+from src.common.settings import CONFIG
+from src.federation.reasons import REASON, said_reason, short_reason
 from src.federation.site import Site
 from tests.training_support import LINE, LineSettings
 
@@ -24,29 +23,31 @@ PATIENT = "SURNAME_FIRSTNAME_1950"
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (CourseError(f"/data/{PATIENT}.nii.gz is missing", "a file is missing"), "a file is missing"),
-        (CourseError(f"/data/{PATIENT}.nii.gz is missing"), "something is wrong with its settings or its data"),
-        (FloatingPointError(PATIENT), "its loss or its weights became NaN or infinite"),
-        (MemoryError(PATIENT), "it ran out of memory"),
-        (FileNotFoundError(2, "No such file", f"/data/{PATIENT}"), "its software raised FileNotFoundError"),
+        pytest.param(CourseError(f"no /data/{PATIENT}", "a file is missing"), "a file is missing", id="of a kind"),
+        pytest.param(CourseError(PATIENT), "something is wrong with its settings or its data", id="the course's"),
+        pytest.param(FloatingPointError(PATIENT), "its loss or its weights became NaN or infinite", id="NaN"),
+        pytest.param(MemoryError(PATIENT), "it ran out of memory", id="memory"),
+        pytest.param(FileNotFoundError(2, "No", PATIENT), "its software raised FileNotFoundError", id="any other"),
     ],
-    ids=["the course's with a kind", "the course's", "NaN", "memory", "any other"],
 )
 def test_of_an_error_its_kind_leaves_and_never_its_message(error, words):
     assert short_reason(error) == words
 
 
+NOTHING = "it sent nothing that can be averaged"
+SCRIPTS, LEARNERS = FLModel(metrics={}, meta={REASON: "an image is bad"}), {REASON: "no memory"}
+
+
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (make_reply(ReturnCode.EXECUTION_EXCEPTION, headers={REASON: "no memory"}), "no memory"),
-        (FLModelUtils.to_shareable(FLModel(metrics={}, meta={REASON: "an image is bad"})), "an image is bad"),
-        (make_reply(ReturnCode.TASK_ABORTED), "it answered with TASK_ABORTED"),
-        (Shareable(), "it sent nothing that can be averaged"),
-        (FLModelUtils.to_shareable(FLModel(metrics={"a": 1.0})), "it sent nothing that can be averaged"),
-        (None, "it sent nothing"),
+        pytest.param(make_reply(ReturnCode.EXECUTION_EXCEPTION, headers=LEARNERS), "no memory", id="a learner's"),
+        pytest.param(FLModelUtils.to_shareable(SCRIPTS), "an image is bad", id="a script's"),
+        pytest.param(make_reply(ReturnCode.TASK_ABORTED), "it answered with TASK_ABORTED", id="stopped"),
+        pytest.param(Shareable(), NOTHING, id="empty"),
+        pytest.param(FLModelUtils.to_shareable(FLModel(metrics={"a": 1.0})), NOTHING, id="without weights"),
+        pytest.param(None, "it sent nothing", id="none"),
     ],
-    ids=["a learner's", "a script's", "stopped", "empty", "without weights", "none"],
 )
 def test_the_reason_is_read_from_an_answer_of_any_kind(answer, words):
     assert said_reason(answer) == words
@@ -64,71 +65,58 @@ def north(tmp_path, monkeypatch):
     (folder / "a.png").touch()
     datalist = {"training": [{"image": "a.png", "label": 1}], "validation": [], "testing": []}
     write_json(folder / "datalist.json", datalist)
-    settings = LineSettings(batch_size=32).write(tmp_path / "settings.json")
+    LineSettings(batch_size=32).write(tmp_path / CONFIG)
     prepare = lambda items, settings, cache: [items, caches.append(cache)][0]  # noqa: E731
     task = replace(LINE, prepare=prepare, batches=lambda prepared, settings, **options: prepared)
 
     def open_site(options: str | None = None, name: str = "north"):
         if options is not None:
             (folder / "options.json").write_text(options)
-        return Site.open(task, name, settings), caches
+        return Site.open(task, name, tmp_path), caches
 
     return open_site
 
 
-def test_without_options_a_site_takes_the_studys_settings_and_keeps_a_cache(north, tmp_path):
-    threads, (site, caches) = torch.get_num_threads(), north()
-    assert site.training == [{"image": str(tmp_path / "sites/line/north/a.png"), "label": 1, "site": "north"}]
-    assert site.settings == LineSettings(batch_size=32)
-    assert caches == [cache_folder("line", "north")] * 2
-    assert torch.get_num_threads() == threads
-
-
-def test_a_site_decides_on_threads_cache_and_batch_size_for_itself(north):
-    threads = torch.get_num_threads()
+@pytest.mark.parametrize(
+    ("options", "threads", "batch_size", "cached"),
+    [
+        pytest.param(None, 2, 32, True, id="nothing"),
+        pytest.param('{"threads": 1, "cache": false, "batch_size": 2}', 1, 2, False, id="all it can"),
+    ],
+)
+def test_what_a_site_decides_for_itself(north, tmp_path, options, threads, batch_size, cached):
+    before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        site, caches = north('{"threads": 1, "cache": false, "batch_size": 2}')
-        assert torch.get_num_threads() == 1
+        site, caches = north(options)
+        assert torch.get_num_threads() == threads
     finally:
-        torch.set_num_threads(threads)
-    assert site.settings == LineSettings(batch_size=2) and caches == [None, None]
+        torch.set_num_threads(before)
+    assert site.settings == LineSettings(batch_size=batch_size)
+    assert caches == [cache_folder("line", "north") if cached else None] * 2
+    assert site.training == [{"image": str(tmp_path / "sites/line/north/a.png"), "label": 1, "site": "north"}]
+
+
+WRONG, KEY = "its settings are wrong", r"options\.json cannot be used: .*"
 
 
 @pytest.mark.parametrize(
     ("given", "says", "kind"),
     [
-        (['{"thread": 1}'], r"options\.json cannot be used: .*thread", "its settings are wrong"),
-        (['{"threads": "many"}'], r"options\.json cannot be used: .*threads", "its settings are wrong"),
-        (['{"batch_size": 0}'], r"options\.json cannot be used: .*batch_size", "its settings are wrong"),
-        (['{"learning_rate": 1.0}'], r"options\.json cannot be used: .*learning_rate", "its settings are wrong"),
-        (["{threads: 1"], r"options\.json cannot be read as a JSON object", "its settings cannot be read"),
-        ([None, "south"], "datalist", "its datalist is missing or cannot be read"),
+        pytest.param(['{"thread": 1}'], f"{KEY}thread", WRONG, id="unknown"),
+        pytest.param(['{"threads": "many"}'], f"{KEY}threads", WRONG, id="a word for a number"),
+        pytest.param(['{"batch_size": 0}'], f"{KEY}batch_size", WRONG, id="no items a step"),
+        pytest.param(['{"learning_rate": 1.0}'], f"{KEY}learning_rate", WRONG, id="the study's"),
+        pytest.param(
+            ["{threads: 1"],
+            r"options\.json cannot be read as a JSON object",
+            "its settings cannot be read",
+            id="no JSON",
+        ),
+        pytest.param([None, "south"], "datalist", "its datalist is missing or cannot be read", id="no data"),
     ],
-    ids=["unknown", "a word for a number", "no items a step", "the study's", "no JSON", "no data"],
 )
 def test_what_a_site_cannot_use_is_named(north, given, says, kind):
     with pytest.raises(CourseError, match=says) as caught:
         north(*given)
     assert caught.value.kind == kind
-
-
-# -- a script that fails -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("fails", [True, False], ids=["fails", "does its work"])
-def test_a_script_that_fails_answers_every_task_with_the_kind_and_logs_the_rest(monkeypatch, caplog, fails):
-    tasks, sent = [1, 2, 3], []
-    client = SimpleNamespace(FLModel=FLModel, is_running=lambda: bool(tasks), receive=tasks.pop, send=sent.append)
-    monkeypatch.setattr(reasons, "flare", client)
-
-    def main():
-        client.receive()
-        if fails:
-            raise ValueError(f"/data/{PATIENT}")
-
-    run_site(main)
-    assert [model.meta[REASON] for model in sent] == ["its software raised ValueError"] * (2 if fails else 0)
-    assert all(not model.params and PATIENT not in repr(model.meta) for model in sent)
-    assert (f"ValueError: /data/{PATIENT}" in caplog.text and "Traceback" in caplog.text) == fails
-    assert fails or caplog.text == ""

@@ -1,7 +1,6 @@
 """Federated statistics: what each site counts adds up to what one place would count, and images stay."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,16 +23,8 @@ def shared(tmp_path, monkeypatch):
     return share_out(2, "dirichlet", alpha=0.5, data="statistics", folder=folder, say=lambda line: None)
 
 
-def test_the_numbers_of_one_site(shared):
-    items = read_sites(shared)["site-2"]["training"]
-    pixels = np.concatenate([np.asarray(Image.open(item["image"])).ravel() / 255 for item in items])
-    labels = np.array([item["label"] for item in items])
-    one = ImageStatistics(shared)
-    one.initialize(SimpleNamespace(get_identity_name=lambda: "site-2"))
-    assert [feature.feature_name for feature in one.features()["training"]] == ["intensity", "class"]
-    assert one.count("training", "intensity") == len(pixels) and one.count("training", "class") == len(items)
-    assert one.mean("training", "intensity") == pytest.approx(pixels.mean())
-    assert one.sum("training", "class") == labels.sum()
+def pixels_of(items) -> np.ndarray:
+    return np.concatenate([np.asarray(Image.open(item["image"])).ravel() / 255 for item in items])
 
 
 @pytest.mark.slow
@@ -52,8 +43,11 @@ def test_a_real_run_adds_up_and_the_filter_decides_what_leaves(shared, quick, pe
     recipe.execute(simulator)
     assert not complaints(simulator.run_folder)
     found = json.loads(next(simulator.run_folder.rglob("statistics.json")).read_text())
-    everything = pooled(read_sites(shared))["training"]
-    pixels = np.concatenate([np.asarray(Image.open(item["image"])).ravel() / 255 for item in everything])
+    everything, one = pooled(read_sites(shared))["training"], read_sites(shared)["site-2"]["training"]
+    pixels = pixels_of(everything)
+    assert found["intensity"]["mean"]["site-2"]["training"] == pytest.approx(pixels_of(one).mean(), abs=1e-3)
+    assert found["class"]["count"]["site-2"]["training"] == len(one)
+    assert found["class"]["sum"]["site-2"]["training"] == sum(item["label"] for item in one)
     assert found["intensity"]["mean"]["Global"]["training"] == pytest.approx(pixels.mean(), abs=1e-3)
     together = [bin[2] for bin in found["intensity"]["histogram"]["Global"]["training"]]
     assert together == np.histogram(pixels, 8, (0, 1))[0].tolist()
