@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 
-import pandas as pd
 import pytest
 
 from benchmarks import __main__ as benchmark
@@ -30,19 +29,6 @@ def test_the_table_of_a_comparison_is_over_seeds_and_weighs_sites_by_their_items
     (tmp_path / "comparison" / "mednist.json").write_text(json.dumps({"rows": rows}))
     *_, row = table.comparison(tmp_path).splitlines()
     assert row == "| MedNIST, two hospitals alike: accuracy | 2 | 0.450 ± 0.354 | 0.700 ± 0.141 | 0.400 ± 0.141 |"
-
-
-def test_the_kept_comparison_tells_the_story_of_the_notebooks():
-    """Different hospitals: far above the best single one, and near pooled training. Hospitals alike: no difference to speak of."""
-    rows = pd.DataFrame(table.reports(table.RESULTS / "comparison")["mednist"]["rows"])
-    rows["right"] = rows["accuracy"] * rows["items"]
-    sums = rows.groupby(["share", "seed", "model"])[["right", "items"]].sum()
-    accuracy = (sums["right"] / sums["items"]).unstack()
-    single = accuracy[["site-1 alone", "site-2 alone"]].max(axis=1)
-    assert list(accuracy.loc["specialised"].index) == [0, 1, 2, 3, 4]
-    assert (accuracy["federated"] - single)["specialised"].mean() >= 0.05
-    assert (accuracy["pooled"] - accuracy["federated"])["specialised"].mean() <= 0.02
-    assert abs((accuracy["federated"] - single)["even"].mean()) <= 0.02
 
 
 def test_the_tables_of_the_deployment_page_are_those_of_the_kept_reports():
@@ -93,8 +79,10 @@ def test_the_watch_sees_what_its_block_starts_and_adds_up_what_all_hold_at_one_m
     assert watch.peak_memory["site-9"] > 80e6 and 1 < watch.seconds < 20 and watch.peak_together == 0
     assert measure._role(["python", "-m", "src.federation.simulated", "job", "-w", "runs"]) == "server"
     assert measure._role(["python", "-m", "somebody.simulator"]) is None
+    started = [
+        subprocess.Popen(program) for _ in range(2)
+    ]  # outside: until it is a program, a fork weighs what this process does
     with measure.Watch(together=True) as watch:
-        for process in [subprocess.Popen(program) for _ in range(2)]:
-            assert process.wait() == 0
+        assert [process.wait() for process in started] == [0, 0]
     assert 160e6 < watch.peak_together < 400e6
     assert watch.peak_memory == {} and (watch.loopback_bytes is None or len(watch.traffic) > 1)

@@ -43,22 +43,16 @@ def test_the_script_of_one_site_learns():
     command = [sys.executable, str(STEPS / "alone.py"), str(sites_folder("mednist") / "site-1")]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     *_, last = done.stdout.splitlines()
-    assert last.startswith("epoch 4: validation accuracy ")
-    assert float(last.split()[-1]) > 0.5
+    assert last.startswith("epoch 4: validation accuracy ") and float(last.split()[-1]) > 0.5
 
 
 @pytest.mark.slow
 def test_the_federated_script_runs_with_flares_own_recipe(monkeypatch):
     # FLARE keeps a relative path of a script as it is, as part of the module's name.
     monkeypatch.chdir(STEPS.parents[1])
-    recipe = FedAvgRecipe(
-        name="first",
-        min_clients=2,
-        num_rounds=5,
-        model={"class_path": "notebooks.first_steps.federated.Net", "args": {}},
-        train_script="notebooks/first_steps/federated.py",
-        key_metric="val_accuracy",
-    )
+    model = {"class_path": "notebooks.first_steps.federated.Net", "args": {}}
+    options = {"train_script": "notebooks/first_steps/federated.py", "key_metric": "val_accuracy"}
+    recipe = FedAvgRecipe(name="first", min_clients=2, num_rounds=5, model=model, **options)
     add_record(recipe)
     run = Run(recipe.execute(CourseSimEnv(2, "first")).get_result())
     assert run.contributions["accepted"].all()

@@ -47,11 +47,7 @@ def test_the_prostate_s_file_holds_exactly_its_defaults():
         (Study, {"augmentation": 2}, "'augmentation' is 2; it must be a valid boolean"),
         (Study, {"data": "../data"}, "'data' is '../data'; it must match pattern"),
         (Study, {"method": "fedsgd"}, "'method' is 'fedsgd'; it must be 'fedavg', 'fedprox',"),
-        (
-            Study,
-            {"fedproxloss_mu": 0.5},
-            "method='fedavg' does not heed fedproxloss_mu=0.5; set it to 0, or method='fedprox'",
-        ),
+        (Study, {"fedproxloss_mu": 0.5}, "method='fedavg' does not heed fedproxloss_mu=0.5; set it to 0, or method='fedprox'"),
         (Study, {"method": "ditto", "fedproxloss_mu": 1}, "method='ditto' does not heed fedproxloss_mu=1; set it to 0"),
         (Study, {"method": "fedprox"}, "FedProx with fedproxloss_mu=0 is FedAvg; give it a weight, for example 0.01"),
         (Settings, {"voxel_size": [1, 1, 1]}, "did you mean 'voxel_spacing'?"),
@@ -64,7 +60,7 @@ def test_the_prostate_s_file_holds_exactly_its_defaults():
         (Settings, {"loss": "dice_c"}, "'loss' is 'dice_c'; it must be 'dice_ce', 'dice_focal' or 'dice'"),
         (Settings, {"network": "DenseNet121"}, "'network' is 'DenseNet121'; it must be 'UNet'"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_key_or_value_is_named_with_what_may_be(study, values, said):
     with pytest.raises(CourseError) as caught:
         study.checked(values)

@@ -28,9 +28,6 @@ class Bright(torch.nn.Module):
         return 20 * (image - 1.0)
 
 
-# -- training ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", ["dice_ce", "dice_focal", "dice"])
 def test_every_loss_prefers_the_right_mask_and_is_finite_without_a_gland(kind):
     loss, label = make_loss(kind), torch.zeros(1, 1, 8, 8, 8)
@@ -51,9 +48,6 @@ def test_the_head_takes_larger_steps_and_both_follow_the_schedule(tmp_path):
     assert groups[0]["weight_decay"] == TINY.weight_decay
     train_for(trainer, 2)
     assert [group["lr"] for group in groups] == pytest.approx([0.5 * 0.003, 0.5 * 0.03])
-
-
-# -- evaluation --------------------------------------------------------------------------------------------------------
 
 
 def test_the_metric_is_the_mean_dice_of_the_cases_also_with_an_empty_mask_and_changes_nothing(tmp_path):

@@ -30,9 +30,6 @@ def prepared(tmp_path):
         return prepare([ball_case(tmp_path)], SETTINGS)[0]
 
 
-# -- the part that is the same each time -------------------------------------------------------------------------------
-
-
 GRIDS = {
     "RAS": ((1.0, 1.0, 3.0), (80, 80, 20)),
     "LPS": ((1.0, 1.0, 3.0), (80, 80, 20)),
@@ -68,8 +65,7 @@ def test_a_scanner_with_other_units_gives_the_same_volume_whose_darkest_voxels_l
     assert float(normalised.mean()) == pytest.approx(0, abs=1e-4)
     assert float(normalised.std()) == pytest.approx(1, abs=1e-2)
     due = -float(image.mean() / image.std(correction=0))
-    assert due < -0.3
-    assert normalised[image == 0].numpy() == pytest.approx(due, abs=1e-3)
+    assert due < -0.3 and normalised[image == 0].numpy() == pytest.approx(due, abs=1e-3)
 
 
 def test_fine_noise_does_not_become_coarse_noise(tmp_path):
@@ -99,13 +95,10 @@ def test_a_coils_falloff_is_divided_out(tmp_path):
     assert not transforms.correct_coil(MetaTensor(torch.zeros(1, 8, 8, 4)), 10.0).any(), "zeros stay zeros"
 
 
-def test_a_small_field_is_padded_to_a_patch_and_a_field_of_0_keeps_all(tmp_path):
-    item = ball_case(tmp_path, spacing=(1.0, 1.0, 3.0), shape=(40, 40, 5), centre=(0, 0, 0), radius=6)
-    assert prepare([item], SETTINGS)[0]["image"].shape == (1, 32, 32, 16)
+def test_a_field_may_be_small_or_all_and_a_cut_gland_and_an_empty_mask_are_told_by_name(tmp_path):
+    small = ball_case(tmp_path, spacing=(1.0, 1.0, 3.0), shape=(40, 40, 5), centre=(0, 0, 0), radius=6)
+    assert prepare([small], SETTINGS)[0]["image"].shape == (1, 32, 32, 16), "it is padded to a patch"
     assert prepare([ball_case(tmp_path)], SETTINGS.changed(field_of_view=(0, 0)))[0]["image"].shape == (1, 40, 40, 20)
-
-
-def test_a_cut_gland_and_an_empty_mask_are_told_by_name(tmp_path):
     item = ball_case(tmp_path, name="prostate_07", shape=(120, 120, 20), centre=(30.0, 0, 0))
     with pytest.warns(UserWarning, match=r"site-x: .*cuts \d+\.\d% of the gland of prostate_07; enlarge field_of_view"):
         prepare([item], SETTINGS)
@@ -148,9 +141,6 @@ def test_a_file_that_cannot_be_used_is_named_with_its_site(tmp_path, key, fault,
         assert str(caught.value).endswith("data_conversion.sh first, or take it out of the datalist.")
         # What may leave the site says nothing of which file, which case or where.
         assert caught.value.kind == {"image": "an image cannot be used", "label": "a mask cannot be used"}[key]
-
-
-# -- the cache ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -218,9 +208,6 @@ def test_an_interruption_leaves_no_half_a_cache(tmp_path, cache, monkeypatch):
     with failing(monkeypatch, torch, "save", KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
         prepare([ball_case(tmp_path)], SETTINGS, cache)
     assert not list(cache.glob("*"))
-
-
-# -- the random part ---------------------------------------------------------------------------------------------------
 
 
 def test_patches_are_what_the_network_takes_and_the_kept_volume_is_never_written_to(prepared):
