@@ -10,6 +10,8 @@ from src.federation.record import failure_report, progress, read_record, shortfa
 from src.federation.run import BEST, FINAL, Run
 from src.federation.server import LOST, RECORD
 
+BOTH = ("north", "south")
+
 
 class Lines:
     """Writes a record as the server does, one second a line."""
@@ -40,32 +42,23 @@ class Lines:
         return place
 
 
-BOTH = ("north", "south")
-
-
-@pytest.fixture
-def about(tmp_path):
-    content = {"status": "finished", "job": "mednist", "sites": BOTH, "started": 1.0, "seconds": 12.4}
-    (tmp_path / "run.json").write_text(json.dumps(content))
-
-
 # -- who took part -----------------------------------------------------------------------------------------------------
+
+BACK = Lines(5).start(0, *BOTH).start(1, "north").add("site lost", site="south", reason="gone").start(2, "north")
+BACK.start(3, "north").add("site back", site="south").start(4, *BOTH)
 
 
 @pytest.mark.parametrize(
     ("lines", "accepted", "reasons"),
     [
-        pytest.param(
-            Lines(5).start(0, *BOTH).start(1, "north").add("site lost", site="south", reason="gone").start(2, "north")
-            .start(3, "north").add("site back", site="south").start(4, *BOTH),
-            [True, False, False, False, True], ["gone", "gone", "gone"], id="one that is back",
-        ),
+        pytest.param(BACK, [True, False, False, False, True], ["gone"] * 3, id="one that is back"),
         pytest.param(Lines(1).start(0, "north"), [False], ["it did not answer"], id="one that said nothing"),
         pytest.param(Lines(1).start(0, *BOTH), [True], [], id="none"),
     ],
-)  # fmt: skip
-def test_missing_updates_are_in_the_table_and_show_when_the_run_is_printed(tmp_path, about, lines, accepted, reasons):
+)
+def test_missing_updates_are_in_the_table_and_show_when_the_run_is_printed(tmp_path, lines, accepted, reasons):
     lines.write(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({"status": "finished", "sites": BOTH, "seconds": 12.4}))
     run = Run(tmp_path)
     south = run.contributions[run.contributions["site"] == "south"]
     assert south["accepted"].tolist() == accepted and south["reason"].dropna().tolist() == reasons
@@ -73,11 +66,13 @@ def test_missing_updates_are_in_the_table_and_show_when_the_run_is_printed(tmp_p
     assert run.left_out == ({} if any(accepted) else {"south": reasons[0]})
 
 
-def test_a_fetched_run_has_no_run_json_and_knows_its_sites_from_the_record(tmp_path):
+def test_a_fetched_run_has_no_run_json_and_one_without_a_tracker_says_what_it_lacks(tmp_path):
     Lines().start(0, *BOTH).start(1, *BOTH).write(tmp_path)
     run = Run(tmp_path)
-    assert (run.sites, run.rounds, run.seconds) == ([*BOTH], 2, 8.0)
+    assert (run.sites, run.rounds, run.seconds) == ([*BOTH], 2, 8.0), "as the record says"
     assert "fetched" in repr(run)
+    with pytest.raises(CourseError, match="streamed no metrics"):
+        _ = run.metrics
 
 
 def test_a_folder_that_is_not_one_run_is_refused_by_name(tmp_path):
@@ -87,13 +82,6 @@ def test_a_folder_that_is_not_one_run_is_refused_by_name(tmp_path):
         Lines().start(0, *BOTH).write(tmp_path / name)
     with pytest.raises(CourseError, match="holds 2 runs"):
         Run(tmp_path)
-    assert Run(tmp_path / "one").rounds == 2
-
-
-def test_a_run_without_a_tracker_says_what_it_lacks(tmp_path):
-    Lines().start(0, *BOTH).write(tmp_path)
-    with pytest.raises(CourseError, match="streamed no metrics"):
-        _ = Run(tmp_path).metrics
 
 
 # -- models ------------------------------------------------------------------------------------------------------------
@@ -190,23 +178,23 @@ Traceback (most recent call last):
 RuntimeError: aborted
 """
 RECORDED = Lines(3).start(0, *BOTH).start(1).answer("north", "it sent nothing")
+RECORDED.add("site lost", site="south", reason=LOST)
+AS_RECORDED = f"in round 2 of 3. north: it sent nothing; south: {LOST}. More"
+IMPORT = "Traceback\nModuleNotFoundError: No module named 'x'\n"
+AS_LOGGED = (
+    "before the first round. south: its software raised CourseError; server: its software raised ModuleNotFoundError"
+)
 
 
 @pytest.mark.parametrize(
     ("lines", "logs", "says", "more"),
     [
-        pytest.param(
-            RECORDED.add("site lost", site="south", reason=LOST), {"north": LOG},
-            f"in round 2 of 3. north: it sent nothing; south: {LOST}. More", ["north/log.txt", "south/log.txt"],
-            id="as the record says",
-        ),
+        pytest.param(RECORDED, {"north": LOG}, AS_RECORDED, BOTH, id="as the record says"),
         # The kind of the first error in a log, and never its text.
         pytest.param(
-            None, {"north": "", "south": LOG, "server": "Traceback\nModuleNotFoundError: No module named 'x'\n"},
-            "before the first round. south: its software raised CourseError; server: its software raised "
-            "ModuleNotFoundError. More", ["south/log.txt", "server/log.txt"], id="as the logs say",
+            None, {"north": "", "south": LOG, "server": IMPORT}, f"{AS_LOGGED}. More", ("south", "server"), id="as the logs say"
         ),
-        pytest.param(None, {}, "no process left an error", ["../console.log"], id="as nobody says"),
+        pytest.param(None, {}, "no process left an error", (), id="as nobody says"),
     ],
 )  # fmt: skip
 def test_the_report_names_round_sites_and_reasons_and_where_more_is_written(tmp_path, lines, logs, says, more):
@@ -218,5 +206,5 @@ def test_the_report_names_round_sites_and_reasons_and_where_more_is_written(tmp_
         lines.write(tmp_path)
     message = failure_report(tmp_path, workspace, [*BOTH])
     assert message.startswith("The run failed ") and says in message
-    places = ", ".join(str(tmp_path / "console.log" if "console" in name else workspace / name) for name in more)
+    places = ", ".join(str(workspace / name / "log.txt") for name in more) or tmp_path / "console.log"
     assert message.endswith(f"is in the log of its own: {places}.")

@@ -30,7 +30,7 @@ class Server:
         self.engine.get_clients.return_value = [SimpleNamespace(name=site) for site in sites]
         self.engine.get_workspace().get_run_dir.return_value = str(folder)
         self.engine.server.cell.is_cell_connected = lambda cell: cell.removesuffix(".job-1") in self.connected
-        self.engine.fire_event, self.engine.new_context = self._fire, self._context
+        self.engine.fire_event, self.engine.new_context = self._fire, self.context
         self.runner.current_wf.controller.aggregator = None
         self.recorder = RunRecorder(min_clients, round_timeout)
         self.event(EventType.START_RUN)
@@ -40,17 +40,15 @@ class Server:
             self.panics.append(fl_ctx.get_prop(FLContextKey.EVENT_DATA))
 
     @contextmanager
-    def _context(self):
+    def context(self, props=()):
         context = FLContext()
         of_a_run = {ReservedKey.ENGINE: self.engine, ReservedKey.RUN_NUM: "job-1", FLContextKey.RUNNER: self.runner}
-        for key, value in {**of_a_run, AppConstants.NUM_ROUNDS: 3}.items():
+        for key, value in {**of_a_run, AppConstants.NUM_ROUNDS: 3, **dict(props)}.items():
             context.set_prop(key, value, private=True, sticky=False)
         yield context
 
     def event(self, name, peer=None, **props):
-        with self._context() as context:
-            for key, value in props.items():
-                context.set_prop(key, value, private=True, sticky=False)
+        with self.context(props) as context:
             if peer:
                 context.set_peer_context(peer)
             self.recorder.handle_event(name, context)
@@ -60,8 +58,8 @@ class Server:
 
     def answer(self, site, failed=None):
         peer, reply = FLContext(), make_reply(ReturnCode.EXECUTION_EXCEPTION, headers={REASON: failed})
-        peer.set_prop(ReservedKey.IDENTITY_NAME, site, private=False, sticky=False)
-        peer.set_prop(FLContextKey.SHAREABLE, reply, private=False, sticky=False)
+        for key, value in {ReservedKey.IDENTITY_NAME: site, FLContextKey.SHAREABLE: reply}.items():
+            peer.set_prop(key, value, private=False, sticky=False)
         accepted = {AppConstants.AGGREGATION_ACCEPTED: failed is None}
         self.event(AppEventType.AFTER_CONTRIBUTION_ACCEPT, peer, **accepted)
 
@@ -70,11 +68,12 @@ class Server:
         return [call.args[0] for call in self.runner.handle_dead_job.call_args_list]
 
     def wait_for(self, site):
-        """Until the site has been reported as dead."""
+        """Until the site has been reported as dead, and the clock has looked some times more."""
         deadline = time.monotonic() + 5
         while site not in self.dead() and time.monotonic() < deadline:
             time.sleep(0.01)
         assert site in self.dead()
+        time.sleep(0.05)
 
     def lines(self, *events):
         found = [json.loads(line) for line in (self.folder / RECORD).read_text().splitlines()]
@@ -94,8 +93,7 @@ def a_run(tmp_path, monkeypatch):
         return started[0]
 
     yield start
-    for one in started:
-        one.event(EventType.END_RUN)
+    started[0].event(EventType.END_RUN)
 
 
 def test_a_run_goes_on_as_long_as_enough_are_left_in_each_round_of_those_that_are_not_gone(a_run):
@@ -107,7 +105,6 @@ def test_a_run_goes_on_as_long_as_enough_are_left_in_each_round_of_those_that_ar
     assert one.panics == [], "two failed in the last round"
     one.connected.discard("a")
     one.wait_for("a")
-    time.sleep(0.05)
     assert one.panics == [f"round 3 needs 2 site(s). c: NaN; b: NaN; a: {server.LOST}"]
     assert [line["site"] for line in one.lines("site lost")] == ["a"]
     assert len(one.dead()) > 1, "the next workflow has a list of its own"
@@ -142,7 +139,7 @@ def test_a_site_that_flare_has_lost_and_found_is_both_in_the_record(a_run):
     one = a_run(["a", "b", "c"], 2, connected=())
     lost, back = FLContextKey.DISCONNECTED_CLIENT_NAME, FLContextKey.RECONNECTED_CLIENT_NAME
     ask = one.engine.register_app_command.call_args.args[1]
-    with one.engine.new_context() as context:
+    with one.context() as context:
         assert ask(SITE_IS_BACK, {"site": "a"}, context) == {LOSS_IS_NOTED: False}
         one.event(EventType.CLIENT_DISCONNECTED, **{lost: "a"})
         one.event(EventType.CLIENT_DISCONNECTED, **{lost: "a"})
@@ -155,7 +152,6 @@ def test_a_site_that_flare_has_lost_and_found_is_both_in_the_record(a_run):
     one.start(2)
     one.event(EventType.CLIENT_DISCONNECTED, **{lost: "b"})
     one.wait_for("b")
-    time.sleep(0.05)
     assert one.dead() == ["b"], "once for each workflow"
     assert one.panics == [], "a counts again"
     one.event(EventType.CLIENT_DISCONNECTED, **{lost: "c"})
