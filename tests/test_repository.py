@@ -77,9 +77,9 @@ TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *NOTEBOOKS]
 
 
 def test_the_core_notebooks_are_there():
-    expected = {"01_monai_101", "02_mednist_fedavg", "03_prostate_fedavg", "04_different_hospitals"}
-    assert expected <= {path.stem for path in NOTEBOOKS}
-    assert all(re.fullmatch(r"\d\d_\w+", path.stem) for path in NOTEBOOKS)
+    names = [path.stem for path in NOTEBOOKS]
+    assert all(re.fullmatch(r"\d\d_\w+", name) for name in names)
+    assert {"01_monai_101", "02_mednist_fedavg", "03_prostate_fedavg", "04_different_hospitals"} <= set(names)
 
 
 @each_notebook
@@ -197,34 +197,19 @@ def test_formulas_can_be_drawn(path):
         assert tex2mathml(formula)  # raises for a command that pages cannot draw
 
 
-def test_pictures_of_the_repository_are_all_shown_or_explained():
+def test_pictures_of_the_repository_are_all_shown():
     """A picture that no text shows is left over, or missing where it belongs."""
     shown = "\n".join(path.read_text(encoding="utf-8") for path in TEXTS)
-    kinds = (".png", ".svg", ".jpg", ".jpeg", ".gif")
-    left_over = [
-        path.name
-        for path in repository_files()
-        if path.parent == ROOT / "figs" and path.suffix in kinds and path.name not in shown
-    ]
-    assert left_over == []
+    assert [path.name for path in repository_files() if path.parent == ROOT / "figs" and path.name not in shown] == []
 
 
-def test_the_two_commands_stand_at_the_top_of_the_readme():
-    top = "\n".join((ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:20])
-    assert "make course" in top
-    assert "make test" in top
-
-
-def test_readme_lists_every_notebook():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_readme_names_its_two_commands_all_notebooks_and_targets_that_exist():
+    readme, makefile = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "Makefile"))
+    top = "\n".join(readme.splitlines()[:20])
+    assert "make course" in top and "make test" in top
     assert [path.name for path in NOTEBOOKS if f"notebooks/{path.name}" not in readme] == []
-
-
-def test_readme_s_make_targets_exist():
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    named = re.findall(r"(?:`|^)make ([a-z-]+)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
-    assert named
-    assert set(named) <= targets
+    named = set(re.findall(r"(?:`|^)make ([a-z-]+)", readme, re.MULTILINE))
+    assert named and named <= set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
 
 
 def test_two_processes_collect_the_same_tests(tmp_path):
@@ -244,31 +229,14 @@ def test_two_processes_collect_the_same_tests(tmp_path):
     assert [one for one in ids if re.search(r"\\x00|0x|\[.{99}", one)] == [], "an id is a word, not bytes or an address"
 
 
-def test_no_file_is_large():
-    assert [
-        f"{path.relative_to(ROOT)}: {path.stat().st_size:,} bytes"
-        for path in repository_files()
-        if path.stat().st_size > MOST_BYTES
-    ] == []
-
-
-def test_no_path_of_one_machine_is_written_down():
+def test_no_file_is_large_and_none_names_a_path_of_one_machine():
     """Neither somebody's home nor a fixed temporary folder, which two readers of one machine would share."""
-    fixed = re.compile(r"""(?<![\w.}])/(?:tmp|var/tmp|home/\w|Users/\w|root/|mnt/|work/)""")
-    found = []
+    fixed = re.compile(rb"""(?<![\w.}])/(?:tmp|var/tmp|home/\w|Users/\w|root/|mnt/|work/)""")
     for path in repository_files():
-        if path == Path(__file__):
-            continue
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:  # a picture
-            continue
-        found += [
-            f"{path.relative_to(ROOT)}:{number}: {line.strip()[:120]}"
-            for number, line in enumerate(text.splitlines(), start=1)
-            if fixed.search(line)
-        ]
-    assert found == []
+        content = path.read_bytes()
+        assert len(content) <= MOST_BYTES, path
+        if path != Path(__file__) and path.suffix != ".png":
+            assert not [line for line in content.splitlines() if fixed.search(line)], path
 
 
 def test_what_readers_make_is_ignored_and_what_we_write_is_not():
