@@ -1,18 +1,18 @@
 """What the course touches of FLARE's insides is needed and is still called so: a test fails on the day when that changes."""
 
-import ast
 import inspect
 import json
+import re
 import socket
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from IPython.core.inputtransformer2 import TransformerManager
 from nvflare.app_common.executors.client_api import in_process_backend
 from nvflare.app_common.widgets.component_path_authorizer import CLASS_ALLOW_LIST
 from nvflare.app_opt.pt.recipes import FedAvgRecipe, FedOptRecipe, ScaffoldRecipe
@@ -56,13 +56,11 @@ def test_a_recipe_has_no_public_way_to_its_job(made):
     assert [type(workflow.controller).__name__ for workflow in flare_2_9.server_of(one).workflows] == ["FedAvg"]
 
 
-@pytest.mark.parametrize(
-    ("change", "argument", "value"),
-    [
-        pytest.param(flare_2_9.look_often, "task_check_period", 0.02, id="looks often"),
-        pytest.param(flare_2_9.go_on_without, "ignore_result_error", True, id="goes on without a site"),
-    ],
-)
+CHANGES = {"looks often": (flare_2_9.look_often, "task_check_period", 0.02)}
+CHANGES["goes on without a site"] = (flare_2_9.go_on_without, "ignore_result_error", True)
+
+
+@pytest.mark.parametrize(("change", "argument", "value"), CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize("kind", [FedAvgRecipe, ScaffoldRecipe])
 def test_a_recipe_has_no_argument_for_what_its_controller_can(made, tmp_path, kind, change, argument, value):
     assert argument not in inspect.signature(kind).parameters
@@ -73,14 +71,11 @@ def test_a_recipe_has_no_argument_for_what_its_controller_can(made, tmp_path, ki
 
 
 def test_a_recipe_writes_the_scripts_folder_into_the_job(made, tmp_path):
-    def script(one, name):
-        (executor,) = configuration(one, tmp_path / name, "client")["executors"]
-        return executor["executor"]["args"]["task_script_path"]
-
     one = made()
-    assert script(one, "before") == str(tmp_path / "client.py")
-    flare_2_9.forget_script_folder(one)
-    assert script(one, "after") == "client.py"
+    for folder, script in {"before": str(tmp_path / "client.py"), "after": "client.py"}.items():
+        (executor,) = configuration(one, tmp_path / folder, "client")["executors"]
+        assert executor["executor"]["args"]["task_script_path"] == script
+        flare_2_9.forget_script_folder(one)
 
 
 @pytest.mark.parametrize("kind", [ScaffoldRecipe, FedOptRecipe])
@@ -129,22 +124,17 @@ def flares():
     simulator_runner.get_open_ports, simulator_deployer.get_open_ports = ports
 
 
-@pytest.mark.parametrize(
-    ("mended", "names"), [pytest.param(False, 1, id="by FLARE"), pytest.param(True, 3, id="mended")]
-)
+@pytest.mark.parametrize(("mended", "names"), [(False, 1), (True, 3)], ids=["by FLARE", "mended"])
 def test_flare_alone_tells_some_sites_the_name_of_another(flares, monkeypatch, tmp_path, mended, names):
     """All threads have written their site's name before the first one sends it."""
-    told, written = {}, threading.Barrier(len(SITES))
+    told, written, lock = {}, threading.Barrier(len(SITES)), threading.Lock()
 
-    class Connection:
-        def send(self, data):
-            written.wait(timeout=30)
-            told[data["deploy_args"].workspace.rpartition("/")[2]] = data["build_ctx"]["client_name"]
+    def send(data):
+        written.wait(timeout=30)
+        told[data["deploy_args"].workspace.rpartition("/")[2]] = data["build_ctx"]["client_name"]
 
-    class Runner(simulator_runner.SimulatorClientRunner):
-        def _create_connection(self, port, timeout=60.0):
-            return Connection()
-
+    connected = lambda runner, port, timeout=60.0: SimpleNamespace(send=send)  # noqa: E731
+    monkeypatch.setattr(simulator_runner.SimulatorClientRunner, "_create_connection", connected)
     ended = SimpleNamespace(returncode=1, poll=lambda: 1)
     monkeypatch.setattr(simulator_runner.subprocess, "Popen", lambda command, **options: ended)
     for site in SITES:
@@ -153,8 +143,8 @@ def test_flare_alone_tells_some_sites_the_name_of_another(flares, monkeypatch, t
     args = SimpleNamespace(workspace=str(tmp_path), set=[], log_config=None)
     cell = SimpleNamespace(get_root_url_for_child=lambda: "root", get_internal_listener_url=lambda: "parent")
     clients = [SimpleNamespace(client_name=site, token="token", cell=cell) for site in SITES]
-    runner = Runner(str(tmp_path / "none"), args, clients, {}, args, {"client_name": ""})
-    lock = threading.Lock()
+    about = {"client_name": ""}
+    runner = simulator_runner.SimulatorClientRunner(str(tmp_path / "none"), args, clients, {}, args, about)
     with ThreadPoolExecutor(len(SITES)) as pool:
         list(pool.map(lambda client: flares[mended](runner, client, len(SITES), None, lock), clients))
     assert set(told) == set(SITES) and len(set(told.values())) == names
@@ -196,12 +186,7 @@ def test_the_simulator_is_a_program_and_an_environment_has_to_allow_the_usual_cl
 
 def test_what_a_job_runner_does_at_a_jobs_start_has_no_public_name():
     """That FLARE does not do it by itself is proved in a real federation: tests/deploy/test_faults.py."""
-    assert list(inspect.signature(JobRunner._make_deploy_message).parameters) == [
-        "job",
-        "app_data",
-        "app_name",
-        "fl_ctx",
-    ]
+    assert " ".join(inspect.signature(JobRunner._make_deploy_message).parameters) == "job app_data app_name fl_ctx"
     assert "self._pending_client_outcomes" in inspect.getsource(JobRunner.__init__)
     assert extract_participants(["site-1"]) == ["site-1"]
     assert {"strict"} <= set(inspect.signature(check_client_replies).parameters)
@@ -210,30 +195,14 @@ def test_what_a_job_runner_does_at_a_jobs_start_has_no_public_name():
 # -- and nothing else --------------------------------------------------------------------------------------------------
 
 
-def private(tree: ast.AST) -> list[str]:
-    """Uses of somebody else's private names: attributes, names in strings of ``getattr``, modules of ``nvflare.private``."""
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
-            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
-            found += [] if own else [ast.unparse(node)]
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "setattr", "hasattr"):
-            found += [ast.unparse(node)] if ast.unparse(node.args[1]).startswith("'_") else []
-        elif isinstance(node, ast.ImportFrom | ast.Import | ast.Constant):
-            found += [ast.unparse(node)] if "nvflare.private" in ast.unparse(node) else []
-    return found
-
-
 def test_nothing_else_in_the_project_touches_a_private_name_of_flares():
-    others = ("os._exit", "torch._foreach_sub", "torch._foreach_add_", "client._cleanup_kernel", "code._repr_html_")
-    used, python = {}, TransformerManager()
-    for file in repository_files():
-        place = file.relative_to(ROOT).as_posix()
-        if file.suffix == ".py" and not place.startswith("tests/"):
-            used[place] = private(ast.parse(file.read_text()))
-        elif file.suffix == ".ipynb":
-            cells = [cell for cell in json.loads(file.read_text())["cells"] if cell["cell_type"] == "code"]
-            code = [python.transform_cell("".join(cell["source"])) for cell in cells]
-            used[place] = [name for one in code for name in private(ast.parse(one))]
-    found = {place: rest for place, names in used.items() if (rest := sorted({*names} - {*others}))}
-    assert list(found) == ["src/federation/flare_2_9.py"], found
+    """As ruff sees it, in notebooks too; and by the names of modules, and of attributes in strings."""
+    of_others = "lint.flake8-self.ignore-names = ['_foreach_sub', '_foreach_add_', '_cleanup_kernel', '_repr_html_']"
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select=SLF001", "--output-format=json"]
+    code = [file for file in repository_files() if file.suffix in (".py", ".ipynb")]
+    ours = [file for file in code if not file.is_relative_to(ROOT / "tests")]
+    seen = subprocess.run([*command, "--config", of_others, *map(str, ours)], capture_output=True, text=True).stdout
+    found = {Path(one["filename"]) for one in json.loads(seen)}
+    in_words = re.compile(r"nvflare\.private|attr\([^()]*, *\W+_[a-z]")
+    found |= {file for file in ours if in_words.search(file.read_text(encoding="utf-8"))}
+    assert found == {ROOT / "src/federation/flare_2_9.py"}

@@ -119,6 +119,17 @@ def test_the_best_model_has_the_best_metric_weighed_by_samples(tmp_path, best, f
     assert run.final_validation.get(BEST, {}).keys() == {s for s, score in zip(BOTH, best, strict=True) if score}
 
 
+def test_every_sites_last_model_and_the_global_one_are_tried_at_every_site(tmp_path):
+    server = Lines().start(0, *BOTH).write(tmp_path)
+    scores = {"north": (0.9, 0.5, 0.7), "south": (0.4, 0.8, 0.6)}
+    results = {at: dict(zip((*BOTH, f"SRV_{FINAL}"), found, strict=True)) for at, found in scores.items()}
+    results = {at: {model: {"val_accuracy": score} for model, score in found.items()} for at, found in results.items()}
+    (server / "cross_val_results.json").write_text(json.dumps(results))
+    table = Run(tmp_path).cross_site("val_accuracy")
+    assert list(table.index) == [*BOTH, "all"]
+    assert table.to_dict("list") == {"north": [0.9, 0.5, 0.7], "south": [0.4, 0.8, 0.6]}
+
+
 # -- the record while and after it is written --------------------------------------------------------------------------
 
 
