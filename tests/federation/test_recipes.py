@@ -1,7 +1,6 @@
 """How a recipe of the course is written into its job: by the settings, the same for every task, and nothing is passed over."""
 
 import json
-from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -91,67 +90,49 @@ def test_a_recipe_has_all_that_the_course_adds_and_the_learners_job_has_the_same
 )
 def test_how_many_sites_a_round_needs_and_for_how_long_it_waits(tmp_path, given, recorder):
     config = configuration(client_recipe(MEDNIST, 3, **given), tmp_path)
+    needs, waits = recorder["min_clients"], 91 if "round_timeout" in given else None
     assert arguments(config, "RunRecorder") == recorder
-    assert arguments(config, "FedAvg").get("ignore_result_error") is (True if recorder["min_clients"] < 3 else None)
-    assert json.loads((tmp_path / "mednist" / "meta.json").read_text())["min_clients"] == recorder["min_clients"]
-    assert arguments(config, "CrossSiteModelEval").get("validation_timeout") == (
-        91 if "round_timeout" in given else None
-    )
+    assert arguments(config, "FedAvg").get("ignore_result_error") is (True if needs < 3 else None)
+    assert json.loads((tmp_path / "mednist" / "meta.json").read_text())["min_clients"] == needs
+    assert arguments(config, "CrossSiteModelEval").get("validation_timeout") == waits
 
 
 # -- what is not heeded is refused -------------------------------------------------------------------------------------
 
-
-def refused(method: str = "fedavg", **options):
-    return lambda folder: client_recipe(MEDNIST, 3, Settings(**by(method)), **options)
-
-
 ALL, FULL = "needs every site in each round; leave min_clients out", TransferType.FULL
+ITSELF, TIME = "decides itself what a site sends", "give a number of seconds above 0"
 NOT_HEEDED = {
-    "an unknown tracker": (refused(tracker="excel"), "Unknown tracker 'excel'; choose tensorboard or mlflow."),
-    "no sites": (refused(min_clients=0), "min_clients is 0; the job asks 3 site(s)"),
-    "less than no sites": (refused(min_clients=-1), "min_clients is -1; the job asks 3 site(s)"),
-    "more than all sites": (refused(min_clients=4), "min_clients is 4; the job asks 3 site(s)"),
-    "no time": (refused(round_timeout=0), "round_timeout is 0; give a number of seconds above 0"),
-    "less than no time": (refused(round_timeout=-1), "round_timeout is -1; give a number of seconds above 0"),
-    "a time that is no number": (refused(round_timeout=float("nan")), "round_timeout is nan; give a number of seconds"),
-    "some sites of FedOpt": (refused("fedadam", min_clients=2), f"FedOptRecipe {ALL}"),
-    "some sites of SCAFFOLD": (refused("scaffold", min_clients=2), f"ScaffoldRecipe {ALL}"),
-    "what sites of FedBN send": (refused("fedbn", transfer=FULL), "FedBN decides itself what a site sends"),
-    "what sites of FedOpt send": (
-        refused("fedavgm", transfer=FULL),
-        "FedOpt, momentum decides itself what a site sends",
-    ),
-    "a method of which the learner knows nothing": (
-        lambda folder: learner_recipe(folder, 3, ProstateSettings(method="scaffold")),
-        "The learner knows fedavg and fedprox, not method='scaffold'.",
-    ),
+    "an unknown tracker": ("fedavg", {"tracker": "excel"}, "Unknown tracker 'excel'; choose tensorboard or mlflow."),
+    "no sites": ("fedavg", {"min_clients": 0}, "min_clients is 0; the job asks 3 site(s)"),
+    "less than no sites": ("fedavg", {"min_clients": -1}, "min_clients is -1; the job asks 3 site(s)"),
+    "more than all sites": ("fedavg", {"min_clients": 4}, "min_clients is 4; the job asks 3 site(s)"),
+    "no time": ("fedavg", {"round_timeout": 0}, f"round_timeout is 0; {TIME}"),
+    "less than no time": ("fedavg", {"round_timeout": -1}, f"round_timeout is -1; {TIME}"),
+    "a time that is no number": ("fedavg", {"round_timeout": float("nan")}, f"round_timeout is nan; {TIME}"),
+    "some sites of FedOpt": ("fedadam", {"min_clients": 2}, f"FedOptRecipe {ALL}"),
+    "some sites of SCAFFOLD": ("scaffold", {"min_clients": 2}, f"ScaffoldRecipe {ALL}"),
+    "what sites of FedBN send": ("fedbn", {"transfer": FULL}, f"FedBN {ITSELF}"),
+    "what sites of FedOpt send": ("fedavgm", {"transfer": FULL}, f"FedOpt, momentum {ITSELF}"),
 }
 
 
-@pytest.mark.parametrize(("make", "says"), NOT_HEEDED.values(), ids=NOT_HEEDED)
-def test_what_a_path_does_not_heed_is_refused_by_name(tmp_path, make, says):
+@pytest.mark.parametrize(("method", "options", "says"), NOT_HEEDED.values(), ids=NOT_HEEDED)
+def test_what_a_recipe_does_not_heed_is_refused_by_name(method, options, says):
     with pytest.raises(CourseError) as caught:
-        make(tmp_path)
+        client_recipe(MEDNIST, 3, Settings(**by(method)), **options)
     assert says in str(caught.value)
 
 
-def test_what_flares_own_recipe_does_not_heed_is_refused_too(tmp_path):
-    """As a reader at home would add the record to it; and nothing has been changed by then."""
-    made = recipes.recipes.FedOptRecipe(
-        name="home",
-        min_clients=3,
-        num_rounds=1,
-        model={"class_path": "torch.nn.Linear", "args": {"in_features": 2, "out_features": 2}},
-        train_script=str(Path(__file__)),
-    )
+def test_a_refused_record_has_changed_nothing():
+    made = client_recipe(MEDNIST, 3, Settings(method="fedadam"))
     with pytest.raises(CourseError, match="FedOptRecipe needs every site"):
         add_record(made, min_clients=1)
-    assert flare_2_9.job_of(made).job.min_clients == 3
-    assert "recorder" not in flare_2_9.server_of(made).components
+    assert flare_2_9.job_of(made).job.min_clients == flare_2_9.server_of(made).components["recorder"].min_clients == 3
 
 
-def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
+def test_the_learner_knows_two_methods_and_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    with pytest.raises(CourseError, match="The learner knows fedavg and fedprox, not method='scaffold'"):
+        learner_recipe(tmp_path, 3, ProstateSettings(method="scaffold"))
     monkeypatch.setattr(recipes.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(CourseError, match="pip install mlflow"):
         toy_recipe(tmp_path, 1, 1, tracker="mlflow")
@@ -160,20 +141,14 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
 # -- what a hospital reviews -------------------------------------------------------------------------------------------
 
 
-def files(folder: str, *names: str) -> set[str]:
-    return {f"{folder}/{name}.py" for name in names}
-
-
-EVERYWHERE = {
-    *files("common", "datalists", "errors", "files", "paths", "seeds", "settings", "task"),
-    *files("federation", "aggregation", "engine", "flare_2_9", "lean", "reasons", "server", "site"),
-}
-OF_PROSTATE = {"unet.py", *files("prostate", "card", "training", "transforms")}
-OF_MEDNIST = {"densenet.py", *files("mednist", "card", "training", "transforms")}
-BY_SCRIPT = files("federation", "methods")
-BY_LEARNER = files("learners", "supervised_learner", "supervised_monai_prostate_learner")
-
-
+COMMON = ("datalists", "errors", "files", "paths", "seeds", "settings", "task")
+FEDERATION = ("aggregation", "engine", "flare_2_9", "lean", "reasons", "server", "site")
+EVERYWHERE = {*(f"common/{name}.py" for name in COMMON), *(f"federation/{name}.py" for name in FEDERATION)}
+PARTS = "card", "training", "transforms"
+OF_PROSTATE = {"unet.py", *(f"prostate/{name}.py" for name in PARTS)}
+OF_MEDNIST = {"densenet.py", *(f"mednist/{name}.py" for name in PARTS)}
+BY_SCRIPT = {"federation/methods.py"}
+BY_LEARNER = {f"learners/{name}.py" for name in ("supervised_learner", "supervised_monai_prostate_learner")}
 JOBS = {
     "mednist": (lambda folder: client_recipe(MEDNIST, 2), {MEDNIST.client, *BY_SCRIPT, *OF_MEDNIST}),
     "prostate": (lambda folder: client_recipe(PROSTATE, 2), {PROSTATE.client, *BY_SCRIPT, *OF_PROSTATE}),
