@@ -117,16 +117,12 @@ def test_the_next_source_is_asked_when_the_first_one_fails(server, home):
 def test_a_disk_that_fills_up(server, home, monkeypatch):
     from monai.apps import utils
 
-    with (
-        failing(monkeypatch, utils, "urlretrieve", FULL),
-        pytest.raises(CourseError, match=r"could not be downloaded.*No space left"),
-    ):
+    lost = pytest.raises(CourseError, match=r"could not be downloaded.*No space left")
+    with failing(monkeypatch, utils, "urlretrieve", FULL), lost:
         fetch(server, home)
     assert names_in(home) == []
-    with (
-        failing(monkeypatch, utils.shutil, "copyfileobj", FULL, after=1),
-        pytest.raises(CourseError, match=r"Cannot write \S.*/my data/Task: No space left.*Free some space"),
-    ):
+    full = pytest.raises(CourseError, match=r"Cannot write \S.*/my data/Task: No space left.*Free some space")
+    with failing(monkeypatch, utils.shutil, "copyfileobj", FULL, after=1), full:
         fetch(server, home)
     assert names_in(home) == ["Task.tar.gz"]
     assert_complete(fetch(server, home), ["Task.tar.gz"])

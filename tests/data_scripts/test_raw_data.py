@@ -29,13 +29,8 @@ class OfMedNIST:
 
 
 class OfProstate:
-    name, folder, part, archive, sizes = (
-        "prostate",
-        "Task05_Prostate",
-        "labelsTr",
-        "/Task05_Prostate.tar",
-        [[2, 1, 1]] * 2,
-    )
+    name, folder, part, archive = "prostate", "Task05_Prostate", "labelsTr", "/Task05_Prostate.tar"
+    sizes = [[2, 1, 1]] * 2
     said, lacks = "8 cases with mask, 0 without; channels T2, ADC", r"lacks labelsTr\. Add it, or move the rest away"
     module, prepare, draw, number = prostate_download, datalists_gen.prepare, cases, prostate_download.DRAWN_CASES
 

@@ -81,9 +81,8 @@ def test_no_image_is_at_two_sites(how, number):
 
 
 def test_even_shares_and_every_stretch_of_a_mixed_list_have_the_same_mix_of_classes():
-    table = np.array(
-        [counts_of(share) for share in partition(fake_items([41, 30, 40, 40, 40, 7]), list("abcd")).values()]
-    )
+    shares = partition(fake_items([41, 30, 40, 40, 40, 7]), list("abcd"))
+    table = np.array([counts_of(share) for share in shares.values()])
     assert np.ptp(table, axis=0).max() <= 1
     assert table.sum(axis=0).tolist() == [41, 30, 40, 40, 40, 7]
     masks = partition(fake_cases(10), 3, seed=5)
@@ -162,9 +161,8 @@ def shared(base: Path) -> dict:
         return {key: str(base / f"{key}s" / f"case {number}.nii.gz") for key in ("image", "label")}
 
     parts = {"north": ([0, 1, 2], [3], [4]), "south": ([5, 6], [7], [8])}
-    return {
-        site: dict(zip(PARTS, ([*map(case, own)] for own in numbers), strict=True)) for site, numbers in parts.items()
-    }
+    cases = {site: [[*map(case, own)] for own in numbers] for site, numbers in parts.items()}
+    return {site: dict(zip(PARTS, own, strict=True)) for site, own in cases.items()}
 
 
 def write(base: Path, datalists: dict | None = None, **about) -> list[str]:
@@ -246,10 +244,8 @@ def test_a_full_disk_keeps_what_was_shared_out_before(base, toy, monkeypatch):
 def test_a_datalist_that_somebody_edited(base, toy, monkeypatch):
     """It may have keys of its own, and is read from anywhere; all that is wrong with it is named at once."""
     write(base)
-    file, entry = (
-        toy / "north/datalist.json",
-        {"image": "images/case 0.nii.gz", "label": "labels/case 0.nii.gz", "age": 61},
-    )
+    file = toy / "north/datalist.json"
+    entry = {"image": "images/case 0.nii.gz", "label": "labels/case 0.nii.gz", "age": 61}
     file.write_text(json.dumps({"training": [entry], "validation": [], "testing": []}))
     monkeypatch.chdir(toy)
     (item,) = read_datalist(Path("north/datalist.json"), "north")["training"]
