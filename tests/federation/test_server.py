@@ -1,7 +1,6 @@
-"""What the record of a run notices and no run in the simulator shows: who is late, lost, on the way back, not there yet."""
+"""What the record of a run notices and no run in the simulator shows: who is late, lost, on the way back."""
 
 import json
-import threading
 import time
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -156,12 +155,3 @@ def test_a_site_that_flare_has_lost_and_found_is_both_in_the_record(a_run):
     assert one.panics == [], "a counts again"
     one.event(EventType.CLIENT_DISCONNECTED, **{lost: "c"})
     assert one.panics == [f"round 3 needs 2 site(s). b: {server.GONE}; c: {server.GONE}"]
-
-
-def test_a_site_that_has_not_come_yet_is_not_lost_and_at_the_end_sites_may_go_and_the_watch_ends(a_run):
-    one = a_run(["north", "south"], 2, connected=["north"])
-    one.event(EventType.ABOUT_TO_END_RUN)
-    one.connected.clear()
-    time.sleep(0.1)
-    assert [line["event"] for line in one.lines()] == ["run started", "round started"]
-    assert not [thread for thread in threading.enumerate() if thread.name == "site_watch"]
