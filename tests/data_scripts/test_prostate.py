@@ -15,7 +15,6 @@ import pytest
 from data_scripts import data_conversion
 from data_scripts.data_conversion import convert
 from data_scripts.datalists_gen import share_out
-from data_scripts.nifti import one_geometry
 from data_scripts.together import read_sites
 from src.common.errors import CourseError
 from tests.data_support import AFFINE, gland, heard, named, raw_cases, signal, stored
@@ -127,32 +126,21 @@ def test_changed_input_and_lost_output_are_converted_again(raw, out, monkeypatch
 
 
 def test_all_problems_are_named_at_once_and_nothing_is_written(tmp_path):
+    """Each kind of value, name and geometry is a row of ``test_what_people_bring.py``."""
     raw = raw_cases(tmp_path / "in", 12, BOTH_ZONES)
     file = lambda kind, number: raw / kind / f"case_{number}.nii.gz"  # noqa: E731
     half = file("imagesTr", 6).read_bytes()
-    faults = {
-        ("imagesTr", 2): (signal(0, 3), "3 channel(s), not 2 as dataset.json"),
-        ("labelsTr", 3): (gland() * 4, "labels outside 0, 1, 2: 4, 8"),
-        ("labelsTr", 4): (gland()[..., :3], "shape (6, 5, 3), its image (6, 5, 4)"),
-        ("imagesTr", 6): (half[: len(half) // 2], "damaged"),
-        ("imagesTr", 8): (np.where(np.arange(2) == 1, signal(0, 2), np.nan), "NaN"),
-        ("labelsTr", 9): (b"not a NIfTI file", "damaged"),
-        ("imagesTr", 10): (signal()[0], "shape (5, 4)"),
-        ("imagesTr", 11): (b"", "damaged"),  # both files of one case
-        ("labelsTr", 11): (b"", "damaged"),
-    }
-    for place, (content, _) in faults.items():
-        if isinstance(content, bytes):
-            file(*place).write_bytes(content)
-        else:
-            nib.save(stored(content), file(*place))
-    nib.save(one_geometry(gland(), nib.affines.from_matvec(np.eye(3), [5, 0, 0]) @ AFFINE), file("labelsTr", 5))
+    for damaged, content in {("imagesTr", 6): half[: len(half) // 2], ("labelsTr", 9): b"not a NIfTI file"}.items():
+        file(*damaged).write_bytes(content)
+    for kind in ("imagesTr", "labelsTr"):
+        file(kind, 11).write_bytes(b"")
+    nib.save(stored(signal(0, 3)), file("imagesTr", 2))
+    nib.save(stored(gland() * 4), file("labelsTr", 3))
     file("labelsTr", 0).unlink()
-    file("imagesTr", 1).unlink()
-    said = refuses(raw, tmp_path / "out" / "t2", "12 problems").splitlines()
-    what = {place: fault[1] for place, fault in faults.items()} | {("labelsTr", 5): "5 mm away"}
-    what |= {("imagesTr", 0): "no mask of that name", ("labelsTr", 1): "no image of that name"}
-    for place, right in what.items():
+    said = refuses(raw, tmp_path / "out" / "t2", "7 problems").splitlines()
+    what = dict.fromkeys([("imagesTr", 6), ("labelsTr", 9), ("imagesTr", 11), ("labelsTr", 11)], "damaged")
+    what |= {("imagesTr", 2): "3 channel(s), not 2 as dataset.json", ("labelsTr", 3): "labels outside 0, 1, 2: 4, 8"}
+    for place, right in {**what, ("imagesTr", 0): "no mask of that name"}.items():
         assert [line for line in said if f"{file(*place)}: " in line and right in line], (place, said)
 
 
