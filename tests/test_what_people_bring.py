@@ -187,17 +187,12 @@ def test_geometry(row, tmp_path, home):
     if trains:
         np.testing.assert_allclose(loaded["image"].affine.numpy(), right, atol=2e-4)
     else:
-        assert (
-            loaded.startswith(f"a: {item['image']}: its sform and qform are not one geometry in mm")
-            and CONVERT in loaded
-        )
+        assert loaded.startswith(f"a: {item['image']}: its sform and qform are not one geometry in mm")
+        assert CONVERT in loaded
     if isinstance(right, str):
         assert f"{item['image']}: " in said and right in said
         return
-    if remark:
-        assert remark in said and "Look at these:\n  - p: " in said
-    else:
-        assert "Look at" not in said
+    assert (remark in said and "Look at these:\n  - p: " in said) if remark else "Look at" not in said
     centre = nib.affines.apply_affine(right, np.argwhere(gland()).mean(axis=0))
     own = {key: str(home / "t2" / kind / "p.nii.gz") for kind, key in (("images", "image"), ("labels", "label"))}
     for key, file in own.items():
@@ -209,9 +204,8 @@ def test_geometry(row, tmp_path, home):
         assert converted.header["sform_code"] == converted.header["qform_code"] == 1
     np.testing.assert_array_equal(np.asanyarray(nib.load(own["image"]).dataobj), signal())
     mask = nib.load(own["label"])
-    np.testing.assert_allclose(
-        nib.affines.apply_affine(mask.affine, np.argwhere(mask.get_fdata()).mean(axis=0)), centre, atol=2e-3
-    )
+    found = nib.affines.apply_affine(mask.affine, np.argwhere(mask.get_fdata()).mean(axis=0))
+    np.testing.assert_allclose(found, centre, atol=2e-3)
 
 
 PREPARATIONS = rows(
@@ -225,8 +219,7 @@ PREPARATIONS = rows(
 def test_two_preparations_of_one_scan(row, tmp_path, home):
     """Whatever became of its header, the network sees the converted gland where it was."""
     sform, pixdim = row
-    exact = ball_case(tmp_path / "exact", spacing=(0.78125, 0.78125, 3.0), shape=(80, 80, 20), radius=12)
-    other = ball_case(tmp_path / "other", spacing=(0.78125, 0.78125, 3.0), shape=(80, 80, 20), radius=12)
+    exact, other = (ball_case(tmp_path / name, spacing=(0.78125, 0.78125, 3.0), radius=12) for name in ("one", "other"))
     for key in ("image", "label"):
         given = nib.load(other[key])
         edited = nib.Nifti1Image(np.asanyarray(given.dataobj), None)
@@ -915,9 +908,8 @@ def test_curves_in_mlflow(row, tmp_path, ready_database):
     place = tmp_path / name / "toy/server/simulate_job"
     place.mkdir(parents=True)
     (place / "mlflow.db").write_bytes(ready_database)
-    (place / RECORD).write_text(
-        json.dumps({"time": 1, "event": "round started", "round": 0, "rounds": 1, "site": "a"}) + "\n"
-    )
+    started = {"time": 1, "event": "round started", "round": 0, "rounds": 1, "site": "a"}
+    (place / RECORD).write_text(f"{json.dumps(started)}\n")
     assert Run(tmp_path / name).curve("val_dice")["a"].tolist() == [0.25, 0.5]
     assert sorted(file.name for file in (tmp_path / name).rglob("*.db")) == ["mlflow.db"], "no second database is made"
 
