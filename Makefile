@@ -5,7 +5,7 @@ TORCH_INDEX ?=
 
 # PyTorch's threads wait for one another by spinning. A short wait leaves the cores to others: python -m benchmarks.threads.
 # The first is read on Linux, the second on macOS, when PyTorch loads.
-export GOMP_SPINCOUNT ?= 300
+export GOMP_SPINCOUNT ?= 600
 export KMP_BLOCKTIME ?= 1
 
 SHELL := bash

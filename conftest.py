@@ -4,7 +4,7 @@ import os
 from collections import Counter
 
 # PyTorch's threads wait by spinning, which is read when PyTorch loads: see benchmarks/threads.py.
-os.environ.setdefault("GOMP_SPINCOUNT", "300")
+os.environ.setdefault("GOMP_SPINCOUNT", "600")
 os.environ.setdefault("KMP_BLOCKTIME", "1")
 
 import pytest

@@ -70,14 +70,16 @@ def measure(task: Task) -> dict:
     }
     measure_name = task.key_metric.removeprefix("val_")
     test = {name: float(table[measure_name].mean()) for name, table in scores.items()}
-    busy = {where: threads.measure(threads.CHOSEN, count) for where, count in (("alone", 0), ("beside", 1))}
+    busy = {"alone": threads.measure(threads.CHOSEN), "beside": threads.measure(threads.CHOSEN, 1)}
+    busy["alone, spinning as long as usual"] = threads.measure({})
     sites = [memory for name, memory in watch.peak_memory.items() if name != "server"]
     figures = {
         "wall time / limit": watch.seconds / whole,
         "peak memory of a site (GB)": max(sites) / 1e9,
         f"test {measure_name} of the global model": test["federated"],
         f"federated / pooled test {measure_name}": test["federated"] / test["pooled"],
-        "speed of a training beside a busy program / alone": busy["beside"] / busy["alone"],
+        "threads that spin briefly, alone / as usual": busy["alone"] / busy["alone, spinning as long as usual"],
+        "threads that spin briefly, beside a busy program / alone": busy["beside"] / busy["alone"],
     }
     return {
         "task": task.name,

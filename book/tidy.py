@@ -24,7 +24,7 @@ COLAB_CELL = """\
 import os
 import sys
 
-os.environ.setdefault("GOMP_SPINCOUNT", "300")
+os.environ.setdefault("GOMP_SPINCOUNT", "600")
 os.environ.setdefault("KMP_BLOCKTIME", "1")
 COURSE_REPOSITORY = "{repository}"
 

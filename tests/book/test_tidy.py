@@ -121,6 +121,6 @@ def test_colab_cell_clones_installs_and_imports_in_one_process(monkeypatch, tmp_
     import course_in_colab
 
     assert course_in_colab.answer == 42
-    assert (os.environ["GOMP_SPINCOUNT"], os.environ["KMP_BLOCKTIME"]) == ("300", "1")
+    assert (os.environ["GOMP_SPINCOUNT"], os.environ["KMP_BLOCKTIME"]) == ("600", "1")
     exec(cell, {})  # a reader may run the cell again
     assert called == ["git", sys.executable, sys.executable]
