@@ -18,6 +18,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.transforms import LoadImage
 from PIL import Image
 
 from book.show import tensorboard_through_hub
@@ -89,10 +90,7 @@ OBLIQUE = affine_of((0.4, 0.3, 0.6))
 MIRRORED, UPSIDE_DOWN = affine_of(flips=(-1, 1, 1)), affine_of(flips=(-1, 1, -1))
 CENTRED = nib.affines.from_matvec(np.diag([-0.8, 0.8, 3]), [2, -1.6, -4.5])  # what nibabel takes where nothing is said
 SHEARED = AFFINE @ np.array([[1, 0.2, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
-
-
-def in_units(factor: float) -> np.ndarray:
-    return np.diag([factor, factor, factor, 1]) @ AFFINE
+METRES, MICROMETRES = (np.diag([unit, unit, unit, 1]) @ AFFINE for unit in (1e-3, 1e3))
 
 
 def forms(sform=None, qform=None, unit="mm", pixdim=(1, 1, 1)) -> nib.Nifti1Image:
@@ -126,23 +124,17 @@ def by_itk(file: Path) -> np.ndarray:
     return np.diag([-1, -1, 1, 1]) @ nib.affines.from_matvec(turned, read.GetOrigin())  # from ITK's LPS to RAS
 
 
-def by_monai(file: Path) -> np.ndarray:
-    from monai.transforms import LoadImage
-
-    return LoadImage(reader="NibabelReader", image_only=True)(file).affine.numpy()
-
-
 def by_pixdim(file: Path) -> np.ndarray:
     """The form that a reader has who takes voxel sizes from pixdim and directions from the qform."""
-    header = nib.load(file).header
-    return header.get_qform() @ np.diag(
-        [*np.array(header.get_zooms()) / np.linalg.norm(header.get_qform()[:3, :3], axis=0), 1]
-    )
+    header, form = nib.load(file).header, nib.load(file).get_qform()
+    return form @ np.diag([*np.array(header.get_zooms()) / np.linalg.norm(form[:3, :3], axis=0), 1])
 
 
-TRAINS = True
+BY_MONAI, TRAINS = LoadImage(reader="NibabelReader", image_only=True), True
 CONVERT = "; convert it with data_scripts/data_conversion.sh first, or take it out of the datalist"
-GEOMETRY = rows(
+
+
+@rows(
     ("a scan as its scanner writes it", forms(AFFINE, AFFINE), AFFINE, None, TRAINS),
     ("sform alone, with its voxel sizes", forms(AFFINE, pixdim=(0.6, 0.6, 3.6)), AFFINE, None),
     ("qform alone", forms(None, AFFINE), AFFINE, None),
@@ -159,10 +151,8 @@ GEOMETRY = rows(
     ("neither sform nor qform", forms(pixdim=(0.8, 0.8, 3)), CENTRED,
      "neither sform nor qform: its pixdim was used, and for the axes a guess, LAS"),
     ("no unit of length", forms(AFFINE, AFFINE, "unknown"), AFFINE, None),
-    ("metres", forms(in_units(1e-3), in_units(1e-3), "meter"), AFFINE,
-     "its header's unit, 1000 mm, was converted to mm"),
-    ("micrometres", forms(in_units(1e3), in_units(1e3), "micron"), AFFINE,
-     "its header's unit, 0.001 mm, was converted to mm"),
+    ("metres", forms(METRES, METRES, "meter"), AFFINE, "its header's unit, 1000 mm, was converted to mm"),
+    ("micrometres", forms(MICROMETRES, MICROMETRES, "micron"), AFFINE, "its header's unit, 0.001 mm, was converted to mm"),
     ("metres that are millimetres", forms(LPS, LPS, "meter"),
      "its voxels are 800 × 800 × 3000 mm; a scan's are 0.1 to 10 mm", None),
     ("micrometres that are millimetres", forms(LPS, LPS, "micron"), "its voxels are 0.0008 × 0.0008 × 0.003 mm", None),
@@ -176,9 +166,6 @@ GEOMETRY = rows(
     ("an affine with the same axis twice", forms(AFFINE[:, [0, 0, 2, 3]]), "its affine is singular", None),
     ("a sheared affine", forms(SHEARED), "its axes are not at right angles (a sheared affine)", None),
 )  # fmt: skip
-
-
-@GEOMETRY
 def test_geometry(row, tmp_path, home):
     """Converted, it has one geometry for all readers; a training is given what is converted, and refuses nearly all other files."""
     image, right, remark, *trains = row
@@ -197,7 +184,7 @@ def test_geometry(row, tmp_path, home):
     own = {key: str(home / "t2" / kind / "p.nii.gz") for kind, key in (("images", "image"), ("labels", "label"))}
     for key, file in own.items():
         converted = nib.load(file)
-        readers = [converted.affine, converted.get_sform(), by_pixdim(file), by_itk(file), by_monai(file)]
+        readers = [converted.affine, converted.get_sform(), by_pixdim(file), by_itk(file), BY_MONAI(file).affine]
         for affine in (*readers, LoadCase()(own)[key].affine.numpy()):
             np.testing.assert_allclose(affine, right, atol=2e-4)
         assert converted.header.get_xyzt_units()[0] == "mm"
@@ -208,14 +195,11 @@ def test_geometry(row, tmp_path, home):
     np.testing.assert_allclose(found, centre, atol=2e-3)
 
 
-PREPARATIONS = rows(
+@rows(
     ("a sform rounded to 0.781, pixdim of 0.78125", np.diag([0.781, 0.781, 3, 1]), (0.78125, 0.78125, 3)),
     ("a repaired sform, pixdim still 1", np.diag([0.78125, 0.78125, 3, 1]), (1, 1, 1)),
     ("the same in micrometres", None, (0.78125, 0.78125, 3)),
 )
-
-
-@PREPARATIONS
 def test_two_preparations_of_one_scan(row, tmp_path, home):
     """Whatever became of its header, the network sees the converted gland where it was."""
     sform, pixdim = row
@@ -239,15 +223,12 @@ def test_two_preparations_of_one_scan(row, tmp_path, home):
     assert overlap > 0.99
 
 
-OTHER_GRIDS = rows(
+@rows(
     ("a mask with the affine's absolute values", np.abs(LPS), "its affine puts it up to"),
     ("a mask that is 5 mm away", moved(LPS, 5, 0, 0), "its affine puts it up to 5 mm away from its image"),
     ("a mask with x and y exchanged", LPS[:, [1, 0, 2, 3]], "its affine puts it up to"),
     ("a mask whose affine lost digits", moved(LPS, 0.004, 0, 0).round(3), None),
 )  # fmt: skip
-
-
-@OTHER_GRIDS
 def test_masks_on_another_grid(row, tmp_path, home):
     """Refused by the conversion, unless it is the same but for lost digits; and by a training that is given the file itself."""
     affine, right = row
@@ -263,44 +244,38 @@ def test_masks_on_another_grid(row, tmp_path, home):
 
 # -- channels and labels: which channel was taken, and which values became gland ---------------------------------------
 
+BOTH_ZONES, ADC_FIRST = [1, 2], json.dumps(modality("ADC", "T2"))
 
-BOTH_ZONES = [1, 2]
-CHANNELS = rows(
+
+@rows(
     ("T2 and ADC, as the Decathlon has them", named("PZ", "TZ"), {}, (0, BOTH_ZONES, "channel 0 (T2), labels 1, 2.")),
     ("ADC before T2", modality("ADC", "T2w"), {}, (1, BOTH_ZONES, "channel 1 (T2w)")),
     ("T1 before T2", modality("T1", "T2"), {}, (1, BOTH_ZONES, "channel 1 (T2)")),
     ("nnU-Net's channel_names", {"channel_names": {"0": "ADC", "1": "T2"}}, {}, (1, BOTH_ZONES, "channel 1 (T2)")),
     ("no dataset.json", None, {}, (0, BOTH_ZONES, "channel 0 (not named)")),
     ("a modality that is one word", {"modality": "MR"}, {}, (0, BOTH_ZONES, "channel 0 (not named)")),
-    ("dataset.json with a byte-order mark", b"\xef\xbb\xbf" + json.dumps(modality("ADC", "T2")).encode(), {},
-     (1, BOTH_ZONES, "channel 1")),
-    ("dataset.json in UTF-16", json.dumps(modality("ADC", "T2")).encode("utf-16"), {},
-     "dataset.json cannot be read as JSON"),
+    ("dataset.json with a byte-order mark", ADC_FIRST.encode("utf-8-sig"), {}, (1, BOTH_ZONES, "channel 1")),
+    ("dataset.json in UTF-16", ADC_FIRST.encode("utf-16"), {}, "dataset.json cannot be read as JSON"),
     ("half a dataset.json", b'{"modality": ', {}, "dataset.json cannot be read as JSON"),
     ("one 3D image, whatever its name", modality("MRI"), {}, (None, BOTH_ZONES, "channel 0 (MRI)")),
     ("two channels, none called T2", modality("ADC", "DWI"), {},
      "which of the channels {0: 'ADC', 1: 'DWI'} is T2? Say it with --channel"),
     ("two channels called T2", modality("T2 axial", "T2 sagittal"), {}, "is T2? Say it with --channel"),
-    ("more channels than are named", modality("T2"), {},
-     "has 2 channel(s), not 1 as dataset.json or the first case says"),
-    ("fewer channels than are named", modality("T2", "ADC", "DWI"), {}, "has 2 channel(s), not 3 as dataset.json"),
+    ("more channels than names", modality("T2"), {}, "has 2 channel(s), not 1 as dataset.json or the first case says"),
+    ("fewer channels than names", modality("T2", "ADC", "DWI"), {}, "has 2 channel(s), not 3 as dataset.json"),
     ("--channel 1", named("PZ", "TZ"), {"channel": 1}, (1, BOTH_ZONES, "channel 1 (ADC)")),
     ("--channel 2, of two", None, {"channel": 2}, "has 2 channel(s), so there is no channel 2"),
     ("--channel -1", None, {"channel": -1}, "channel is -1; count from 0"),
     ("labels of another organ", named("bladder", "prostate"), {},
      "which of the labels {0: 'background', 1: 'bladder', 2: 'prostate'} are the gland? Say it with --labels"),
     ("--labels 2, with another organ", named("bladder", "prostate"), {"labels": [2]}, (0, [2], "labels 2.")),
-    ("--labels 7, which no mask has", None, {"labels": [7]},
-     "no mask has a voxel of the labels 7; choose with --labels"),
+    ("--labels 7, in no mask", None, {"labels": [7]}, "no mask has a voxel of the labels 7; choose with --labels"),
     ("zones with long names", named("Peripheral Zone", "Transition zone"), {}, (0, BOTH_ZONES, "labels 1, 2.")),
     ("nnU-Net's labels, name before number", modality("T2", "ADC", labels={"background": 0, "PZ": 1, "TZ": 2}), {},
      (0, BOTH_ZONES, "labels 1, 2.")),
     ("a gland and a lesion in it", named("prostate", "prostate_lesion"), {}, (0, BOTH_ZONES, "labels 1, 2.")),
     ("a label that has no name", named("prostate"), {}, "labels outside 0, 1: 2"),
 )  # fmt: skip
-
-
-@CHANNELS
 def test_channels_and_labels(row, tmp_path, home):
     about, arguments, right = row
     channels = None if right[0] is None else 2
@@ -330,7 +305,9 @@ def with_slope(array: np.ndarray, slope: float) -> nib.Nifti1Image:
 BINARY, EMPTY = gland(labels=False), gland() * 0
 RIM = gland()
 RIM[2, 2, 0] = 1
-MASKS = rows(
+
+
+@rows(
     ("floats just below 1", stored(gland() * np.float32(0.99999994)), BINARY),
     ("floats just above whole numbers", stored(gland() + 1e-6), BINARY),
     ("255 with a slope of 1/255", with_slope(BINARY * np.uint8(255), 1 / 255), BINARY),
@@ -345,9 +322,6 @@ MASKS = rows(
     ("one slice fewer than the image", stored(gland()[..., :3]), "has shape (6, 5, 3), its image (6, 5, 4)"),
     ("two masks in one file", stored(np.stack([gland()] * 2, axis=-1)), "has shape (6, 5, 4, 2), its image (6, 5, 4)"),
 )  # fmt: skip
-
-
-@MASKS
 def test_masks(row, tmp_path, home):
     mask, right = row
     raw = raw_cases(tmp_path / "own", channels=None)
@@ -359,32 +333,22 @@ def test_masks(row, tmp_path, home):
         np.testing.assert_array_equal(nib.load(home / "t2/labels/case_0.nii.gz").get_fdata(), right)
 
 
-def with_nan() -> np.ndarray:
-    image = signal()
-    image[0, 0, 0] = np.nan
-    return image
+NOT_3D, COUNT = " where one 3D volume is needed", np.arange(120, dtype=np.int16).reshape(SHAPE)
 
 
-IMAGES = rows(
-    ("integers with a slope", with_slope(np.arange(120, dtype=np.int16).reshape(SHAPE), 0.5),
-     np.arange(120).reshape(SHAPE) / 2, TRAINS),
-    ("integers with a negative slope", with_slope(np.arange(120, dtype=np.int16).reshape(SHAPE), -2),
-     np.arange(120).reshape(SHAPE) * -2, TRAINS),
-    ("a fourth axis of length 1", stored(signal(7, 1)), signal(7, 1)[..., 0],
-     "has shape (6, 5, 4, 1) where one 3D volume is needed"),
+@rows(
+    ("integers with a slope", with_slope(COUNT, 0.5), COUNT / 2, TRAINS),
+    ("integers with a negative slope", with_slope(COUNT, -2), COUNT * -2, TRAINS),
+    ("a fourth axis of length 1", stored(signal(7, 1)), signal(7, 1)[..., 0], "has shape (6, 5, 4, 1)" + NOT_3D),
     ("NIfTI-2", nib.Nifti2Image(signal(9), AFFINE), signal(9), "its sform and qform are not one geometry in mm"),
-    ("a NaN", stored(with_nan()), "1 voxels are NaN or infinite", "has voxels that are NaN or infinite"),
+    ("a NaN", stored(np.where(COUNT, signal(), np.nan)), "1 voxels are NaN or infinite", "has voxels that are NaN or infinite"),
     ("a picture of one slice", stored(signal()[..., 0]),
-     "has shape (6, 5); a 3D image or a 4D one with channels last is needed",
-     "has shape (6, 5) where one 3D volume is needed"),
+     "has shape (6, 5); a 3D image or a 4D one with channels last is needed", "has shape (6, 5)" + NOT_3D),
     ("colours", stored(np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])), "not single numbers",
      "cannot be read: it may be damaged"),
     ("complex numbers", stored(signal().astype(np.complex64)), "its voxels are complex64, not single numbers",
      "its voxels are complex64, not single numbers"),
 )  # fmt: skip
-
-
-@IMAGES
 def test_images(row, tmp_path, home):
     """Of a file that a training takes as it is, it reads the same values as the conversion."""
     image, right, trained = row
@@ -403,7 +367,7 @@ def test_images(row, tmp_path, home):
         assert f"{file}: {trained}" in loaded and CONVERT in loaded
 
 
-CONTENTS = rows(
+@rows(
     ("an image of one value", np.full(SHAPE, 7, np.float32), gland(), "all voxels of the image are equal"),
     ("an image that is its mask", BINARY.astype(np.float32), gland(), "the image is equal to its mask"),
     ("an image that is its mask with labels", gland().astype(np.int16), gland(), "the image is equal to its mask"),
@@ -413,9 +377,6 @@ CONTENTS = rows(
     ("the same mean inside and outside", np.tile(np.float32([3, 3, 3, 3]), (6, 5, 1)), gland(),
      "the image's mean in the mask is exactly that outside"),
 )  # fmt: skip
-
-
-@CONTENTS
 def test_contents_that_look_wrong(row, tmp_path, home):
     """Converted, for they may be right; and said once, for they often are not."""
     image, mask, right = row
@@ -460,7 +421,9 @@ def several_pages(file: Path) -> None:
 
 DEEP = "1 of 1 pictures: each was scaled by the file's own range of values, for it has more than 8 bits"
 PAD = "1 of 1 pictures: each was padded with black, for it is not square"
-PICTURES = rows(
+
+
+@rows(
     ("8 bits, grey", "png", picture(RAMP * 200, "uint8"), np.floor(RAMP * 200) / 255, None),
     ("a grey picture stored in colours", "png", picture(RAMP * 200, "RGB"), np.floor(RAMP * 200) / 255, None),
     ("a palette", "png", picture(RAMP * 200, "P"), np.floor(RAMP * 200) / 255, None),
@@ -481,9 +444,6 @@ PICTURES = rows(
     ("turned by EXIF", "png", turned_by_exif, SQUARE, "1 of 1 pictures: each was turned as its EXIF data say"),
     ("three pages in one file", "tif", several_pages, "it holds 3 pictures, not one", None),
 )  # fmt: skip
-
-
-@PICTURES
 def test_pictures(row, tmp_path):
     suffix, write, right, notice = row
     file = tmp_path / f"picture.{suffix}"
@@ -498,31 +458,28 @@ def test_pictures(row, tmp_path):
     assert [str(one.message) for one in warned] == ([f"a: {notice} (picture.{suffix})"] if notice else [])
 
 
-def copied(to: str) -> Callable[[Path], None]:
+def copied(to: str, what: str = "Hand/0.jpeg") -> Callable[[Path], None]:
     def copy(folder: Path) -> None:
         (folder / to).parent.mkdir(parents=True, exist_ok=True)
-        (folder / to).write_bytes((folder / "Hand/0.jpeg").read_bytes())
+        (folder / to).write_bytes((folder / what).read_bytes())
 
     return copy
 
 
-PICTURE_FILES = rows(
+NO_PICTURE = "Left out, 1 files that are no pictures or lie in no class's folder: "
+
+
+@rows(
     ("a picture called .jpg", copied("Hand/1.jpg"), 7, None),
     ("a picture called .PNG", copied("Hand/1.PNG"), 7, None),
     ("a Mac's companion", copied("Hand/._0.jpeg"), 6, None),
     ("a note beside the pictures", copied("Hand/README.md"), 6, None),
-    ("a DICOM file", copied("Hand/1.dcm"), 6,
-     "Left out, 1 files that are no pictures or lie in no class's folder: Hand/1.dcm"),
-    ("pictures in a subfolder", copied("Hand/more/1.jpeg"), 6,
-     "Left out, 1 files that are no pictures or lie in no class's folder: Hand/more/1.jpeg"),
-    ("a class that MedNIST does not have", copied("Foot/1.jpeg"), 6,
-     "Left out, 1 files that are no pictures or lie in no class's folder: Foot/1.jpeg"),
+    ("a DICOM file", copied("Hand/1.dcm"), 6, NO_PICTURE + "Hand/1.dcm"),
+    ("pictures in a subfolder", copied("Hand/more/1.jpeg"), 6, NO_PICTURE + "Hand/more/1.jpeg"),
+    ("a class that MedNIST does not have", copied("Foot/1.jpeg"), 6, NO_PICTURE + "Foot/1.jpeg"),
     ("a class without a picture", lambda folder: (folder / "Hand/0.jpeg").rename(folder / "Hand/0.nrrd"),
      "No images (.jpeg, .jpg, .png, .tif, .tiff) in", None),
 )  # fmt: skip
-
-
-@PICTURE_FILES
 def test_files_of_pictures(row, tmp_path):
     change, right, notice = row
     for name in MEDNIST.labels:
@@ -590,27 +547,21 @@ def link_to_nowhere(raw: Path) -> None:
     (raw / "imagesTr/case_0.nii.gz").symlink_to("/nowhere/at/all.nii.gz")
 
 
-def one_more(raw: Path) -> None:
-    (raw / "imagesTr/more").mkdir()
-    (raw / "imagesTr/more/case_9.nii.gz").write_bytes((raw / "imagesTr/case_0.nii.gz").read_bytes())
+left_out = "Left out, {} files that have no NIfTI name or lie in a subfolder: {}".format
+BOTH = ["case_0", "case_1"]
 
 
-LEFT_OUT = "Left out, {} files that have no NIfTI name or lie in a subfolder: {}"
-NAMES = rows(
-    ("names in capital letters", renamed("*Tr/case_1.*", "*.NII.GZ"), ["case_0", "case_1"], None),
-    ("files that are not compressed", not_compressed, ["case_0", "case_1"], None),
+@rows(
+    ("names in capital letters", renamed("*Tr/case_1.*", "*.NII.GZ"), BOTH, None),
+    ("files that are not compressed", not_compressed, BOTH, None),
     ("names with blanks and dots", renamed("*Tr/case_1.*", "Mr. Bean 1.nii.gz"), ["Mr. Bean 1", "case_0"], None),
     ("a Mac's ü and another system's", in_two_forms, [unicodedata.normalize("NFC", "Müller"), "case_1"], None),
-    ("a Mac's companions", added("imagesTr/._case_0.nii.gz", "labelsTr/._case_0.nii.gz", "imagesTr/.DS_Store"),
-     ["case_0", "case_1"], None),
-    ("a scan as .nrrd", added("imagesTr/case_2.nrrd"), ["case_0", "case_1"],
-     LEFT_OUT.format(1, "imagesTr/case_2.nrrd")),
-    ("scans as .mha and .dcm", added("imagesTr/a.dcm", "labelsTr/a.mha"), ["case_0", "case_1"],
-     LEFT_OUT.format(2, "imagesTr/a.dcm, labelsTr/a.mha")),
-    ("a case in a subfolder", one_more, ["case_0", "case_1"], LEFT_OUT.format(1, "imagesTr/more/case_9.nii.gz")),
+    ("a Mac's companions", added("imagesTr/._case_0.nii.gz", "labelsTr/._case_0.nii.gz", "imagesTr/.DS_Store"), BOTH, None),
+    ("a scan as .nrrd", added("imagesTr/case_2.nrrd"), BOTH, left_out(1, "imagesTr/case_2.nrrd")),
+    (".mha and .dcm", added("imagesTr/a.dcm", "labelsTr/a.mha"), BOTH, left_out(2, "imagesTr/a.dcm, labelsTr/a.mha")),
+    ("a case in a subfolder", copied("imagesTr/b/9.nii.gz", "imagesTr/case_0.nii.gz"), BOTH, left_out(1, "imagesTr/b/9.nii.gz")),
     ("a name that is not UTF-8", not_utf8, r"fall_\udce4.nii.gz': its name is not UTF-8; rename it", None),
-    ("nnU-Net's names, a file a channel", of_nnunet,
-     "imagesTr: its names end in _0000, as nnU-Net's do, one file a channel", None),
+    ("nnU-Net's names", of_nnunet, "imagesTr: its names end in _0000, as nnU-Net's do, one file a channel", None),
     ("the same case as .nii and .nii.gz", added("imagesTr/case_0.nii"),
      "case_0.nii: the case is there twice, also as case_0.nii.gz", None),
     ("an image without its mask", lambda raw: (raw / "labelsTr/case_1.nii.gz").unlink(),
@@ -623,9 +574,6 @@ NAMES = rows(
     ("folders with other names", lambda raw: (raw / "labelsTr").rename(raw / "masks"),
      "has neither imagesTr/ and labelsTr/ nor images/ and labels/", None),
 )  # fmt: skip
-
-
-@NAMES
 def test_names(row, tmp_path, home):
     change, right, notice = row
     raw = raw_cases(tmp_path / "own", about=named("PZ", "TZ"))
@@ -641,79 +589,56 @@ def test_names(row, tmp_path, home):
         assert [line for line in found.splitlines() if "Left out" in line] == ([notice] if notice else [])
 
 
-def without_permission(owner: object, name: str) -> Callable:
-    return lambda monkeypatch: failing(monkeypatch, owner, name, PermissionError(13, "Permission denied"))
-
-
-PERMISSIONS = rows(
-    ("a folder of masks that cannot be read", without_permission(os, "listdir"), "convert",
+@rows(
+    ("a folder of masks that cannot be read", os, "listdir", "convert",
      "imagesTr: Permission denied. Mend its permissions, or copy it"),
-    ("an image that cannot be read", without_permission(Path, "read_bytes"), "convert",
-     "case_0.nii.gz: cannot be read: Permission denied"),
-    ("a scan that cannot be read when it is shared out", without_permission(Path, "read_bytes"), "share",
-     "nii.gz: Permission denied"),
-    ("a folder that cannot be written", without_permission(Path, "mkdir"), "convert",
+    ("an image that cannot be read", Path, "read_bytes", "convert", "case_0.nii.gz: cannot be read: Permission denied"),
+    ("a scan that cannot be read when it is shared out", Path, "read_bytes", "share", "nii.gz: Permission denied"),
+    ("a folder that cannot be written", Path, "mkdir", "convert",
      "my data: Permission denied. Choose a folder that you can write to"),
 )  # fmt: skip
-
-
-@PERMISSIONS
 def test_permissions(row, tmp_path, home, monkeypatch):
-    fault, step, right = row
+    owner, name, step, right = row
     raw = raw_cases(tmp_path / "own", 3)
     home.mkdir()
     steps = {"convert": lambda: heard(raw, home / "t2"), "share": lambda: share_out(1, folder=raw, say=len)}
-    with fault(monkeypatch):
+    with failing(monkeypatch, owner, name, PermissionError(13, "Permission denied")):
         found = outcome(steps[step])
     assert right in found
 
 
 # -- settings and lists in files: what is read of them -----------------------------------------------------------------
 
+READERS = {"settings.json": lambda file: MedNISTSettings.read(file).rounds, "hospitals.json": read_hospitals}
 
-SETTINGS = rows(
-    ("UTF-8", b'{"rounds": 7}', 7),
-    ("a byte-order mark, as Windows writes it", b'\xef\xbb\xbf{"rounds": 7}', 7),
-    ("UTF-16", '{"rounds": 7}'.encode("utf-16"), "They must be one JSON object in UTF-8."),
-    ("half a file", b"{", "Cannot read the settings"),
-    ("a list", b"[]", "must hold one JSON object with the settings, not a list"),
-    ("no file", None, "settings.json: No such file or directory"),
-    ("a misspelt key", b'{"ronds": 7}', "unknown key 'ronds'; did you mean 'rounds'?"),
+
+@rows(
+    ("settings: UTF-8", "settings.json", b'{"rounds": 7}', 7),
+    ("settings: a byte-order mark, as Windows writes it", "settings.json", b'\xef\xbb\xbf{"rounds": 7}', 7),
+    ("settings: UTF-16", "settings.json", '{"rounds": 7}'.encode("utf-16"), "They must be one JSON object in UTF-8."),
+    ("settings: half a file", "settings.json", b"{", "Cannot read the settings"),
+    ("settings: a list", "settings.json", b"[]", "must hold one JSON object with the settings, not a list"),
+    ("settings: no file", "settings.json", None, "settings.json: No such file or directory"),
+    ("settings: a misspelt key", "settings.json", b'{"ronds": 7}', "unknown key 'ronds'; did you mean 'rounds'?"),
+    ("hospitals: names of people", "hospitals.json", '\ufeff{"Köln": ["Müller"], "b": []}'.encode(), {"Köln": ["Müller"], "b": []}),
+    ("hospitals: UTF-16", "hospitals.json", '{"a": ["x"]}'.encode("utf-16"), "is no map of sites to cases; write"),
+    ("hospitals: nothing", "hospitals.json", b"", "is no map of sites to cases; write"),
+    ("hospitals: a list", "hospitals.json", b"[]", "is no map of sites to cases; write"),
+    ("hospitals: one case that is not in a list", "hospitals.json", b'{"a": "x"}', "is no map of sites to cases; write"),
+    ("hospitals: numbers", "hospitals.json", b'{"a": [1]}', "is no map of sites to cases; write"),
+    ("hospitals: no file", "hospitals.json", None, "hospitals.json is no map of sites to cases"),
 )  # fmt: skip
-
-
-def read_by(reader, file: Path, content: bytes | None):
-    """What a reader makes of a file with this content; None: there is no file."""
+def test_settings_and_who_has_which_case(row, tmp_path):
+    name, content, right = row
     if content is not None:
-        file.write_bytes(content)
-    return outcome(lambda: reader(file))
-
-
-@SETTINGS
-def test_settings(row, tmp_path):
-    content, right = row
-    agrees(read_by(lambda file: MedNISTSettings.read(file).rounds, tmp_path / "settings.json", content), right)
-
-
-HOSPITALS = rows(
-    ("names of people", '\ufeff{"Köln": ["Müller"], "b": []}'.encode(), {"Köln": ["Müller"], "b": []}),
-    ("UTF-16", '{"a": ["x"]}'.encode("utf-16"), "is no map of sites to cases; write"),
-    ("nothing", b"", "is no map of sites to cases; write"),
-    ("a list", b"[]", "is no map of sites to cases; write"),
-    ("one case that is not in a list", b'{"a": "x"}', "is no map of sites to cases; write"),
-    ("numbers", b'{"a": [1]}', "is no map of sites to cases; write"),
-    ("no file", None, "hospitals.json is no map of sites to cases"),
-)  # fmt: skip
-
-
-@HOSPITALS
-def test_who_has_which_case(row, tmp_path):
-    content, right = row
-    agrees(read_by(read_hospitals, tmp_path / "hospitals.json", content), right)
+        (tmp_path / name).write_bytes(content)
+    agrees(outcome(lambda: READERS[name](tmp_path / name)), right)
 
 
 RULE = "cannot be the name of a site: use letters, digits, - and _ alone"
-SITES = rows(
+
+
+@rows(
     ("a number", 3, ["site-1", "site-2", "site-3"]),
     ("names", ["BIDMC", "HK", "north_2"], ["BIDMC", "HK", "north_2"]),
     ("server, which FLARE has itself", ["server", "a"], RULE),
@@ -732,9 +657,6 @@ SITES = rows(
     ("a word instead of a list", "north", "give a number of at least 1, or a list of names"),
     ("no sites", 0, "sites is 0; give a number of at least 1"),
 )  # fmt: skip
-
-
-@SITES
 def test_sites(row):
     sites, right = row
     agrees(outcome(lambda: site_names(sites)), right)
@@ -751,13 +673,17 @@ def datalist(training, validation=(), testing=()) -> bytes:
     return json.dumps({"training": training, "validation": [*validation], "testing": [*testing]}).encode()
 
 
-def edited(file: Path) -> None:
-    file.write_bytes(file.read_bytes() + b" ")
+def edited(name: str, content: bytes = b"") -> Callable[[Path], None]:
+    """By default one byte longer."""
+    return lambda folder: (folder / name).write_bytes(content or (folder / name).read_bytes() + b" ")
 
 
+same = "images/{}.nii.gz: the same image is in {} and in {}".format
 DOOR = ".nii.gz: did not come through data_scripts/datalists_gen.sh; run it"
 TWICE = "images/0.nii.gz: the same image is in a training and in a {}; take it out of one of them"
-DATALISTS = rows(
+
+
+@rows(
     ("a list of three parts", datalist([item(0)], [item(1)], [item(2)]), [1, 1, 1]),
     ("nothing to validate or to test on", datalist([item(0), item(1)]), [2, 0, 0]),
     ("a byte-order mark", b"\xef\xbb\xbf" + datalist([item(0)]), [1, 0, 0]),
@@ -773,20 +699,14 @@ DATALISTS = rows(
     ("a case in two parts", datalist([item(0)], [], [item(0)]), TWICE.format("testing")),
     ("a case twice in one part", datalist([item(0), item(0)]), TWICE.format("training")),
     ("a scan under two names", datalist([item(0)], [item(8)]),
-     "images/8.nii.gz: the same image is in a training and in a validation"),
+     same(8, "a training", "a validation")),
     ("volumes that came by another door", datalist([item(0)], [item(1)]), "labels/1" + DOOR,
-     lambda sums: sums.unlink()),
-    ("a scan that was edited afterwards", datalist([item(0)]), "images/0" + DOOR,
-     lambda sums: edited(sums.with_name("images") / "0.nii.gz")),
-    ("a mask that was edited afterwards", datalist([item(0)]), "labels/0" + DOOR,
-     lambda sums: edited(sums.with_name("labels") / "0.nii.gz")),
-    ("half a checked.json", datalist([item(0)]), "labels/0" + DOOR, lambda sums: sums.write_text("{")),
-    ("a checked.json that says something else", datalist([item(0)]), "labels/0" + DOOR,
-     lambda sums: sums.write_text('{"images/0.nii.gz": 3}')),
+     lambda folder: (folder / "checked.json").unlink()),
+    ("a scan that was edited afterwards", datalist([item(0)]), "images/0" + DOOR, edited("images/0.nii.gz")),
+    ("a mask that was edited afterwards", datalist([item(0)]), "labels/0" + DOOR, edited("labels/0.nii.gz")),
+    ("half a checked.json", datalist([item(0)]), "labels/0" + DOOR, edited("checked.json", b"{")),
+    ("another checked.json", datalist([item(0)]), "labels/0" + DOOR, edited("checked.json", b'{"images/0.nii.gz": 3}')),
 )  # fmt: skip
-
-
-@DATALISTS
 def test_datalists(row, tmp_path):
     content, right, *change = row
     for number in range(3):
@@ -794,23 +714,20 @@ def test_datalists(row, tmp_path):
     pair(tmp_path, stored(signal(0)), EMPTY, name="8")
     through_the_door(tmp_path)
     for one in change:
-        one(tmp_path / "checked.json")
+        one(tmp_path)
     if content is not None:
         (tmp_path / "datalist.json").write_bytes(content)
     found = outcome(lambda: [len(items) for items in read_datalist(tmp_path / "datalist.json", "a").values()])
     agrees(found, right)
 
 
-FOLDERS = rows(
+@rows(
     ("no folder", [], "No site has data in"),
     ("an empty folder", ["site-1/"], "Share the data out first: data_scripts/mednist_sites.sh, or the prostate's"),
     ("two sites", ["site-1/datalist.json", "site-2/datalist.json"], ["site-1", "site-2"]),
     ("a Mac's companion of a site", ["site-1/datalist.json", "._site-1/datalist.json"], ["site-1"]),
     ("a Mac's companion of a list", ["site-1/datalist.json", "._site-1.json"], ["site-1"]),
 )  # fmt: skip
-
-
-@FOLDERS
 def test_folders_of_sites(row, home):
     files, right = row
     for name in files:
@@ -821,16 +738,12 @@ def test_folders_of_sites(row, home):
     agrees(outcome(lambda: sites_of("toy")), right)
 
 
-UNCONVERTED = rows(
+@rows(
     ("a mask with the two zones", stored(signal()), gland(), "has other values than 0 and 1"),
-    ("T2 and ADC in one file", stored(signal(channels=2)), BINARY, "has shape (6, 5, 4, 2) where one 3D volume is needed"),
+    ("T2 and ADC in one file", stored(signal(channels=2)), BINARY, "has shape (6, 5, 4, 2)" + NOT_3D),
     ("a mask of floats just below 1", stored(signal()), BINARY * np.float32(0.99999994), "has other values than 0 and 1"),
-    ("a mask with a fourth axis of length 1", stored(signal()), BINARY[..., np.newaxis],
-     "has shape (6, 5, 4, 1) where one 3D volume is needed"),
+    ("a mask with a fourth axis", stored(signal()), BINARY[..., np.newaxis], "has shape (6, 5, 4, 1)" + NOT_3D),
 )  # fmt: skip
-
-
-@UNCONVERTED
 def test_cases_that_were_not_converted(row, tmp_path):
     """A hospital makes its files by whatever means, and brings them through the door."""
     image, mask, right = row
@@ -840,20 +753,15 @@ def test_cases_that_were_not_converted(row, tmp_path):
 
 # -- leaks: a case that is seen in training and judged elsewhere -------------------------------------------------------
 
-LEAKS = rows(
+
+@rows(
     ("no case in two places", {"a": [0, 1, 2], "b": [3, 4, 5]}, None),
     ("a test case of one site in another's training", {"a": [0, 1, 2], "b": [2, 4, 5]},
-     "images/2.nii.gz: the same image is in a testing and in b training"),
-    ("a training case in the same site's validation", {"a": [0, 0, 2]},
-     "images/0.nii.gz: the same image is in a training and in a validation"),
-    ("a scan under two names at one site", {"a": [0, 6, 2]},
-     "images/6.nii.gz: the same image is in a training and in a validation"),
-    ("a scan under two names at two sites", {"a": [0, 1, 2], "b": [3, 4, 6]},
-     "images/6.nii.gz: the same image is in a training and in b testing"),
+     same(2, "a testing", "b training")),
+    ("a training case in the same site's validation", {"a": [0, 0, 2]}, same(0, "a training", "a validation")),
+    ("a scan under two names at one site", {"a": [0, 6, 2]}, same(6, "a training", "a validation")),
+    ("a scan under two names at two sites", {"a": [0, 1, 2], "b": [3, 4, 6]}, same(6, "a training", "b testing")),
 )  # fmt: skip
-
-
-@LEAKS
 def test_leaks(row, tmp_path, home):
     """Case 6 is a copy of case 0."""
     sites, right = row
@@ -868,12 +776,10 @@ def test_leaks(row, tmp_path, home):
 
 # -- runs and paths ----------------------------------------------------------------------------------------------------
 
-PATHS = rows(
+
+@rows(
     *[(name, name) for name in ("runs", "my runs", "runs#1", "Jane's", 'quote"', "a$HOME", "50%20", "a&b;c", "für ü", "(a)*?")]
 )  # fmt: skip
-
-
-@PATHS
 def test_paths_of_runs(row, tmp_path):
     """FLARE splits its command lines as a shell does, comments and all: what it is given leads there all the same."""
     (name,) = row
@@ -887,13 +793,10 @@ def test_paths_of_runs(row, tmp_path):
     assert (done.stdout, done.stderr) == ("found\n", "")
 
 
-RELATIVE = rows(
+@rows(
     ("a relative COURSE_DATA", "COURSE_DATA", "my data", paths.data_root, ROOT / "my data"),
     ("a relative COURSE_RUNS", "COURSE_RUNS", "../my runs", paths.runs_root, ROOT.parent / "my runs"),
 )  # fmt: skip
-
-
-@RELATIVE
 def test_folders_of_data_and_runs(row, monkeypatch, tmp_path):
     """The same folder in a shell and in a notebook: it starts from the course's folder, wherever one stands."""
     variable, value, read, right = row
