@@ -32,10 +32,11 @@ from data_scripts.together import pooled, read_sites
 from src.common.errors import CourseError
 from src.common.files import read_json, write_json
 from src.common.settings import StudySettings
-from src.federation.methods import METHODS, PERSONAL
+from src.federation.methods import METHODS
 from src.federation.recipes import client_recipe
 from src.federation.run import Run
 from src.federation.simulator import CourseSimEnv
+from src.federation.site import STATE
 from src.tasks import tasks
 
 RESULTS = Path(__file__).parent / "results" / "methods"
@@ -219,7 +220,7 @@ def site_models(run: Run, settings: StudySettings) -> dict[str, torch.nn.Module]
     load = tasks()[run.about["job"]].load_model
     if not METHODS[settings.method].personal:
         return dict.fromkeys(run.sites, load(weights, settings.network))
-    kept = {site: next(run.folder.glob(f"*/{site}/**/{PERSONAL}")) for site in run.sites}
+    kept = {site: next(run.folder.glob(f"*/{site}/**/{STATE}")) for site in run.sites}
     return {site: load(weights | run.weights(file), settings.network) for site, file in kept.items()}
 
 

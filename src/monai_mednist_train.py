@@ -20,13 +20,13 @@ def main(folder: Path) -> None:
     """Take part in one federated run: receive, validate, train, send, until it is over. ``folder`` is this script's, in the job."""
     flare.init()
     site = Site.open(TASK, flare.get_site_name(), folder)
-    method = at_site(site, folder)
+    method = at_site(site)
     writer = SummaryWriter()  # to the server: every site's curves end up in one place
 
     while flare.is_running():
         received = flare.receive()
         if flare.is_submit_model():  # for the others, to try it on their images
-            flare.send(flare.FLModel(params=method.trained))
+            flare.send(method.submit())
             continue
         method.receive(received)
         metrics = site.evaluate()

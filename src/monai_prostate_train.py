@@ -20,7 +20,7 @@ def main(folder: Path) -> None:
     """Take part in one federated run: answer each task of the server, until it is over. ``folder`` is this script's, in the job."""
     flare.init()
     hospital = Site.open(TASK, flare.get_site_name(), folder)
-    part, curves = at_site(hospital, folder), SummaryWriter()
+    part, curves = at_site(hospital), SummaryWriter()
 
     def train(model: FLModel) -> FLModel:
         """How good is the model that came in? Then train it on our own patients."""
@@ -37,7 +37,7 @@ def main(folder: Path) -> None:
 
     def submit_model(model: FLModel) -> FLModel:
         """Our own last model, for the other hospitals to try."""
-        return FLModel(params=part.trained)
+        return part.submit()
 
     tasks = {"train": train, "validate": validate, "submit_model": submit_model}
     while flare.is_running():

@@ -104,12 +104,17 @@ class ProximalTerm:
         torch._foreach_add_([weight.grad for weight, _ in pairs], away, alpha=self.mu)
 
 
-def train_for(trainer: SupervisedTrainer, epochs: int, should_stop: Callable[[], bool] = lambda: False) -> float:
+def train_for(
+    trainer: SupervisedTrainer, epochs: int, should_stop: Callable[[], bool] = lambda: False, done: int | None = None
+) -> float:
     """Train for ``epochs`` more passes over the trainer's batches, or until ``should_stop``, asked after every step, is true.
 
-    Returns the mean loss of the last pass, without a proximal term; a ``FloatingPointError`` if it or a weight is not finite.
+    The learning rate is that after ``done`` passes, by default those that this trainer has made: a site that was away for some
+    rounds goes on where the others are. Returns the mean loss of the last pass, without a proximal term; a ``FloatingPointError``
+    if it or a weight is not finite.
     """
     losses, failures = [], []
+    trainer.state.epoch = trainer.state.epoch if done is None else done
 
     def remember(engine: Engine) -> None:
         losses.append(engine.state.output[CommonKeys.LOSS].item())

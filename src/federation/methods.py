@@ -4,7 +4,6 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from ignite.engine import Engine, Events
@@ -17,10 +16,13 @@ from nvflare.client.config import TransferType
 
 from src.common.errors import CourseError
 from src.common.settings import StudySettings
-from src.federation.engine import ProximalTerm, train_for
+from src.federation.engine import ProximalTerm
+from src.federation.reasons import REASON, WITHOUT_STATE
 from src.federation.site import Site
 
-PERSONAL = "personalized_model.pt"  # a site's own weights, beside the client script, in the job's folder on its disk; never sent
+WHOLE = (
+    "course_whole_model"  # a key of the meta of a site's own model that others try: nothing of theirs belongs into it
+)
 
 
 class FedAvg:
@@ -29,34 +31,55 @@ class FedAvg:
     McMahan et al., *Communication-Efficient Learning of Deep Networks from Decentralized Data*, AISTATS 2017.
     """
 
-    def __init__(self, site: Site, folder: Path):
-        self.site, self.model, self.folder = site, site.model, folder
-        self.trained = self.model.state_dict()
+    def __init__(self, site: Site):
+        self.site, self.model = site, site.model
+        self.trained: dict[str, torch.Tensor] = {}
+        self.lacks_state = False
 
     def receive(self, received: FLModel) -> None:
+        """Take over a model: the global one, or that of another site, which is tried as it is."""
         self.model.load_state_dict(received.params)
 
     def train(self, received: FLModel) -> float:
         """Train one round and keep its weights; returns the mean loss of the last pass. The methods differ in :meth:`fit`."""
         start = time.perf_counter()
+        self.lacks_state = bool(received.current_round) and not self.site.has_state
         loss = self.fit(received)
-        self.site.seconds["seconds_training"] = time.perf_counter() - start
         self.trained = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.site.remember(trained=self.trained, **self.own())
+        self.site.seconds["seconds_training"] = time.perf_counter() - start
         return loss
 
     def fit(self, received: FLModel) -> float:
-        return self.site.train()
+        return self.site.train(received.current_round)
 
     def meta(self) -> dict[str, object]:
-        """What is sent beside weights and metrics: the number of training items, by which the average weighs."""
-        return {FLMetaKey.NUM_STEPS_CURRENT_ROUND: len(self.site.training)}
+        """What is sent beside weights and metrics: the number of training items, by which the average weighs; and what it lacks."""
+        lacks = {REASON: WITHOUT_STATE} if self.lacks_state else {}
+        return {FLMetaKey.NUM_STEPS_CURRENT_ROUND: len(self.site.training)} | lacks
+
+    def submit(self) -> FLModel:
+        """The site's own last model, for the others to try on their images; a ``CourseError`` where it has not trained."""
+        if not self.trained:
+            raise CourseError(
+                f"{self.site.name} has no model of its own: it has not trained in this job.", "it has not trained"
+            )
+        return FLModel(params=self.trained, meta={WHOLE: True})
+
+    def own(self) -> dict[str, dict]:
+        """What the method keeps at this site, for it to read when it comes back; ``model`` are weights of the site's own."""
+        return {}
+
+    def recall(self, state: dict) -> None:
+        """Take up what the site kept, see :meth:`own`."""
+        self.trained = state["trained"]
 
 
 class FedProx(FedAvg):
     """FedAvg that holds a site near the received model: Li et al., *Federated Optimization in Heterogeneous Networks*, 2020."""
 
-    def __init__(self, site: Site, folder: Path):
-        super().__init__(site, folder)
+    def __init__(self, site: Site):
+        super().__init__(site)
         self.pull = ProximalTerm(0.0)
         self.pull.attach(site.trainer)
 
@@ -72,8 +95,8 @@ class Scaffold(FedAvg):
     gradient steps; here the "direction" is what the task's own optimiser makes of the gradients.
     """
 
-    def __init__(self, site: Site, folder: Path):
-        super().__init__(site, folder)
+    def __init__(self, site: Site):
+        super().__init__(site)
         self.helper = PTScaffoldHelper()
         self.helper.init(self.model)
         site.trainer.add_event_handler(Events.ITERATION_COMPLETED, self.correct)
@@ -95,6 +118,13 @@ class Scaffold(FedAvg):
     def meta(self) -> dict[str, object]:
         return super().meta() | {AlgorithmConstants.SCAFFOLD_CTRL_DIFF: self.helper.get_delta_controls()}
 
+    def own(self) -> dict[str, dict]:
+        return {"controls": self.helper.c_local.state_dict()}
+
+    def recall(self, state: dict) -> None:
+        super().recall(state)
+        self.helper.c_local.load_state_dict(state["controls"])
+
 
 class FedBN(FedAvg):
     """FedAvg in which each site keeps its own BatchNorm; a filter of FLARE's holds it back in the update.
@@ -102,19 +132,27 @@ class FedBN(FedAvg):
     Li et al., *FedBN: Federated Learning on Non-IID Features via Local Batch Normalization*, ICLR 2021.
     """
 
-    def __init__(self, site: Site, folder: Path):
-        super().__init__(site, folder)
-        self.own = batchnorm_tensors(self.model)
+    def __init__(self, site: Site):
+        super().__init__(site)
+        self.names, self.kept = batchnorm_tensors(self.model), {}
 
     def receive(self, received: FLModel) -> None:
-        shared = {name: value for name, value in received.params.items() if name not in self.own}
-        self.model.load_state_dict(shared, strict=False)
+        # What the server holds back need not be there; and in its first round, a site takes all of the model that it is given.
+        present = {name: value for name, value in self.model.state_dict().items() if name in self.names}
+        own = {} if (received.meta or {}).get(WHOLE) else self.kept
+        self.model.load_state_dict(present | received.params | own)
 
     def fit(self, received: FLModel) -> float:
         loss = super().fit(received)
-        weights = self.model.state_dict()
-        torch.save({"model": {name: weights[name] for name in self.own}}, self.folder / PERSONAL)
+        self.kept = {name: value.clone() for name, value in self.model.state_dict().items() if name in self.names}
         return loss
+
+    def own(self) -> dict[str, dict]:
+        return {"model": self.kept}
+
+    def recall(self, state: dict) -> None:
+        super().recall(state)
+        self.kept = state["model"]
 
 
 class Ditto(FedAvg):
@@ -126,15 +164,24 @@ class Ditto(FedAvg):
 
     LAMBDA = 0.1
 
-    def __init__(self, site: Site, folder: Path):
-        super().__init__(site, folder)
+    def __init__(self, site: Site):
+        super().__init__(site)
         self.personal = site.another()
         ProximalTerm(self.LAMBDA, towards=self.model).attach(self.personal)
 
     def fit(self, received: FLModel) -> float:
-        train_for(self.personal, self.site.settings.local_epochs)
-        torch.save({"model": self.personal.network.state_dict()}, self.folder / PERSONAL)
+        if not self.site.has_state:  # it starts where the global model does
+            self.personal.network.load_state_dict(self.model.state_dict())
+        self.site.train(received.current_round, self.personal)
         return super().fit(received)
+
+    def own(self) -> dict[str, dict]:
+        return {"model": self.personal.network.state_dict(), "steps": self.personal.optimizer.state_dict()}
+
+    def recall(self, state: dict) -> None:
+        super().recall(state)
+        self.personal.network.load_state_dict(state["model"])
+        self.personal.optimizer.load_state_dict(state["steps"])
 
 
 def batchnorm_tensors(model: torch.nn.Module) -> list[str]:
@@ -177,6 +224,9 @@ METHODS: dict[str, Method] = {
 }
 
 
-def at_site(site: Site, folder: Path) -> FedAvg:
-    """This site's part in its study's method; in ``folder`` it may keep a model of its own."""
-    return METHODS[site.settings.method].at_site(site, folder)
+def at_site(site: Site) -> FedAvg:
+    """This site's part in its study's method, as it was where the site has been in this job before."""
+    part = METHODS[site.settings.method].at_site(site)
+    if state := site.recall():
+        part.recall(state)
+    return part

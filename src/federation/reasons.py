@@ -13,6 +13,9 @@ from src.common.errors import CourseError
 from src.federation.flare_2_9 import answer_quickly
 
 REASON = "course_reason"  # where a failed answer says why: a key of an FLModel's meta, or a header of a Shareable
+WITHOUT_STATE = (
+    "started without its own state"  # what a site says beside its update that joins later, or lost what it kept
+)
 
 
 def short_reason(error: BaseException) -> str:

@@ -2,6 +2,9 @@
 
 import copy
 import gc
+import logging
+import os
+import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,12 +15,18 @@ from typing_extensions import Self
 
 from src.common.datalists import cache_folder, read_site
 from src.common.errors import CourseError
-from src.common.files import read_json
+from src.common.files import read_json, writing
 from src.common.paths import sites_folder
 from src.common.seeds import site_seed
 from src.common.settings import CONFIG, Checked, Count, StudySettings
 from src.common.task import Task
 from src.federation.engine import pick_device, train_for
+from src.federation.flare_2_9 import process_kind
+
+KEPT, STATE = (
+    "kept",
+    "site_state.pt",
+)  # in a site's workspace, kept/<job>/site_state.pt: what it keeps between rounds; never sent
 
 
 class SiteOptions(Checked):
@@ -33,13 +42,21 @@ class Site:
 
     ``name`` fixes, with the seed, the order of the items and the augmentation; ``cache`` is the path of a folder for prepared
     volumes, for tasks that keep them on disk; ``weights``, a ``state_dict`` to start from, are by default a new model's, of the
-    settings' seed. ``training`` and ``validation`` are the prepared items of ``parts``, ``seconds`` what the last round took.
+    settings' seed. ``training`` and ``validation`` are the prepared items of ``parts``, ``seconds`` what the last round took;
+    ``has_state`` says whether it has trained in this job, now or in a process before. That one's state it reads from ``kept``.
     """
 
     def __init__(
-        self, task: Task, settings: StudySettings, parts: Mapping[str, Sequence], name: str, cache=None, weights=None
+        self,
+        task: Task,
+        settings: StudySettings,
+        parts: Mapping[str, Sequence],
+        name: str,
+        cache: Path | None = None,
+        weights: Mapping | None = None,
+        kept: Path | None = None,
     ):
-        self.task, self.settings, self.name, self.device = task, settings, name, pick_device()
+        self.task, self.settings, self.name, self.device, self.kept = task, settings, name, pick_device(), kept
         self.training = task.prepare(parts["training"], settings, cache)
         self.validation = task.prepare(parts["validation"], settings, cache)
         self.model = task.to_device(task.new_model(settings.seed, settings.network), self.device)
@@ -47,13 +64,17 @@ class Site:
             self.model.load_state_dict(weights)
         self.trainer = self._trainer(self.model)
         self.seconds: dict[str, float] = {}
+        self.has_state = False
 
     @classmethod
-    def open(cls, task: Task, name: str, job: Path) -> Self:
+    def open(cls, task: Task, name: str, job: Path, app: Path | None = None) -> Self:
         """A hospital's own: datalist and options are in its folder, settings in the job; a ``CourseError`` if one is wrong.
 
-        ``job`` is the settings' file, or the folder of the script that the job has brought along with them.
+        ``job`` is the settings' file, or the folder of the script that the job has brought along with them; ``app`` the job's own
+        folder in the site's workspace, by default the one above. FLARE empties that when the job comes again, to a site that was
+        away, so what the site keeps between rounds lies beside it.
         """
+        app = app or job.parent
         settings = task.settings.read(
             next(filter(Path.is_file, (job, job / CONFIG, job / "src" / CONFIG)), job / CONFIG)
         )
@@ -69,7 +90,8 @@ class Site:
         # FLARE collects garbage after each round. To look at half a million objects that stay anyway takes as long as some steps.
         gc.freeze()
         cache = cache_folder(settings.data, name) if options.cache else None
-        return cls(task, settings, read_site(settings.data, name), name, cache)
+        kept = app.parents[1] / KEPT / app.parent.name
+        return cls(task, settings, read_site(settings.data, name, task.classes), name, cache, kept=kept)
 
     def _trainer(self, model: torch.nn.Module) -> SupervisedTrainer:
         seed = site_seed(self.settings.seed, self.name)
@@ -87,6 +109,39 @@ class Site:
         self.seconds["seconds_validation"] = time.perf_counter() - start
         return metrics
 
-    def train(self, should_stop: Callable[[], bool] = lambda: False) -> float:
-        """Train for one round's epochs; returns the mean loss of the last one."""
-        return train_for(self.trainer, self.settings.local_epochs, should_stop)
+    def train(self, number: int | None = None, trainer: SupervisedTrainer | None = None) -> float:
+        """Train for the epochs of round ``number``, by default the next; returns the mean loss of the last one."""
+        epochs = self.settings.local_epochs
+        return train_for(trainer or self.trainer, epochs, done=None if number is None else number * epochs)
+
+    def remember(self, **state: object) -> None:
+        """Keep what a method needs in the next round, with the optimiser's state; a ``CourseError`` if it cannot be written.
+
+        A simulated site never comes back. Of it only ``model`` is kept, weights of the site's own, which are a result.
+        """
+        self.has_state = True
+        if process_kind() == "simulated site":
+            state = {name: value for name, value in state.items() if name == "model"}
+        else:
+            state["optimizer"] = self.trainer.optimizer.state_dict()
+        if self.kept is None or not state:
+            return
+        file, beside = self.kept / STATE, self.kept / f".{STATE}-{os.getpid()}"
+        with writing(file):
+            self.kept.mkdir(parents=True, exist_ok=True)
+            torch.save(state, beside)
+            beside.replace(file)
+
+    def recall(self) -> dict:
+        """What :meth:`remember` kept in this job before the site's process ended; empty where it is not there, or is broken."""
+        file = self.kept and self.kept / STATE
+        if not file or not file.is_file():
+            return {}
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            self.trainer.optimizer.load_state_dict(state["optimizer"])
+        except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+            logging.getLogger(__name__).warning("starts without its own state: cannot read %s: %s", file, error)
+            return {}
+        self.has_state = True
+        return state

@@ -17,7 +17,7 @@ from nvflare.app_common.app_constant import AppConstants, ValidateType
 from nvflare.security.logging import secure_format_exception
 
 from src.federation.engine import train_for
-from src.federation.reasons import REASON, short_reason
+from src.federation.reasons import REASON, WITHOUT_STATE, short_reason
 from src.federation.site import Site
 
 
@@ -88,12 +88,16 @@ class SupervisedLearner(Learner, ABC):
             start = time.time()
             received = from_shareable(data)
             self._load(received)
-            loss = train_for(self.site.trainer, self.aggregation_epochs, lambda: self._stopped(abort_signal))
+            number, stop = int(data.get_header(AppConstants.CURRENT_ROUND)), lambda: self._stopped(abort_signal)
+            lacks = {REASON: WITHOUT_STATE} if number and not self.site.has_state else {}
+            epochs = self.aggregation_epochs
+            loss = train_for(self.site.trainer, epochs, stop, done=number * epochs)
+            self.site.remember()
             self._stream({"train_loss": loss, "seconds_training": time.time() - start}, data, fl_ctx)
             trained = self.site.model.state_dict()
             change = {name: value.cpu().numpy() - np.asarray(received.data[name]) for name, value in trained.items()}
             weight = {MetaKey.NUM_STEPS_CURRENT_ROUND: len(self.site.training)}
-            return DXO(DataKind.WEIGHT_DIFF, data=change, meta=weight)
+            return DXO(DataKind.WEIGHT_DIFF, data=change, meta=weight | lacks)
 
         return self._answer("training", train, fl_ctx, abort_signal)
 

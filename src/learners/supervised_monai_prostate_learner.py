@@ -35,15 +35,16 @@ class SupervisedMonaiProstateLearner(SupervisedLearner):
 
     def set_up(self, name: str, fl_ctx: FLContext) -> Site:
         """Read settings and datalist, prepare all volumes (from the cache where it has them), make network and trainer."""
-        site = Site.open(TASK, name, self._config_file(fl_ctx))
+        app = Path(fl_ctx.get_prop(FLContextKey.APP_ROOT))
+        site = Site.open(TASK, name, self._config_file(app), app)
+        site.recall()
         self.check(site.settings)
         if site.settings.fedproxloss_mu:
             ProximalTerm(site.settings.fedproxloss_mu).attach(site.trainer)
         return site
 
-    def _config_file(self, fl_ctx: FLContext) -> Path:
+    def _config_file(self, app: Path) -> Path:
         """The configuration: looked for in the folders that the job brought along, then in the course's."""
-        app = Path(fl_ctx.get_prop(FLContextKey.APP_ROOT))
         folders = app / "custom", app / "config", CONFIG_FILE.parent
         for folder in folders:
             if (folder / self.train_config_filename).is_file():

@@ -1,6 +1,5 @@
 """Federated methods: each is exactly FedAvg where it has to be, and what it says it is where not."""
 
-import copy
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -11,11 +10,13 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.app_constant import AlgorithmConstants
 
 from data_scripts.mednist_sites import share_out
+from src.common.errors import CourseError
 from src.federation import methods
-from src.federation.methods import METHODS, PERSONAL, Method, at_site, batchnorm_tensors
+from src.federation.methods import METHODS, Method, at_site, batchnorm_tensors
+from src.federation.reasons import REASON, WITHOUT_STATE
 from src.federation.recipes import client_recipe
 from src.federation.run import Run
-from src.federation.site import Site
+from src.federation.site import STATE, Site
 from src.mednist.card import Settings
 from src.mednist.training import TASK
 from tests.runs_support import complaints, drawings
@@ -43,17 +44,19 @@ NORMALISED = replace(LINE, networks={"Line": network}, make_trainer=adam)
 class Hospital:
     """A site with three batches of its own and one method's part in a federation."""
 
-    def __init__(self, folder, method: str):
-        settings = LineSettings(method=method, local_epochs=2, fedproxloss_mu=float(method == "fedprox"))
-        self.site = Site(NORMALISED, settings, {"training": line_batches(3), "validation": []}, "north")
-        self.model, self.method = self.site.model, at_site(self.site, folder)
+    def __init__(self, method: str, kept=None, seed: int = 0, rounds: int = 3):
+        mu = float(method == "fedprox")
+        settings = LineSettings(method=method, local_epochs=2, fedproxloss_mu=mu, rounds=rounds)
+        parts = {"training": line_batches(3, seed), "validation": []}
+        self.site = Site(NORMALISED, settings, parts, "north", kept=kept)
+        self.model, self.method = self.site.model, at_site(self.site)
 
-    def round(self, weights: dict, **meta) -> FLModel:
+    def round(self, weights: dict, number: int = 0, **meta) -> FLModel:
         """What the site sends back after it has received these weights."""
-        received = FLModel(params=weights, meta=meta, current_round=0)
+        received = FLModel(params=weights, meta=meta, current_round=number)
         self.method.receive(received)
         self.method.train(received)
-        return FLModel(params=self.method.trained, meta=self.method.meta(), current_round=0)
+        return FLModel(params=self.method.trained, meta=self.method.meta(), current_round=number)
 
 
 def assert_same(one: dict, other: dict) -> None:
@@ -71,33 +74,31 @@ def start() -> dict:
 
 
 @pytest.fixture
-def fedavg(tmp_path, start) -> dict:
+def fedavg(start) -> dict:
     """What a site sends back in FedAvg's first round."""
-    answer = Hospital(tmp_path, "fedavg").round(start)
+    answer = Hospital("fedavg").round(start)
     assert answer.meta == {"NUM_STEPS_CURRENT_ROUND": 3}, "what the mean weighs by: the training items"
     return answer.params
 
 
-def test_fedprox_with_weight_zero_is_fedavg(tmp_path, start, fedavg, monkeypatch):
+def test_fedprox_with_weight_zero_is_fedavg(start, fedavg, monkeypatch):
     monkeypatch.setattr(methods, "get_fedprox_mu", lambda model: 0.0)  # FLARE's own refuses to call that FedProx
-    assert_same(Hospital(tmp_path, "fedprox").round(start).params, fedavg)
+    assert_same(Hospital("fedprox").round(start).params, fedavg)
 
 
-def test_fedprox_takes_its_weight_from_the_server_and_holds_the_site_there(tmp_path, start, fedavg):
-    mild, strong = (Hospital(tmp_path, "fedprox").round(start, fedprox_mu=mu).params for mu in (0.01, 50.0))
+def test_fedprox_takes_its_weight_from_the_server_and_holds_the_site_there(start, fedavg):
+    mild, strong = (Hospital("fedprox").round(start, fedprox_mu=mu).params for mu in (0.01, 50.0))
     assert 0 < distance(mild, fedavg) < 0.2 * distance(strong, fedavg)
     assert distance(strong, start) < 0.5 * distance(fedavg, start)
     with pytest.raises(ValueError, match="fedprox_mu"):
-        Hospital(tmp_path, "fedprox").round(start)
+        Hospital("fedprox").round(start)
 
 
-def test_scaffolds_first_round_is_fedavgs_and_its_control_is_the_mean_step_and_corrects_the_next(
-    tmp_path, start, fedavg
-):
-    plain, second = Hospital(tmp_path, "fedavg"), {}
+def test_scaffolds_first_round_is_fedavgs_and_its_control_is_the_mean_step_and_corrects_the_next(start, fedavg):
+    plain, second = Hospital("fedavg"), {}
     zeros = {name: torch.zeros_like(value).numpy() for name, value in network().named_parameters()}
     for told in ("its own", "none"):
-        site = Hospital(tmp_path, "scaffold")
+        site = Hospital("scaffold")
         answer = site.round(start, scaffold_c_global=zeros)
         assert_same(answer.params, fedavg)
         control, way = answer.meta[AlgorithmConstants.SCAFFOLD_CTRL_DIFF], sum(site.method.rates)
@@ -112,27 +113,85 @@ def test_scaffolds_first_round_is_fedavgs_and_its_control_is_the_mean_step_and_c
 
 
 def test_fedbn_keeps_its_normalisation_and_takes_the_rest(tmp_path, start):
-    site = Hospital(tmp_path, "fedbn")
+    site = Hospital("fedbn", tmp_path)
     own = batchnorm_tensors(site.model)
     assert sorted(own) == ["1.bias", "1.num_batches_tracked", "1.running_mean", "1.running_var", "1.weight"]
     received = start | {name: torch.full_like(start[name], 9) for name in own}
-    before = copy.deepcopy(site.model).state_dict()
     site.method.receive(FLModel(params=received))
-    assert_same(site.model.state_dict(), received | {name: before[name] for name in own})
+    assert_same(site.model.state_dict(), received)  # of the first model, which may be a checkpoint, a site takes all
     # What the server holds back need not be there at all.
     trained = site.round({name: value for name, value in received.items() if name not in own}).params
-    kept = torch.load(tmp_path / PERSONAL, weights_only=True)["model"]
+    kept = torch.load(tmp_path / STATE, weights_only=True)["model"]
     assert_same(kept, {name: trained[name] for name in own})
+    site.method.receive(FLModel(params=start))
+    assert_same(site.model.state_dict(), start | kept)
+    other = Hospital("fedbn", seed=1)
+    other.round(start)
+    site.method.receive(other.method.submit())  # another site's model is tried with that site's own BatchNorm
+    assert_same(site.model.state_dict(), other.method.trained)
+    site.method.receive(FLModel(params=start))
+    assert_same(site.model.state_dict(), start | kept)
 
 
 def test_dittos_global_model_is_fedavgs_and_its_own_one_lies_between(tmp_path, start, fedavg, monkeypatch):
     kept = {}
     for weight in (0.0, 0.1, 100.0):
         monkeypatch.setattr(methods.Ditto, "LAMBDA", weight)
-        assert_same(Hospital(tmp_path, "ditto").round(start).params, fedavg)
-        kept[weight] = torch.load(tmp_path / PERSONAL, weights_only=True)["model"]
-    assert_same(kept[0.0], Hospital(tmp_path, "fedavg").round(network().state_dict()).params)
+        assert_same(Hospital("ditto", tmp_path / str(weight)).round(start).params, fedavg)
+        kept[weight] = torch.load(tmp_path / str(weight) / STATE, weights_only=True)["model"]
+    assert_same(kept[0.0], fedavg)
     assert distance(kept[100.0], start) < distance(kept[0.1], start) < distance(kept[0.0], start)
+
+
+# -- a site that comes back --------------------------------------------------------------------------------------------
+
+ROUNDS, GONE_AFTER = 6, 3  # the last round of which it has an answer
+
+
+def federated(method: str, seed: int, folder, how: str) -> tuple[dict, list, list[float]]:
+    """The last global model of two hospitals; what the second said in each round, at which learning rate.
+
+    It ``stayed``, or came ``back``, or lost its ``disk``.
+    """
+    sites = [Hospital(method, folder / how / str(number), 10 * seed + number, ROUNDS) for number in range(2)]
+    weights, said, rates = network(seed).state_dict(), [], []
+    control = {name: torch.zeros_like(value) for name, value in network().named_parameters()}
+    for number in range(ROUNDS):
+        if number == GONE_AFTER and how != "stayed":
+            kept = folder / how / "1"
+            sites[1] = Hospital(method, kept if how == "back" else folder / "new disk", 10 * seed + 1, ROUNDS)
+        about = {"scaffold_c_global": {name: value.numpy() for name, value in control.items()}, "fedprox_mu": 0.1}
+        answers = [site.round(weights, number, **about) for site in sites]
+        weights = {name: (value + answers[1].params[name]) / 2 for name, value in answers[0].params.items()}
+        for name in control if method == "scaffold" else ():
+            control[name] += (
+                sum(torch.as_tensor(a.meta[AlgorithmConstants.SCAFFOLD_CTRL_DIFF][name]) for a in answers) / 2
+            )
+        said.append(answers[1].meta.get(REASON))
+        rates.append(sites[1].site.trainer.optimizer.param_groups[0]["lr"])
+    return weights, said, rates
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2], ids=["seed 0", "seed 1", "seed 2"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_site_that_comes_back_goes_on_as_if_it_had_stayed(method, seed, tmp_path):
+    stayed, back, lost = (federated(method, seed, tmp_path, how) for how in ("stayed", "back", "disk"))
+    assert_same(back[0], stayed[0])
+    assert stayed[1] == back[1] == [None] * ROUNDS
+    assert lost[1] == [WITHOUT_STATE if number == GONE_AFTER else None for number in range(ROUNDS)]
+    assert stayed[2] == back[2] == lost[2] == sorted(stayed[2], reverse=True), "the rate is that of the round"
+    assert distance(lost[0], stayed[0]) > 0
+
+
+def test_a_state_that_cannot_be_read_is_none(tmp_path, start, caplog):
+    first = Hospital("scaffold", tmp_path)
+    first.round(start, scaffold_c_global={name: value.numpy() for name, value in start.items()})
+    whole = (tmp_path / STATE).read_bytes()
+    (tmp_path / STATE).write_bytes(whole[: len(whole) // 2])
+    again = Hospital("scaffold", tmp_path)
+    assert not again.site.has_state and "cannot read" in caplog.text
+    with pytest.raises(CourseError, match="north has no model of its own: it has not trained in this job"):
+        again.method.submit()
 
 
 # -- real runs ---------------------------------------------------------------------------------------------------------
@@ -169,7 +228,7 @@ def test_every_method_runs_through(runs, method):
     assert run.best_model("val_accuracy").exists()
     # FLARE's aggregator for FedOpt says it of every site that was given no extra weight beside its number of samples.
     assert [line for line in complaints(run.folder) if "Aggregation_weight missing" not in line] == []
-    kept = sorted(file.relative_to(run.folder).parts[1] for file in run.folder.glob(f"*/*/**/{PERSONAL}"))
+    kept = sorted(file.relative_to(run.folder).parts[1] for file in run.folder.glob(f"*/*/**/{STATE}"))
     assert kept == (["site-1", "site-2"] if METHODS[method].personal else [])
 
 

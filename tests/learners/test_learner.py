@@ -249,7 +249,6 @@ def test_the_configuration_is_found_by_name_in_the_job_or_in_the_course(hospital
     missing = hospital(file="none.json")
     assert_failed(missing.do("validate", FRESH), "its training configuration is missing")
     assert all(said in caplog.text for said in ("none.json", f"{tmp_path}/app/custom", str(CONFIG_FILE.parent)))
-    with missing.contexts.new_context() as fl_ctx:
-        own = SupervisedMonaiProstateLearner("mine.json")._config_file(fl_ctx)
-        course = SupervisedMonaiProstateLearner()._config_file(fl_ctx)
+    own = SupervisedMonaiProstateLearner("mine.json")._config_file(tmp_path / "app")
+    course = SupervisedMonaiProstateLearner()._config_file(tmp_path / "app")
     assert (own, course) == (tmp_path / "app/custom/mine.json", CONFIG_FILE)
