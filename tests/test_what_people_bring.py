@@ -40,7 +40,7 @@ from src.prostate.card import Settings
 from src.prostate.transforms import LoadCase
 from src.prostate.transforms import prepare as prepare_cases
 from tests.data_support import AFFINE, SHAPE, affine_of, gland, heard, modality, named, raw_cases, signal, stored
-from tests.tests_support import ball_case, failing, names_in, through_the_door
+from tests.tests_support import ball_case, failing, names_in, rows, through_the_door
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -52,11 +52,6 @@ def home(tmp_path, monkeypatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COURSE_DATA", str(tmp_path / "my data"))
     return tmp_path / "my data"
-
-
-def rows(*table: tuple) -> pytest.MarkDecorator:
-    """A table whose rows are named by their first column."""
-    return pytest.mark.parametrize("row", [one[1:] for one in table], ids=[one[0] for one in table])
 
 
 def outcome(what: Callable[[], object]) -> object:

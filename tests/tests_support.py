@@ -7,7 +7,7 @@ import http.server
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -19,6 +19,18 @@ from src.common.datalists import CHECKED
 from src.common.files import write_json
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def rows(*table: tuple) -> pytest.MarkDecorator:
+    """A table whose rows are named by their first column."""
+    return pytest.mark.parametrize("row", [one[1:] for one in table], ids=[one[0] for one in table])
+
+
+def at_once(count: int, call: Callable[[], object]) -> None:
+    threads = [threading.Thread(target=call) for _ in range(count)]
+    for step in (threading.Thread.start, threading.Thread.join):
+        for thread in threads:
+            step(thread)
 
 
 def ball_case(folder, name="case", spacing=(1.0, 1.0, 3.0), shape=(80, 80, 20), centre=(4.0, -6.0, 3.0), **options):

@@ -6,7 +6,6 @@ import io
 import os
 import socket
 import tarfile
-import threading
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 
 from data_scripts import fetching
 from src.common.errors import CourseError
-from tests.tests_support import FULL, Server, failing, files_of, names_in
+from tests.tests_support import FULL, Server, at_once, failing, files_of, names_in, rows
 
 CONTENT = {"imagesTr/a.nii.gz": b"image a" * 200, "labelsTr/a.nii.gz": b"mask a", "dataset.json": b"{}"}
 
@@ -72,21 +71,18 @@ def test_an_archive_that_was_brought_is_taken_and_stays(server, home):
     assert server.asked == 0
 
 
-FAULTS = {
-    "no server": ({"url": "http://127.0.0.1:1/Task.tar.gz"}, r"(?s)Connection refused.*127\.0\.0\.1"),
-    "no address": ({"url": "not-an-address"}, "unknown url type: 'not-an-address'"),
-    "not found": ({"status": 404}, r"404: Not Found: http://127\.0\.0\.1:\d+/Task"),
-    "overloaded": ({"status": 503}, r"503: .*: http://127\.0\.0\.1:\d+/Task"),
-    "a connection that breaks": ({"cut": 100}, "got only 100 out of"),
-    "a server that falls silent": ({"silent": 0.6}, "timed out"),
-    "another checksum": ({"content": ARCHIVE[:-1] + b"?"}, f"what arrived has another MD5 .* {MD5}"),
-}
-
-
-@pytest.mark.parametrize(("fault", "said"), FAULTS.values(), ids=FAULTS.keys())
-def test_a_download_that_fails_leaves_nothing_and_names_the_ways_out(server, home, monkeypatch, fault, said):
+@rows(
+    ("no server", {"url": "http://127.0.0.1:1/Task.tar.gz"}, r"(?s)Connection refused.*127\.0\.0\.1"),
+    ("no address", {"url": "not-an-address"}, "unknown url type: 'not-an-address'"),
+    ("not found", {"status": 404}, r"404: Not Found: http://127\.0\.0\.1:\d+/Task"),
+    ("overloaded", {"status": 503}, r"503: .*: http://127\.0\.0\.1:\d+/Task"),
+    ("a connection that breaks", {"cut": 100}, "got only 100 out of"),
+    ("a server that falls silent", {"silent": 0.6}, "timed out"),
+    ("another checksum", {"content": ARCHIVE[:-1] + b"?"}, f"what arrived has another MD5 .* {MD5}"),
+)
+def test_a_download_that_fails_leaves_nothing_and_names_the_ways_out(server, home, monkeypatch, row):
     monkeypatch.setattr(fetching, "SECONDS", 0.2)
-    right = server.url
+    (fault, said), right = row, server.url
     vars(server).update(fault)
     with pytest.raises(CourseError, match=said) as caught:
         fetch(server, home)
@@ -138,27 +134,21 @@ def test_a_data_folder_that_may_not_be_written_to(server, home, monkeypatch):
         fetch(server, home)
 
 
-LACKING = {
-    "no masks": (archive_of({"imagesTr/a": b""}), r"Task/labelsTr is missing"),
-    "half": (ARCHIVE[:100], "end-of-stream"),
-    "text": (b"this is no archive", "could not be opened"),
-    "another folder": (archive_of(top="Other"), r"Task/labelsTr"),
-    "outside": (archive_of({"../../outside": b""}), "[Uu]nsafe"),
-}
-
-
-@pytest.mark.parametrize(("content", "reason"), LACKING.values(), ids=LACKING.keys())
-def test_an_archive_that_lacks_something_leaves_nothing(server, home, content, reason):
-    server.content = content
+@rows(
+    ("no masks", archive_of({"imagesTr/a": b""}), r"Task/labelsTr is missing"),
+    ("half", ARCHIVE[:100], "end-of-stream"),
+    ("text", b"this is no archive", "could not be opened"),
+    ("another folder", archive_of(top="Other"), r"Task/labelsTr"),
+    ("outside", archive_of({"../../outside": b""}), "[Uu]nsafe"),
+)
+def test_an_archive_that_lacks_something_leaves_nothing(server, home, row):
+    server.content, reason = row
     with pytest.raises(CourseError, match=rf"Task\.tar\.gz cannot be used: .*{reason}.*delete the archive"):
-        fetch(server, home, right=content)
+        fetch(server, home, right=server.content)
     assert names_in(home) == ["Task.tar.gz"] and names_in(home.parent) == ["my data"]
 
 
 def test_two_that_fetch_at_once_download_once(server, home):
-    threads = [threading.Thread(target=fetch, args=(server, home)) for _ in range(3)]
-    for step in (threading.Thread.start, threading.Thread.join):
-        for thread in threads:
-            step(thread)
+    at_once(3, lambda: fetch(server, home))
     assert_complete(home / "Task")
     assert server.asked == 1
