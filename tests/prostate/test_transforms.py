@@ -17,7 +17,7 @@ from src.common.seeds import site_seed
 from src.prostate import transforms
 from src.prostate.card import Settings
 from src.prostate.transforms import LoadCase, Normalise, augmentation, batches, prepare
-from tests.tests_support import FULL, ball_case, failing
+from tests.tests_support import FULL, ball_case, failing, flipped_bit, rows
 
 SETTINGS = Settings(voxel_spacing=(2.0, 2.0, 3.0), field_of_view=(64.0, 64.0), patch_size=(32, 32, 16))
 KEYS = ("image", "label", "affine")
@@ -30,18 +30,16 @@ def prepared(tmp_path):
         return prepare([ball_case(tmp_path)], SETTINGS)[0]
 
 
-GRIDS = {
-    "RAS": ((1.0, 1.0, 3.0), (80, 80, 20)),
-    "LPS": ((1.0, 1.0, 3.0), (80, 80, 20)),
-    "PIR": ((0.5, 0.5, 4.0), (160, 160, 15)),
-    "LAS": ((1.5, 1.5, 1.5), (54, 54, 40)),
-}
-
-
-@pytest.mark.parametrize("codes", GRIDS)
-def test_the_gland_stays_where_it_is_in_the_patient(tmp_path, codes):
+@rows(
+    ("RAS", (1.0, 1.0, 3.0), (80, 80, 20), "RAS"),
+    ("LPS", (1.0, 1.0, 3.0), (80, 80, 20), "LPS"),
+    ("PIR", (0.5, 0.5, 4.0), (160, 160, 15), "PIR"),
+    ("LAS", (1.5, 1.5, 1.5), (54, 54, 40), "LAS"),
+)
+def test_the_gland_stays_where_it_is_in_the_patient(tmp_path, row):
     """x goes to the right and y to the front, as the text of ``preparation`` says, whatever way the scanner stored it."""
-    (prepared,) = prepare([ball_case(tmp_path, "case", *GRIDS[codes], codes=codes)], SETTINGS)
+    *grid, codes = row
+    (prepared,) = prepare([ball_case(tmp_path, "case", *grid, codes=codes)], SETTINGS)
     image, label, affine = (prepared[key] for key in KEYS)
     assert set(prepared) == {*KEYS, "case"} and prepared["case"] == "case"
     assert image.dtype == torch.float32 and label.dtype == torch.uint8
@@ -107,32 +105,24 @@ def test_a_field_may_be_small_or_all_and_a_cut_gland_and_an_empty_mask_are_told_
     assert not prepared["label"].any()
 
 
-# -- files that cannot be used: more are in tests/test_what_people_bring.py --------------------------------------------
-
-
-def flipped_bit(file: Path) -> None:
-    content = file.read_bytes()  # the checksum is at its end: what decompresses looks right
-    file.write_bytes(content[:-6] + bytes([content[-6] ^ 1]) + content[-5:])
-
-
 def of_another_shape(file: Path) -> None:
     Path(ball_case(file.parent / "b", shape=(80, 80, 21))["label"]).replace(file)
 
 
 DAMAGED = "cannot be read: it may be damaged, "
-FAULTS = [
-    pytest.param("image", lambda file: os.truncate(file, file.stat().st_size // 2), DAMAGED, id="half a file"),
-    pytest.param("image", lambda file: os.truncate(file, 0), DAMAGED, id="an empty file"),
-    pytest.param("label", lambda file: file.write_bytes(gzip.compress(b"no volume" * 99)), DAMAGED, id="no NIfTI"),
-    pytest.param("label", flipped_bit, DAMAGED + "CRC", id="a flipped bit"),
-    pytest.param("image", Path.unlink, "cannot be read: No such file or directory", id="no file"),
-    pytest.param("label", of_another_shape, "has shape (80, 80, 21), its image (80, 80, 20)", id="another shape"),
-]
 
 
-@pytest.mark.parametrize(("key", "fault", "said"), FAULTS)
-def test_a_file_that_cannot_be_used_is_named_with_its_site(tmp_path, key, fault, said):
-    item = ball_case(tmp_path)
+@rows(
+    ("half a file", "image", lambda file: os.truncate(file, file.stat().st_size // 2), DAMAGED),
+    ("an empty file", "image", lambda file: os.truncate(file, 0), DAMAGED),
+    ("no NIfTI", "label", lambda file: file.write_bytes(gzip.compress(b"no volume" * 99)), DAMAGED),
+    ("a flipped bit", "label", flipped_bit, DAMAGED + "CRC"),
+    ("no file", "image", Path.unlink, "cannot be read: No such file or directory"),
+    ("another shape", "label", of_another_shape, "has shape (80, 80, 21), its image (80, 80, 20)"),
+)
+def test_a_file_that_cannot_be_used_is_named_with_its_site(tmp_path, row):
+    """More such files are in ``test_what_people_bring.py``."""
+    (key, fault, said), item = row, ball_case(tmp_path)
     fault(Path(item[key]))
     for cache in (None, tmp_path / "cache"):
         with pytest.raises(CourseError) as caught:
@@ -178,8 +168,7 @@ def test_a_second_run_prepares_anew_what_changed_and_no_more(tmp_path, cache, lo
 @pytest.mark.parametrize("length", [0, 4, 1000, -10])
 def test_after_a_damaged_cache_file_the_cache_is_made_again(tmp_path, cache, loads, length):
     item = ball_case(tmp_path)
-    before = sorted(tmp_path.rglob("*"))
-    first = prepare([item], SETTINGS)[0]
+    before, (first,) = sorted(tmp_path.rglob("*")), prepare([item], SETTINGS)
     assert loads.pop() and sorted(tmp_path.rglob("*")) == before, "without a cache nothing is written"
     prepare([item], SETTINGS, cache)
     (file,) = cache.iterdir()
