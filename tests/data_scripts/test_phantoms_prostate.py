@@ -10,15 +10,14 @@ from scipy import ndimage
 
 from data_scripts.phantoms import prostate as phantoms
 from data_scripts.phantoms.prostate import HOSPITALS, TEST_CASES, draw_case, write
+from tests.tests_support import REFERENCE
 
-REFERENCE = sorted((Path(__file__).resolve().parents[3] / "shared/reference/msd_prostate_labels").glob("*.nii.gz"))
 CASES = 12  # three of each hospital
 
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("with a space")
-    write(folder, CASES, 0)
+    write(folder := tmp_path_factory.mktemp("with a space"), CASES, 0)
     return folder
 
 
@@ -32,12 +31,10 @@ def cases(task) -> list[tuple]:
 
 def test_the_lists_name_exactly_what_is_there(task):
     description = json.loads((task / "dataset.json").read_text())
-    assert description["modality"] == {"0": "T2", "1": "ADC"}
-    assert description["labels"] == {"0": "background", "1": "PZ", "2": "TZ"}
-    assert description["tensorImageSize"] == "4D"
+    right = {"modality": {"0": "T2", "1": "ADC"}, "labels": {"0": "background", "1": "PZ", "2": "TZ"}}
+    assert description == {**description, **right, "tensorImageSize": "4D", "numTraining": CASES, "numTest": TEST_CASES}
+    assert (len(description["training"]), len(description["test"])) == (CASES, TEST_CASES)
     assert "GENERATED DRAWINGS, NOT PATIENTS" in description["description"]
-    assert description["numTraining"] == len(description["training"]) == CASES
-    assert description["numTest"] == len(description["test"]) == TEST_CASES
     named = [path for entry in description["training"] for path in entry.values()] + description["test"]
     assert sorted(named) == sorted(f"./{path.relative_to(task).as_posix()}" for path in task.rglob("*.nii.gz"))
     first = [entry["image"][-9:-7] for entry in description["training"][:8]]
@@ -50,10 +47,8 @@ def test_the_lists_name_exactly_what_is_there(task):
 
 def test_images_and_masks_are_what_msd_has(task, cases):
     for image, label, voxels, mask in cases:
-        assert voxels.dtype == np.float32 and voxels.ndim == 4 and voxels.shape[3] == 2
-        assert mask.dtype == np.uint8 and mask.shape == voxels.shape[:3]
-        assert 11 <= mask.shape[2] <= 24
-        assert set(np.unique(mask)) <= {0, 1, 2} and (mask > 0).any()
+        assert (voxels.dtype, mask.dtype, voxels.shape) == (np.float32, np.uint8, (*mask.shape, 2))
+        assert 11 <= mask.shape[2] <= 24 and set(np.unique(mask)) <= {0, 1, 2} and (mask > 0).any()
         assert np.isfinite(voxels).all() and voxels.min() >= 0
         assert 1000 < voxels[..., 1].max() <= 3600, "ADC is in 10⁻⁶ mm²/s"
         np.testing.assert_array_equal(image.affine, label.affine)
@@ -103,14 +98,14 @@ def test_peripheral_zone_is_behind_and_the_apex_is_narrow(cases):
         areas = areas[areas > 0]
         assert areas[0] < 0.6 * areas.max() and areas[-1] < 0.75 * areas.max()
         if (mask == 2).any():
-            peripheral, transition = np.argwhere(mask == 1).mean(0), np.argwhere(mask == 2).mean(0)
-            further_back = (transition - peripheral)[1] * label.header.get_zooms()[1]
-            assert further_back > 4, "mm"
+            further_back = np.argwhere(mask == 2).mean(0) - np.argwhere(mask == 1).mean(0)
+            assert further_back[1] * label.header.get_zooms()[1] > 4, "mm"
 
 
-@pytest.mark.skipif(not REFERENCE, reason="no reference masks here")
+@pytest.mark.skipif(not REFERENCE.is_dir(), reason="no reference masks here")
 def test_masks_look_like_real_ones(facts):
-    ours, theirs = facts["form"], np.array([measure(nib.load(path))["form"] for path in REFERENCE])
+    real = [nib.load(path) for path in REFERENCE.glob("msd_prostate_labels/*.nii.gz")]
+    ours, theirs = facts["form"], np.array([measure(label)["form"] for label in real])
     assert (theirs.min(0) >= 0.9 * ours.min(0)).all() and (theirs.max(0) <= 1.1 * ours.max(0)).all()
 
 
