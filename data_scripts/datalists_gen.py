@@ -57,7 +57,8 @@ def share_out(
         raise all_of(f"Nothing was shared out from {folder}", problems)
     datalists = {site: split(own, CARD.validation, CARD.testing, seed, site) for site, own in shares.items()}
     about = {"task": CARD.name, "generated": bool(record.get("generated")), "seed": seed}
-    return write_sites(Settings.checked({"data": data or CARD.name}).data, datalists, folder, about, say)
+    data = Settings.checked({"data": data or CARD.name}).data
+    return write_sites(data, datalists, folder, about, say, CARD.classes)
 
 
 def _given(items: Mapping, sites: Mapping, problems: list[str], say: Callable) -> dict[str, list[dict]]:

@@ -129,7 +129,7 @@ def share_out(
         shares = rescan(shares, folder, base, seed)
     datalists = {site: split(items, CARD.validation, CARD.testing, seed, site) for site, items in shares.items()}
     about = {"task": CARD.name, "generated": is_drawn, "how": how, "counts": counts, "alpha": alpha, "few": few}
-    return write_sites(data, datalists, base, {**about, "seed": seed}, say)
+    return write_sites(data, datalists, base, {**about, "seed": seed}, say, CARD.classes)
 
 
 def prepare(say: Callable[[str], None] = print) -> str:

@@ -14,8 +14,9 @@ from data_scripts.folders import generated
 from data_scripts.sharing import random_numbers
 from src.common.errors import CourseError
 from src.common.files import stamp
+from src.mednist.card import Settings
 
-VERSION = 1  # changes whenever the same style gives other pixels
+VERSION = 2  # changes whenever the same style gives other pixels
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,10 @@ def scan(image: np.ndarray, style: ScannerStyle, rng: np.random.Generator) -> np
 
 
 def rescan(shares: Mapping[str, Sequence[dict]], folder: Path, out: Path, seed: int = 0) -> dict[str, list[dict]]:
-    """Write every site's images as its scanner shows them, the first site's by the first of :data:`STYLES`, and so on. The new
-    images go to ``out`` as they lay below ``folder``; what was made there from the same is used again. ``seed`` fixes the noise.
-    Returns ``shares`` with the new paths. A ``CourseError`` for too many sites, or an ``out`` that holds something else."""
+    """Write every site's images as its scanner shows them, the first site's by the first of :data:`STYLES`, and so on: what a
+    network would see of each, 64×64 of 8 bits. The new images go to ``out`` as they lay below ``folder``; what was made there from
+    the same is used again. ``seed`` fixes the noise. Returns ``shares`` with the new paths. A ``CourseError`` for too many sites,
+    an image that cannot be read, or an ``out`` that holds something else."""
     if len(shares) > len(STYLES):
         raise CourseError(f"There are {len(STYLES)} scanners, too few for {len(shares)} sites.")
     places = {site: [Path(item["image"]).relative_to(folder) for item in items] for site, items in shares.items()}
@@ -60,13 +62,15 @@ def rescan(shares: Mapping[str, Sequence[dict]], folder: Path, out: Path, seed: 
     parameters |= {"made_from": hashlib.sha256(json.dumps(made_from).encode()).hexdigest()}
 
     def draw(new: Path) -> None:
+        from src.mednist.transforms import prepare
+
         for (site, own), style in zip(places.items(), STYLES, strict=False):
             rng = random_numbers(seed, site)
-            for place in own:
+            for place, item in zip(own, prepare(shares[site], Settings()), strict=True):
                 target = new / place
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with Image.open(folder / place) as image:
-                    Image.fromarray(scan(np.asarray(image.convert("L")), style, rng)).save(target, quality=95)
+                image = np.rint(255 * item["image"][0].numpy()).astype(np.uint8)
+                Image.fromarray(scan(image, style, rng)).save(target, quality=95)
 
     generated(out, parameters, draw)
     moved = {site: zip(items, places[site], strict=True) for site, items in shares.items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data_scripts.folders import link_or_copy, one_at_a_time, staged
-from src.common.datalists import CHECKED, DATALIST, PARTS, Datalists, each, in_two_places, site_names, volumes
+from src.common.datalists import CHECKED, DATALIST, PARTS, Datalists, each, in_two_places, labelled, site_names, volumes
 from src.common.errors import CourseError, all_of
 from src.common.files import read_json, stamp, write_json
 from src.common.paths import sites_folder
@@ -47,12 +47,12 @@ def mixed(items: Items, rng: np.random.Generator) -> list[dict]:
 def split(items: Items, validation: float, testing: float, seed: int = 0, site: str = "") -> dict[str, list[dict]]:
     """Split one site's items into the three parts, by the shares of two of them; seed and name fix it, each has the mix of classes.
     Training gets at least one item; validation and testing get one each as soon as there are enough. A ``CourseError`` for no
-    items, or shares that leave nothing for training."""
+    items, wrong labels, or shares that leave nothing for training."""
     if validation < 0 or testing < 0 or validation + testing >= 1:
         raise CourseError(f"The shares validation={validation} and testing={testing} must leave some for training.")
     if not items:
         raise CourseError(f"{site or 'This place'} has no items to split.")
-    order, count = mixed(items, random_numbers(seed, site)), len(items)
+    order, count = mixed(labelled(items), random_numbers(seed, site)), len(items)
     tests = round(count * testing)
     held = round(count * (testing + validation)) - tests
     if count >= 3:
@@ -80,7 +80,7 @@ def _by_counts(items: Items, sites: int, rng: np.random.Generator, counts: Seque
 def _by_dirichlet(items: Items, sites: int, rng: np.random.Generator, alpha: float = 0.5) -> list[Items]:
     if not alpha > 0:
         raise CourseError(f"alpha is {alpha}; it must be above 0.")
-    pools = [[item for item in items if item["label"] == label] for label in sorted({one["label"] for one in items})]
+    pools = [list(own) for _, own in itertools.groupby(sorted(items, key=_class), _class)]
     for pool in pools:
         rng.shuffle(pool)
     # A concentration below NumPy's smallest number means the limit: each site sees one class.
@@ -99,6 +99,8 @@ def _by_dirichlet(items: Items, sites: int, rng: np.random.Generator, alpha: flo
 def _specialised(items: Items, sites: int, rng: np.random.Generator, homes: Sequence[int] = (), few: int = 0):
     if len(homes) < sites:
         raise CourseError(f"{len(homes)} classes cannot be at home at {sites} sites; every site needs one of its own.")
+    if homeless := {item["label"] for item in items}.difference(homes):
+        raise CourseError(f"homes is {homes}: no site would get the items of class {', '.join(map(str, homeless))}.")
     shares = [[] for _ in range(sites)]
     for home, label in ((home, one) for home, own in enumerate(np.array_split(homes, sites)) for one in own):
         own, given = [item for item in items if item["label"] == label], few * (sites - 1)
@@ -134,8 +136,8 @@ def partition(
     over the classes: 100 gives nearly equal sites, 0.1 one or two classes each, as long as there are images of these.
     ``specialised``: every class is at home at one site, the first of ``homes``, which are all classes, at the first site, and so
     on, in equal numbers; ``few`` of its items, by default none, are at each other site. A ``CourseError`` for an unknown ``how``,
-    an option that it does not heed, and numbers with which it is not possible."""
-    names, rng = site_names(sites), random_numbers(seed)
+    an option that it does not heed, labels that are none, and numbers with which it is not possible."""
+    names, rng, items = site_names(sites), random_numbers(seed), labelled(items)
     if how not in HOW:
         raise CourseError(f"Unknown partition {how!r}; choose one of {', '.join(HOW)}.")
     options = {"counts": counts, "alpha": alpha, "homes": homes, "few": few}
@@ -149,14 +151,25 @@ def partition(
     return dict(zip(names, HOW[how][0](items, len(names), rng, **options), strict=True))
 
 
-def write_sites(data: str, datalists: Datalists, base: Path, about: Mapping, say: Callable[[str], None] = print) -> str:
+def write_sites(
+    data: str,
+    datalists: Datalists,
+    base: Path,
+    about: Mapping,
+    say: Callable[[str], None] = print,
+    labels: Sequence[str] | None = None,
+) -> str:
     """Write a folder for every site, with its datalist and files of its own, below ``$COURSE_DATA/sites/<data>``; returns ``data``.
     All appear together, whole, or not at all. When the same was written before, from files that are unchanged, nothing is done;
     what this function wrote for other settings, ``about``, is replaced. Volumes are hashed here alone, into ``checked.json``. Items
-    have absolute paths, all below ``base``: their places there are kept in the site's folder. A ``CourseError`` for an image at two
-    sites or in two parts, or a folder that is not this function's or cannot be written."""
+    have absolute paths, all below ``base``: their places there are kept in the site's folder. ``labels`` are the ``classes`` of the
+    task's card. A ``CourseError`` for a label that is none of them, an image at two sites or in two parts, or a folder that is not
+    this function's or cannot be written."""
     folder, base = sites_folder(data), Path(base)
     site_names(list(datalists))
+    datalists = {
+        site: {part: labelled(own, labels) for part, own in parts.items()} for site, parts in datalists.items()
+    }
     relative = {site: {part: [] for part in parts} for site, parts in datalists.items()}
     for site, part, item in each(datalists):
         relative[site][part].append(item | _below(base, item))
@@ -209,11 +222,12 @@ def _sum(file: str) -> dict:
 
 
 def who_has_what(datalists: Datalists, labels: Sequence[str] = ()):
-    """Number of items: a pandas.DataFrame with a row a site and one for all, a column a part, one for all, and one a label."""
+    """Number of items: a pandas.DataFrame with a row a site and one for all, a column a part, one for all, and one a label; a
+    ``CourseError`` for a label that is none of those."""
     import pandas as pd
 
-    rows = [(site, part, item["label"]) for site, part, item in each(datalists)]
-    items = pd.DataFrame(rows, columns=["site", "part", "label"])
+    items = [{**item, "site": site, "part": part} for site, part, item in each(datalists)]
+    items = pd.DataFrame(labelled(items, labels or None), columns=["site", "part", "label"])
     parts = pd.crosstab(items["site"], items["part"]).reindex(columns=[*PARTS])
     named = pd.crosstab(items["site"], items["label"].map(dict(enumerate(labels)))).reindex(columns=[*labels])
     table = pd.concat([parts, parts.sum(axis=1).rename("all parts"), named], axis=1).reindex(list(datalists))

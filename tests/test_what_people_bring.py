@@ -8,34 +8,41 @@ import gzip
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import unicodedata
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from monai.transforms import LoadImage
 from PIL import Image
 
+from book.figures import confusion_matrix
 from book.show import tensorboard_through_hub
 from data_scripts import mednist_sites
 from data_scripts.datalists_gen import read_hospitals, share_out
 from data_scripts.nifti import one_geometry
-from data_scripts.sharing import write_sites
+from data_scripts.scanners import rescan
+from data_scripts.sharing import partition, split, who_has_what, write_sites
 from data_scripts.together import read_sites, sites_of
 from src.common import paths
-from src.common.datalists import PARTS, read_datalist, site_names
+from src.common.datalists import PARTS, read_datalist, read_site, site_names
 from src.common.errors import CourseError
 from src.federation.processes import plain_paths
 from src.federation.run import Run
 from src.federation.server import RECORD
 from src.mednist.card import CARD as MEDNIST
 from src.mednist.card import Settings as MedNISTSettings
+from src.mednist.statistics import ImageStatistics
 from src.mednist.transforms import prepare as prepare_pictures
+from src.prostate.card import CARD as PROSTATE
 from src.prostate.card import Settings
 from src.prostate.transforms import LoadCase
 from src.prostate.transforms import prepare as prepare_cases
@@ -418,9 +425,10 @@ DEEP = "1 of 1 pictures: each was scaled by the file's own range of values, for 
 PAD = "1 of 1 pictures: each was padded with black, for it is not square"
 
 
-@rows(
+PICTURES = rows(
     ("8 bits, grey", "png", picture(RAMP * 200, "uint8"), np.floor(RAMP * 200) / 255, None),
     ("a grey picture stored in colours", "png", picture(RAMP * 200, "RGB"), np.floor(RAMP * 200) / 255, None),
+    ("a picture with an alpha channel", "png", picture(RAMP * 200, "RGBA"), np.floor(RAMP * 200) / 255, None),
     ("a palette", "png", picture(RAMP * 200, "P"), np.floor(RAMP * 200) / 255, None),
     ("black and white, 1 bit", "png", picture(SQUARE * 255, "1"), SQUARE, None),
     ("a colour that is not grey", "png", lambda file: Image.new("RGB", (64, 64), (255, 0, 0)).save(file),
@@ -439,6 +447,9 @@ PAD = "1 of 1 pictures: each was padded with black, for it is not square"
     ("turned by EXIF", "png", turned_by_exif, SQUARE, "1 of 1 pictures: each was turned as its EXIF data say"),
     ("three pages in one file", "tif", several_pages, "it holds 3 pictures, not one", None),
 )  # fmt: skip
+
+
+@PICTURES
 def test_pictures(row, tmp_path):
     suffix, write, right, notice = row
     file = tmp_path / f"picture.{suffix}"
@@ -873,3 +884,119 @@ def test_tensorboard_in_a_notebook(row, monkeypatch, capsys):
     monkeypatch.setattr("IPython.display.display", lambda page, **_: shown.append(page.data))
     notebook._display_ipython(port=6006, height=800, display_handle=None)
     assert right in shown[0]
+
+
+# -- labels: the number of a class, at each door by which items come in, or the words ----------------------------------
+
+
+def brought(folder: Path, label: object, write: Callable | None = None, name: str = "a.png") -> dict:
+    folder.mkdir()
+    (write or picture(RAMP * 200, "uint8"))(folder / name)
+    return {"image": str(folder / name), "label": label}
+
+
+def listed(item: dict, home: Path) -> Path:
+    """The datalist of site a, with this one item beside it."""
+    file, name = home / "sites/toy/a/datalist.json", Path(item["image"]).name
+    shutil.copytree(Path(item["image"]).parent, file.parent)
+    file.write_bytes(datalist([{"image": name, "label": item["label"]}]))
+    return file
+
+
+def counted(item: dict, home: Path) -> dict:
+    listed(item, home)
+    statistics = ImageStatistics("toy")
+    statistics.initialize(SimpleNamespace(get_identity_name=lambda: "a"))
+    return statistics.data["training"]
+
+
+def written(item: dict, _: Path) -> object:
+    lists = {"a": dict(zip(PARTS, ([item], [], []), strict=True))}
+    write_sites("toy", lists, Path(item["image"]).parent, {}, len, MEDNIST.classes)
+    return read_site("toy", "a")["training"][0]["label"]
+
+
+DOORS = {
+    "in a datalist": lambda item, home: read_datalist(listed(item, home), "a", MEDNIST.classes)["training"][0]["label"],
+    "in statistics": lambda item, home: counted(item, home)["class"].item(),
+    "dealt out": lambda item, _: partition([item], 1)["site-1"][0]["label"],
+    "split into parts": lambda item, _: split([item], 0.1, 0.2)["training"][0]["label"],
+    "written to a site's folder": written,
+    "prepared for training": lambda item, _: prepare_pictures([item], MedNISTSettings())[0]["label"],
+    "in a table": lambda item, _: (
+        3 * who_has_what({"a": {"training": [item]}}, MEDNIST.labels).loc["a", "ChestCT"].item()
+    ),
+    "in a heat map": lambda item, _: (
+        confusion_matrix([item["label"]], [0], MEDNIST.labels, "").data.loc["ChestCT"].sum() * 3
+    ),
+}
+IN_JSON = {"3": 3, "3.0": 3.0, "-1": -1, "-100, which PyTorch passes over": -100, "6 of six classes": 6, "true": True,
+           "3.5": 3.5, "NaN": float("nan"), "infinity": float("inf"), "3 in quotes": "3", "a list": [3]}  # fmt: skip
+IN_PYTHON = {"a NumPy integer": np.int64(3), "a NumPy float": np.float32(3), "a tensor": torch.tensor(3),
+             "NumPy's true": np.True_, "NumPy's -1": np.int8(-1)}  # fmt: skip
+WRONG, MASK = "its label is {!r}; it must be ", "the path of a file"
+CLASS = "a whole number from 0, AbdomenCT, to 5, HeadCT"
+
+
+@rows(
+    *[
+        (f"{name}, {door}", label, door)
+        for door in DOORS
+        for name, label in (IN_JSON | (IN_PYTHON if door not in ("in a datalist", "in statistics") else {})).items()
+    ]
+)
+def test_labels(row, tmp_path, home):
+    """Who deals out or splits does not know the task: they take any number from 0 on."""
+    label, door = row
+    found = outcome(lambda: DOORS[door](brought(tmp_path / "own", label), home))
+    knows, is_one = door not in ("dealt out", "split into parts"), type(label) not in (bool, np.bool_, list)
+    if is_one and label in ((3,) if knows else (3, 6)):
+        assert found == int(label) and isinstance(found, int | np.integer)
+    else:
+        right = WRONG.format(label) + (CLASS if knows else MASK + ", or a whole number from 0 on")
+        assert found.endswith(right) and ("a.png: " in found or door == "in a heat map")
+        assert not (home / "sites/toy/about.json").exists()
+
+
+FOR_A_MASK = {
+    "in a datalist": lambda item, home: read_datalist(listed(item, home), "a", PROSTATE.classes),
+    "loaded": lambda item, _: LoadCase()(item),
+    "prepared": lambda item, _: prepare_cases([item], Settings()),
+}
+
+
+@rows(
+    *[(f"{name} for a mask, {how}", label, MASK, door) for how, door in FOR_A_MASK.items()
+      for name, label in (("the number 0", 0), ("the number 3", 3), ("true", True), ("3 in quotes", "3"))],
+    ("a mask for a class, in a datalist", "a_mask.png", CLASS, DOORS["in a datalist"]),
+    ("a mask for a class, prepared", Path("a_mask.png"), CLASS, DOORS["prepared for training"]),
+)  # fmt: skip
+def test_numbers_and_files(row, tmp_path, home):
+    label, right, door = row
+    assert f"a.png: {WRONG.format(label)}{right}" in outcome(lambda: door(brought(tmp_path / "own", label), home))
+
+
+@rows(("the same scan twice, as paths", 2, "images/1.nii.gz: the same image is in a training and in b training"),
+      ("one scan, as paths", 1, "toy"))  # fmt: skip
+def test_files_as_paths(row, tmp_path):
+    count, right = row
+    pairs = [pair(tmp_path / "t2", stored(signal(0)), name=str(number)) for number in range(count)]
+    items = [{key: Path(one[key]) for key in ("image", "label")} for one in pairs]
+    lists = {site: {"training": [item]} for site, item in zip("ab", items, strict=False)}
+    assert right in outcome(lambda: write_sites("toy", lists, tmp_path / "t2", {}, len, PROSTATE.classes))
+
+
+@PICTURES
+def test_pictures_in_statistics_and_through_scanners(row, tmp_path, home):
+    """One reader: what is counted, and what a scanner's style starts from, is what the network sees."""
+    suffix, write, right, _ = row
+    item = brought(tmp_path / "raw", 3, write, f"a.{suffix}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # test_pictures looks at what is said
+        styled = outcome(lambda: rescan({"a": [item]}, tmp_path / "raw", tmp_path / "styled")["a"][0]["image"])
+        values = outcome(lambda: counted(item, home)["intensity"].to_numpy())
+    if isinstance(right, str):
+        assert all(f"a.{suffix}: {right}" in said for said in (values, styled)) and not (tmp_path / "styled").exists()
+    else:
+        for found in (values.reshape(64, 64), np.asarray(Image.open(styled)) / 255):
+            np.testing.assert_allclose(found, right, atol=2.5e-3)

@@ -5,8 +5,12 @@ In it lies ``datalist.json``, in the format of the Medical Segmentation Decathlo
 that came through ``data_scripts/datalists_gen.sh``: ``{path: {"sha256": …, "bytes": …}}``. Paths start from the folder.
 """
 
+import math
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 
 from src.common.errors import CourseError, all_of, some_of
@@ -20,15 +24,15 @@ Datalists = Mapping[str, Mapping[str, list[dict]]]
 
 def site_names(sites: int | Sequence[str]) -> list[str]:
     """``site-1``, ``site-2``, … for a number; a list of names is returned, or refused where one cannot be a site's."""
-    if isinstance(sites, int) and sites > 0:
+    if isinstance(sites, int) and not isinstance(sites, bool) and sites > 0:
         return [f"site-{number}" for number in range(1, sites + 1)]
-    names = [] if isinstance(sites, int | str) else list(sites)
+    names = list(sites) if isinstance(sites, Iterable) and not isinstance(sites, str) else []
     if not names or len({str(name).lower() for name in names}) != len(names):  # on a Mac, A and a are one folder
         said = "give a number of at least 1, or a list of names that differ in more than capitals."
         raise CourseError(f"sites is {sites!r}; {said}")
     for name in names:
-        if not isinstance(name, str) or not re.fullmatch("(?ai)(?!(server|all)$)[a-z0-9][a-z0-9_-]*", name):
-            said = "use letters, digits, - and _ alone, for it becomes a file's and a host's name, and none of server, all."
+        if not isinstance(name, str) or not re.fullmatch("(?ai)(?!(server|all)$)[a-z0-9][a-z0-9_-]{0,63}", name):
+            said = "use letters, digits, - and _ alone, 64 at most, for it becomes a file's and a certificate's name; not server, all."
             raise CourseError(f"{name!r} cannot be the name of a site: {said}")
     return names
 
@@ -38,9 +42,9 @@ def cache_folder(data: str, site: str) -> Path:
     return sites_folder(data) / site / "cache"
 
 
-def read_site(data: str, site: str) -> dict[str, list[dict]]:
+def read_site(data: str, site: str, labels: Sequence[str] | None = None) -> dict[str, list[dict]]:
     """The datalist of one site on this machine; see :func:`read_datalist`."""
-    return read_datalist(sites_folder(data) / site / DATALIST, site)
+    return read_datalist(sites_folder(data) / site / DATALIST, site, labels)
 
 
 def each(datalists: Datalists) -> Iterator[tuple[str, str, dict]]:
@@ -48,9 +52,37 @@ def each(datalists: Datalists) -> Iterator[tuple[str, str, dict]]:
     return ((site, part, item) for site, parts in datalists.items() for part, items in parts.items() for item in items)
 
 
+def plain_label(label: object, classes: Sequence[str] | None = None) -> int | str:
+    """A label as a path's text or as an ``int``; a ``CourseError`` for one that is neither. ``classes`` are a card's: it is the
+    number of one of them, or a path where there are none; None allows both."""
+    plain = label.item() if getattr(label, "ndim", None) == 0 else label  # a number of NumPy or PyTorch
+    if isinstance(plain, str | os.PathLike) and not classes and re.search(r"[^-+.\d\s]", str(plain)):
+        return str(plain)
+    most = math.inf if classes is None else len(classes)
+    if isinstance(plain, Real) and not isinstance(plain, bool) and 0 <= plain == plain // 1 < most:
+        return int(plain)
+    right = f"a whole number from 0, {classes[0]}, to {most - 1}, {classes[-1]}" if classes else "the path of a file"
+    right += ", or a whole number from 0 on" if classes is None else ""
+    raise CourseError(f"its label is {label!r}; it must be {right}", "a label cannot be used")
+
+
+def labelled(items: Iterable[Mapping], classes: Sequence[str] | None = None) -> list[dict]:
+    """Items with the paths of their images as text, and their :func:`plain_label`; a ``CourseError`` names all without one."""
+    plain, wrong = [], defaultdict(list)
+    for item in items:
+        try:
+            plain.append({**item, "image": str(item["image"]), "label": plain_label(item.get("label"), classes)})
+        except CourseError as error:
+            wrong[f"{error}"].append(str(item["image"]))
+    if wrong:
+        problems = [f"{some_of(images)}: {said}" for said, images in wrong.items()]
+        raise all_of("Wrong labels", problems, "a label cannot be used")
+    return plain
+
+
 def volumes(item: Mapping) -> dict[str, str]:
     """Image and label of an item whose label is a file; none of a picture, whose label is a number."""
-    return {key: str(item[key]) for key in ("image", "label") if not isinstance(item["label"], int)}
+    return {key: str(item[key]) for key in ("image", "label") if isinstance(item["label"], str | os.PathLike)}
 
 
 def in_two_places(datalists: Datalists, sums: Mapping[str, str]) -> list[str]:
@@ -65,8 +97,9 @@ def in_two_places(datalists: Datalists, sums: Mapping[str, str]) -> list[str]:
     return problems
 
 
-def read_datalist(path: Path, site: str = "") -> dict[str, list[dict]]:
-    """The items of each part, with absolute paths and the name of their site; a ``CourseError`` names all that is wrong."""
+def read_datalist(path: Path, site: str = "", labels: Sequence[str] | None = None) -> dict[str, list[dict]]:
+    """The items of each part, with absolute paths and the name of their site; a ``CourseError`` names all that is wrong. ``labels``
+    are the ``classes`` of the task's card, for :func:`plain_label`."""
     path, kind = Path(path).absolute(), "its datalist cannot be used"
     source = "It comes from data_scripts/mednist_sites.sh or datalists_gen.sh."
     content = load_json(path, "datalist", source, "its datalist is missing or cannot be read")
@@ -81,10 +114,14 @@ def read_datalist(path: Path, site: str = "") -> dict[str, list[dict]]:
             continue
         for number, entry in enumerate(entries):
             image, label = (entry.get("image"), entry.get("label")) if isinstance(entry, dict) else (None, None)
-            if not isinstance(image, str) or not isinstance(label, str | int):
+            if not isinstance(image, str) or label is None:
                 problems.append(f"{part}[{number}]: no 'image' with its 'label'")
                 continue
-            items.append({**entry, "site": site})
+            try:
+                items.append({**entry, "label": plain_label(label, labels), "site": site})
+            except CourseError as error:
+                problems.append(f"{part}[{number}]: {image}: {error}")
+                continue
             for key, name in {"image": image, **volumes(entry)}.items():
                 file = path.parent / name
                 items[-1][key] = str(file)

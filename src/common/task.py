@@ -1,7 +1,7 @@
 """What a task is: what it says about itself, and the functions by which a site trains for it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,12 @@ class Card:
     testing: float  # share of a site's items that is kept for the end
     source: str  # who made the data, and where they are described
     licence: str  # of the data
+    outlines: bool = field(default=False, kw_only=True)  # a label is a file, in which structures are outlined
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, where a label is the number of one; none where it is a file."""
+        return () if self.outlines else self.labels
 
 
 @dataclass(frozen=True)

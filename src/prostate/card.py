@@ -19,6 +19,7 @@ CARD = Card(
     testing=0.33,
     source="Antonelli et al., Nature Communications 2022, doi:10.1038/s41467-022-30695-9; http://medicaldecathlon.com",
     licence="CC BY-SA 4.0",
+    outlines=True,
 )
 
 CONFIG_FILE = Path(__file__).parents[1] / "config" / "config_train.json"  # the notebook's study, to copy and to change

@@ -17,9 +17,10 @@ import torch
 from monai.data import DataLoader, Dataset, MetaTensor, PersistentDataset
 from scipy import ndimage
 
+from src.common.datalists import labelled
 from src.common.errors import CourseError, first_line
 from src.common.files import stamp
-from src.prostate.card import Settings
+from src.prostate.card import CARD, Settings
 
 VERSION = 3  # changes whenever preparation() gives other volumes for the same settings: an older cache is not used
 BOTH = ("image", "label")
@@ -37,6 +38,7 @@ class LoadCase(mt.Transform):
     """
 
     def __call__(self, item: Mapping) -> dict:
+        labelled([item] if "label" in item else [], CARD.classes)
         loaded = {**item, "case": case_name(item)}
         for key in filter(item.get, BOTH):
             try:
@@ -187,6 +189,7 @@ def prepare(items: Sequence[Mapping], settings: Settings, cache: Path | None = N
     """
     made_with = [VERSION, settings.coil_correction, settings.voxel_spacing, settings.field_of_view, settings.patch_size]
     keyed = []  # the cache's file names are made from all that an item holds: what changes any of this asks for another file
+    labelled([item for item in items if "label" in item], CARD.classes)
     for item in items:
         files = [Path(item[key]) for key in BOTH if item.get(key)]
         keyed.append({**item, "made": [made_with, *(stamp(file) for file in files if file.is_file())]})
