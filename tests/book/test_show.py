@@ -1,10 +1,20 @@
-"""What notebooks show as code is the code that runs."""
+"""What notebooks show: the code that runs, and the headlines of a notebook."""
 
 import html
+import math
 import re
 
+import numpy as np
+import pytest
+import torch
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+from book import headline as module
 from book import show
+from book.headline import headline, headlines
 from data_scripts.together import pooled
+from src.common.errors import CourseError
+from tests.tests_support import rows
 
 
 def example(first: int):
@@ -35,11 +45,44 @@ def test_both_columns_are_there_and_only_what_differs_is_marked(tmp_path):
     page = show.side_by_side(example, other, "alone", "in a federation").data
     marked = "".join(re.findall(r'<span class="diff_(?:add|sub|chg)">(.*?)</span>', page))
     assert "1" in marked and "2" in marked and "return" not in marked
-    assert page.count("return&nbsp;second") == 2
-    assert "alone" in page and "in a federation" in page
-    # Scripts, too.
-    for name, number in (("a.py", 1), ("b.py", 2)):
+    assert page.count("return&nbsp;second") == 2 and "alone" in page and "in a federation" in page
+    for name, number in (("a.py", 1), ("b.py", 2)):  # scripts, too
         (tmp_path / name).write_text(f'"""What it is."""\n\nimport os\n\nvalue = {number}\n')
     assert text_of(show.source(tmp_path / "a.py")).strip() == "import os\n\nvalue = 1"
     page = show.side_by_side(tmp_path / "a.py", tmp_path / "b.py", "one", "other").data
     assert page.count("import&nbsp;os") == 2 and "What&nbsp;it" not in page
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What a cell has displayed: outputs of a notebook."""
+    outputs = []
+    show = lambda data, raw, **more: outputs.append(new_output("display_data", data, **more))  # noqa: E731
+    monkeypatch.setattr(module, "display", show)
+    return outputs
+
+
+def test_headline_is_a_table_and_plain_data(shown):
+    headline(acc=torch.tensor(0.5), count=np.int64(3000), dice=np.float32(0.25), best_round="a < b", small=2e-5)
+    table = shown[0].data["text/html"]
+    assert re.findall("<td>(.*?)</td>", table) == ["0.500", "3,000", "0.250", "a &lt; b", "2.0e-05"]
+    assert "best round" in table
+    headline(more=1)
+    found = headlines(new_notebook(cells=[new_code_cell("", outputs=shown)]))
+    assert found == {"acc": 0.5, "count": 3000, "dice": 0.25, "best_round": "a < b", "small": 2e-5, "more": 1}
+
+
+@rows(
+    ("nothing", {}, "no value"),
+    ("nan", {"acc": math.nan}, r"headline\(acc=nan\) is not a finite number"),
+    ("tensor of infinity", {"acc": torch.tensor(math.inf)}, "not a finite number"),
+    ("several numbers", {"acc": np.array([1.0, 2.0])}, "one number or a text, not ndarray"),
+    ("none", {"acc": None}, "one number or a text, not NoneType"),
+    ("taken", {"seconds": 3}, r"headline\(seconds=...\).*taken"),
+    ("taken, too", {"error": "x"}, "taken"),
+)
+def test_headline_refuses_what_is_none(shown, row):
+    values, message = row
+    with pytest.raises(CourseError, match=message):
+        headline(**values)
+    assert shown == []
