@@ -13,33 +13,38 @@ leaves its processes when the caller is killed. On several machines, everybody s
 
 import contextlib
 import os
+import site as user_packages
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
 from nvflare.apis.fl_exception import FLCommunicationError
-from nvflare.apis.job_def import RunStatus
-from nvflare.fuel.flare_api.api_spec import JobTimeout
+from nvflare.apis.job_def import ALL_SITES, RunStatus
+from nvflare.fuel.flare_api.api_spec import JobNotFound, JobTimeout, NoConnection
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
 from nvflare.recipe import ProdEnv
 from nvflare.recipe.spec import Recipe
 
-from deploy.kits import ADMIN, LEAD, SERVER, SILENCE_SECONDS, project, provision, set_up_server, set_up_site
-from src.common.errors import CourseError
+from deploy.guard import READY, clear_away
+from deploy.kits import ADMIN, LEAD, SERVER, SILENCE_SECONDS, USERS, project, provision, set_up_server, set_up_site
+from src.common.errors import CourseError, some_of
 from src.common.files import write_json
-from src.federation.processes import PLAIN, end_processes_below, plain_paths, processes_below
+from src.federation.processes import END_SECONDS, PLAIN, end_processes_below, plain_paths, processes_below
 from src.federation.record import read_record, shortfall
 from src.federation.run import RUN
 
 CONSOLE = "console.log"
+GUARD_SECONDS = 60.0
 START_SECONDS = 120.0
 POLL_SECONDS = 0.3
 JOB_SECONDS = 600.0
+WAITING = (RunStatus.SUBMITTED, RunStatus.DISPATCHED)
 
 
 def free_port() -> int:
@@ -47,6 +52,19 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return probe.getsockname()[1]
+
+
+def handed_on(**own: str) -> dict[str, str]:
+    """The environment of a federation's process: this one's, so that it finds the same packages and devices, and ``own``.
+
+    Without ``COURSE_*``, which say where *this* process's data are, and the variable that names another folder for FLARE's kit.
+    """
+    ours = {name: text for name, text in os.environ.items() if not name.startswith(("COURSE_", "NVFL_WORKSPACE"))}
+    # Python looks for packages of the user below HOME, which is the kit, and for a relative path in its current folder.
+    ours["PYTHONUSERBASE"] = str(Path(ours.get("PYTHONUSERBASE") or user_packages.getuserbase()).absolute())
+    if places := ours.get("PYTHONPATH"):
+        ours["PYTHONPATH"] = os.pathsep.join(str(Path(place).absolute()) for place in places.split(os.pathsep))
+    return ours | own
 
 
 class Federation(contextlib.AbstractContextManager):
@@ -58,7 +76,7 @@ class Federation(contextlib.AbstractContextManager):
     Args:
         folder: is made, and holds kits, logs and jobs. FLARE splits the command line of a job's process as a shell does; a path
             with a blank or the like is replaced by a new folder among the system's temporary ones.
-        sites: name → environment variables of this site's process alone.
+        sites: name → environment variables of this site's process alone, on top of :func:`handed_on`.
         silence: of :func:`deploy.kits.set_up_server`.
 
     Attributes:
@@ -66,29 +84,26 @@ class Federation(contextlib.AbstractContextManager):
         kits: participant (``server``, each site, each user) → the folder of its start-up kit.
 
     Raises:
-        CourseError: if the folder is there already.
+        CourseError: if the folder is there already, a name or a variable cannot be one, or the guard does not start; nothing is
+            made then. Wherever a participant, a user or a job is unknown, it names those there are.
     """
 
     def __init__(self, folder: Path, sites: Mapping[str, Mapping[str, str]], silence: float = SILENCE_SECONDS):
-        self.sites, self.port = dict(sites), free_port()
-        about = project(list(sites), self.port)
+        self.sites, self.port = _variables(sites), free_port()
+        about = project(list(self.sites), self.port)
         self.folder = _plain_folder(Path(folder))
+        self._participants = [SERVER, *self.sites]
         self.kits: dict[str, Path] = {}
         self._running: dict[str, subprocess.Popen] = {}
         self._guard: subprocess.Popen | None = None
+        self._to_clear = [str(self.folder)]
         self._open = contextlib.ExitStack()
         try:
             python, _ = self._open.enter_context(plain_paths(Path(sys.executable), self.folder))
             self._python = Path(python)
             # Links to a Python with a blank in its path go with the federation.
-            links = [] if python == sys.executable else [str(self._python.parents[2])]
-            self._guard = subprocess.Popen(
-                [sys.executable, "-m", "deploy.guard", str(self.folder), *links],
-                stdin=subprocess.PIPE,
-                start_new_session=True,  # Ctrl-C in a terminal is for its owner
-                env={"PATH": os.environ.get("PATH", os.defpath)},
-                cwd=Path(__file__).resolve().parents[1],  # the course's folder: Python looks for modules there first
-            )
+            self._to_clear += [] if python == sys.executable else [str(self._python.parents[2])]
+            self._start_guard()
             self.kits = provision(self.folder, about)
             set_up_server(self.kits[SERVER], silence)
             for participant in (SERVER, *self.sites):
@@ -97,41 +112,78 @@ class Federation(contextlib.AbstractContextManager):
             self.close()
             raise
 
+    def _start_guard(self) -> None:
+        """Return when the guard has said that it is there: only then there may be keys."""
+        command, streams = [sys.executable, "-m", "deploy.guard", *self._to_clear], ("stdin", "stdout", "stderr")
+        options = dict.fromkeys(streams, subprocess.PIPE) | {
+            "start_new_session": True,  # Ctrl-C in a terminal is for its owner
+            "cwd": Path(__file__).resolve().parents[1],  # the course's folder: Python looks for modules there first
+        }
+        alarm = threading.Timer(GUARD_SECONDS, lambda: self._guard.kill())
+        try:
+            self._guard = guard = subprocess.Popen(command, **options, text=True, env=handed_on())
+            alarm.start()
+            if any(line.strip() == READY for line in guard.stdout):
+                return
+            said = (
+                guard.stderr.read()[-2000:].strip()
+                or f"it said nothing in {GUARD_SECONDS:.0f} s, or ended without a word"
+            )
+        except OSError as error:
+            said = str(error)
+        finally:
+            alarm.cancel()
+        raise CourseError(f"The guard does not start, so no kit was made: {said}")
+
     def __exit__(self, *_) -> None:
         self.close()
 
     def close(self) -> None:
-        """End all processes and remove the folder; twice is as good as once."""
+        """End all processes and remove the folder; twice is as good as once.
+
+        Raises:
+            CourseError: if a process does not end, or the folder cannot be removed.
+        """
         if self._guard:
             self._guard.stdin.close()
-            self._guard.wait()
-        for process in self._running.values():
-            process.wait()
-        with contextlib.suppress(FileNotFoundError):  # the guard has removed the links
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._guard.wait(END_SECONDS)
+            self._guard.kill()
+        clear_away(*self._to_clear)  # once more: somebody may have ended the guard before
+        for process in [*self._running.values(), *filter(None, [self._guard])]:
+            _wait(process)
+        with contextlib.suppress(FileNotFoundError):  # the links are gone
             self._open.close()
+        if self.folder.exists():
+            raise CourseError(f"{self.folder} cannot be removed. Delete it by hand: it may hold private keys.")
 
     # -- processes -----------------------------------------------------------------------------------------------------
 
     def start(self, *names: str, wait: bool = True) -> None:
-        """Start the server and all sites, or these participants, and wait until they have registered.
+        """Start the server and all sites, or these participants, and wait until they have registered. Who runs is left alone.
 
         Raises:
-            CourseError: if a process ends early, or not all have registered within ``START_SECONDS``; quotes their logs.
+            CourseError: if the server's port is taken or it does not run, a process ends early, or not all have registered within
+                ``START_SECONDS``; quotes their logs.
         """
-        names, since = names or (SERVER, *self.sites), time.time()
-        for name in names:
+        names, since = names or self._participants, time.time()
+        new = [name for name in dict.fromkeys(names) if not self.is_running(name)]
+        if SERVER in new:
+            _refuse_if_taken(self.port)
+        for name in new:
             self._running[name] = self._start(name)
         if wait:
-            self._wait_until_registered([name for name in names if name != SERVER], since)
+            self._wait_until_registered(set(names) - {SERVER}, new, since)
 
     def _start(self, name: str) -> subprocess.Popen:
-        """Run a kit's own start script with this Python, its own variables, and nothing else of this process's environment."""
+        """Run a kit's own start script with this Python, what is handed on to all, and its own variables."""
         kit = self.kits[name]
         common = {
             "PATH": os.pathsep.join([str(self._python.parent), os.environ.get("PATH", os.defpath)]),
             "HOME": str(kit),
             "TMPDIR": str(kit),
             "OMP_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1",
             # All processes of a job start at once on this one machine; FLARE gives a site 60 s to meet the server's.
             "NVFLARE_MAX_RUNNER_SYNC_TIMEOUT": str(JOB_SECONDS),
         }
@@ -140,7 +192,7 @@ class Federation(contextlib.AbstractContextManager):
                 # Once: not in a loop that starts the process again when it ends.
                 [kit / "startup" / "sub_start.sh", "--once"],
                 cwd=kit,
-                env={**common, **self.sites.get(name, {})},
+                env=handed_on(**{**common, **self.sites.get(name, {})}),
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,
@@ -148,23 +200,39 @@ class Federation(contextlib.AbstractContextManager):
             )
 
     def kill(self, name: str) -> None:
-        """End a participant as a power failure does: at once, with all that it does for jobs, and without a word to anybody."""
+        """End a participant as a power failure does: at once, with all that it does for jobs, and without a word to anybody.
+
+        Raises:
+            CourseError: if it does not run.
+        """
+        if not self.is_running(name):
+            runs = [one for one in self._participants if self.is_running(one)]
+            raise CourseError(f"{name} does not run. Of this federation there run: {some_of(runs) or 'none'}.")
         end_processes_below(self.kits[name], patience=0)
-        self._running.pop(name).wait()
+        if name in self._running:
+            _wait(self._running.pop(name))
 
     def is_running(self, name: str) -> bool:
         """Whether a participant has a process."""
-        return bool(processes_below(self.kits[name]))
+        return bool(processes_below(self._kit(name, self._participants)))
 
-    def _wait_until_registered(self, sites: Sequence[str], since: float) -> None:
+    def _kit(self, name: str, among: Collection[str]) -> Path:
+        if name not in among:
+            raise CourseError(f"{name!r} is none of this federation's. There are: {some_of(list(among))}.")
+        if not self.folder.is_dir():
+            raise CourseError("This federation is closed. Make a new one.")
+        return self.kits[name]
+
+    def _wait_until_registered(self, sites: set[str], new: Collection[str], since: float) -> None:
         deadline, missing = time.monotonic() + START_SECONDS, set(sites)
 
         def pause() -> None:
-            ended = [name for name, process in self._running.items() if process.poll() is not None]
+            ended = [name for name in new if self._running[name].poll() is not None]
             if ended or time.monotonic() > deadline:
                 raise CourseError(f"Ended early: {ended}; not registered: {sorted(missing)}.\n{self.ends_of_logs()}")
             time.sleep(POLL_SECONDS)
 
+        self._refuse_without_server()
         # A session that is opened too early and gives up can hang: FLARE 2.9 then waits for its own connection to end.
         while True:
             with socket.socket() as probe:
@@ -175,7 +243,11 @@ class Federation(contextlib.AbstractContextManager):
             while missing:
                 pause()
                 there = session.get_system_info().client_info
-                missing.difference_update(site.name for site in there if site.last_connect_time >= since)
+                missing -= {one.name for one in there if one.name not in new or one.last_connect_time >= since}
+
+    def _refuse_without_server(self) -> None:
+        if not self.is_running(SERVER):
+            raise CourseError(f"The server does not run; start({SERVER!r}) starts it.\n{self.ends_of_logs()}")
 
     def ends_of_logs(self) -> str:
         """What each process last said, and those that it started for a job."""
@@ -187,37 +259,43 @@ class Federation(contextlib.AbstractContextManager):
     @contextlib.contextmanager
     def session(self, user: str = LEAD) -> Iterator[Session]:
         """FLARE's session API for a user, closed at the end of the block."""
-        deadline = time.monotonic() + START_SECONDS
+        kit, deadline = self._kit(user, USERS), time.monotonic() + START_SECONDS
+        self._refuse_without_server()
         while True:
             try:
-                session = new_secure_session(user, str(self.kits[user]), timeout=START_SECONDS)
+                session = new_secure_session(user, str(kit), timeout=START_SECONDS)
                 break
-            except FLCommunicationError:  # a busy server did not answer in the moment that FLARE gives it
+            except (FLCommunicationError, NoConnection) as error:
+                # A busy server did not answer in the moment that FLARE gives it.
                 if time.monotonic() > deadline:
-                    raise
+                    said = f"The server did not answer {user} within {START_SECONDS:.0f} s.\n{self.ends_of_logs()}"
+                    raise CourseError(said) from error
                 time.sleep(POLL_SECONDS)
         with contextlib.closing(session):
             yield session
 
     def environment(self, user: str = LEAD) -> ProdEnv:
         """Where a recipe is executed: this federation, as this user."""
-        return ProdEnv(str(self.kits[user]), login_timeout=START_SECONDS, username=user)
+        return ProdEnv(str(self._kit(user, USERS)), login_timeout=START_SECONDS, username=user)
 
     def execute(self, recipe: Recipe, results: Path, timeout: float = JOB_SECONDS) -> Path:
         """Submit the recipe's job as the lead, wait for its end and fetch it: :meth:`fetch`."""
+        self._refuse_without_server()
         return self.fetch(recipe.execute(self.environment()).get_job_id(), results, timeout)
 
     def fetch(self, job: str, results: Path, timeout: float = JOB_SECONDS) -> Path:
         """Wait for the end of a job and fetch what the server kept of it into ``results/<job>``, for ``Run``.
 
         Raises:
-            CourseError: if the job did not end well (its results are fetched all the same), or not within ``timeout`` seconds.
+            CourseError: if the job did not end well (its results are fetched all the same), or not within ``timeout`` seconds: then
+                it goes on if it runs, and is taken out of the queue if it has not started.
         """
         with self.session() as session:
-            try:
-                about = session.wait_for_job(job, timeout, poll_interval=POLL_SECONDS)
+            _about(session, job)
+            try:  # FLARE takes 0 for no limit
+                about = session.wait_for_job(job, max(timeout, POLL_SECONDS), poll_interval=POLL_SECONDS)
             except JobTimeout as error:
-                raise CourseError(f"Job {job} still runs after {timeout:.0f} s.\n{self.ends_of_logs()}") from error
+                raise self._overdue(session, job, timeout) from error
             place = Path(session.download_job_result(job, str(results)))
         # What each site answered when the job came to it: "OK", or why it does not take part.
         told = [line.partition(": ") for line in about.get("job_deploy_detail", ())]
@@ -243,19 +321,75 @@ class Federation(contextlib.AbstractContextManager):
         """Wait for a line in a running job's record, for example ``wait_for(job, "round started", round=1)``, and return it.
 
         Raises:
-            CourseError: if it does not come within ``timeout`` seconds, or the job ends before.
+            CourseError: as :meth:`fetch`, if it does not come within ``timeout`` seconds; or if the job ends before.
         """
-        deadline, folder, began = time.monotonic() + timeout, self.kits[SERVER] / job, False
-        while time.monotonic() < deadline:
-            for entry in self.record(job):
-                if entry["event"] == event and all(entry.get(name) == value for name, value in values.items()):
-                    return entry
-            if began and not folder.is_dir():  # the server has put the job's results away
-                break
-            began = folder.is_dir()
-            time.sleep(POLL_SECONDS)
-        how = f"still runs after {timeout:.0f} s" if folder.is_dir() else "has ended"
-        raise CourseError(f"Job {job} {how} without {event!r} with {values}.\n{self.ends_of_logs()}")
+        deadline, wanted = time.monotonic() + timeout, f" without {event!r} with {values}"
+        with self.session() as session:
+            while True:
+                status = _about(session, job)["status"]
+                for entry in self.record(job):
+                    if entry["event"] == event and all(entry.get(name) == value for name, value in values.items()):
+                        return entry
+                if status.startswith("FINISHED"):
+                    raise CourseError(f"Job {job} has ended with {status}{wanted}.\n{self.ends_of_logs()}")
+                if time.monotonic() > deadline:
+                    raise self._overdue(session, job, timeout, wanted)
+                time.sleep(POLL_SECONDS)
+
+    def _overdue(self, session: Session, job: str, timeout: float, wanted: str = "") -> CourseError:
+        """What to say of a job that is late. If it has not started it is taken out of the queue: it would start by surprise."""
+        about = _about(session, job)
+        if about["status"] not in WAITING:
+            stop = f"with hospitals.session() as session: session.abort_job({job!r})"
+            said = f"Job {job} still runs after {timeout:.0f} s{wanted}. It goes on; to stop it: {stop}"
+            return CourseError(f"{said}\n{self.ends_of_logs()}")
+        session.abort_job(job)
+        places = {place for places in about["deploy_map"].values() for place in places}
+        asked = [one for one in self.sites if {one, ALL_SITES} & places]
+        connected = {one.name for one in session.get_connected_client_list()}
+        missing = [one for one in asked if one not in connected or not self.is_running(one)]
+        who = f" (missing: {some_of(missing)})" if missing else ""
+        said = f"Job {job} not started: {len(asked) - len(missing)} of {len(asked)} sites are there{who}"
+        last = (about.get("schedule_history") or ["nothing"])[-1]
+        said += f"; it needs {about.get('min_clients')}, and the scheduler said last: {last}."
+        return CourseError(
+            f"{said} After {timeout:.0f} s it was taken out of the queue; submit it again when they are there."
+        )
+
+
+def _about(session: Session, job: str) -> dict:
+    try:
+        return session.get_job_meta(job)
+    except JobNotFound as error:
+        there = some_of([one["job_id"] for one in session.list_jobs()]) or "none"
+        raise CourseError(f"The server knows no job {job!r}. There are: {there}.") from error
+
+
+def _variables(sites: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    """A copy of all sites' variables."""
+    try:
+        return {site: {os.fspath(name): os.fspath(text) for name, text in own.items()} for site, own in sites.items()}
+    except (AttributeError, TypeError) as error:  # these are no mappings, or no texts
+        right = 'the environment variables of each site, as {"north": {"COURSE_DATA": "/a"}, "south": {}}'
+        raise CourseError(f"sites is {sites!r}. Give {right}.") from error
+
+
+def _refuse_if_taken(port: int) -> None:
+    with socket.socket() as probe:
+        # As the server binds: where one has just ended, the port is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            said = f"Port {port} is taken by another program ({error.strerror})"
+            raise CourseError(f"{said}. End that program, or make a new Federation.") from error
+
+
+def _wait(process: subprocess.Popen) -> None:
+    try:
+        process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise CourseError(f"Process {process.pid} does not end. End it by hand: kill -9 {process.pid}") from error
 
 
 def _plain_folder(folder: Path) -> Path:

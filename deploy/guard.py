@@ -1,32 +1,50 @@
 """Ends a federation on this machine when its owner is gone, however it went: ``python -m deploy.guard FOLDER [LINKS]``.
 
-The owner holds the other end of this process's standard input. When it closes it, or is killed, which closes it too, all FLARE
-processes that work below the folder end, and the folder is removed. A process of its own can promise that also for an owner who
-gets no chance to clear up: a kernel that is killed, a notebook whose cell fails.
+The owner holds the other end of this process's standard input. When it closes it, or is killed, all FLARE processes that work
+below the folder end, and the folder is removed. A process of its own can promise that also for an owner who gets no chance to
+clear up: a kernel that is killed, a notebook whose cell fails. It says ``READY`` before there is anything to clear away.
 """
 
+import os
+import select
 import shutil
 import signal
 import sys
+from pathlib import Path
 
 from src.federation.processes import end_processes_below
+
+READY = "The guard is ready."
+LOOK_SECONDS = 1.0
+
+
+def clear_away(*paths: Path | str) -> None:
+    """End FLARE's processes that work below these folders, and remove the folders; twice is as good as once."""
+    try:
+        end_processes_below(*paths)
+    finally:  # keys go, whatever does not end
+        for path in paths:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _leave(number: int, frame: object) -> None:
     raise SystemExit(0)
 
 
-def main(folder: str, *links: str) -> None:
+def main(*paths: str) -> None:
     """Wait for the owner's end, then clear everything away."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
+    owner = os.getppid()
     try:
-        sys.stdin.buffer.read()
+        print(READY, flush=True)
+        # Without a limit, and meant so: a course may stay open for weeks. A process that the owner has forked holds the other end
+        # of the input too, and may outlive it, so its number is looked at as well.
+        while os.getppid() == owner and not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
+            pass
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        end_processes_below(folder, *links)
-        for path in (folder, *links):
-            shutil.rmtree(path, ignore_errors=True)
+        clear_away(*paths)
 
 
 if __name__ == "__main__":

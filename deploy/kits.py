@@ -4,9 +4,11 @@ A kit is the folder that a participant gets: a key, a certificate, and scripts t
 https://nvflare.readthedocs.io/en/main/programming_guide/provisioning_system.html
 """
 
+import contextlib
 import datetime
 import json
 import logging
+import re
 import socket
 import ssl
 from collections.abc import Sequence
@@ -22,7 +24,7 @@ from nvflare.lighter.utils import load_crt, load_crt_bytes, load_private_key, se
 from nvflare.recipe.spec import Recipe
 
 from src.common.datalists import site_names
-from src.common.errors import CourseError
+from src.common.errors import CourseError, all_of, first_line
 from src.common.files import write_file, write_json
 from src.federation.flare_2_9 import job_of
 
@@ -44,6 +46,8 @@ ORDER_SECONDS = 60.0
 """How long a site has to answer an order of the server, such as to take a job. FLARE's 10 s are short on a busy machine."""
 ROOT_DAYS = 1825
 """How long a project's root holds. FLARE's value is 360, and no certificate holds longer than its root."""
+KNOCK_SECONDS = 10.0
+MINUTE = "%Y-%m-%d %H:%M UTC"
 SILENCE_SECONDS = 25.0
 """After so long without a heartbeat the server takes a site for lost. FLARE's value is 600, right for long lines."""
 
@@ -56,7 +60,22 @@ def project(sites: Sequence[str], port: int, host: str = "localhost", name: str 
         port: of the server, for the sites and the users alike.
         host: name or address by which the server is called; its certificate holds for it.
         name: of the project. Kits of two projects do not know each other, whatever their names.
+
+    Raises:
+        CourseError: for what FLARE, TLS or X.509 would refuse later, or take and never work with.
     """
+    problems = []
+    if not isinstance(name, str) or not re.fullmatch("(?ai)[a-z0-9][a-z0-9_-]{0,63}", name):
+        problems.append(
+            f"its name {name!r} must be letters, digits, - and _, 64 at most: a folder's and a certificate's"
+        )
+    if not isinstance(port, int) or isinstance(port, bool) or not 0 < port < 65536:
+        problems.append(f"its port {port!r} must be a whole number from 1 to 65535")
+    label = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+    if not isinstance(host, str) or len(host) > 253 or not re.fullmatch(rf"(?ai){label}(\.{label})*", host):
+        problems.append(f"its host {host!r} must be an address, or a name of letters, digits and - with dots between")
+    if problems:
+        raise all_of("The project cannot be made", problems)
     server = {"name": SERVER, "type": "server", "org": "school", "fed_learn_port": port, "default_host": host}
     orgs = {site: f"hospital_{site}".replace("-", "_") for site in site_names(sites)}
     hospitals = [{"name": site, "type": "client", "org": org} for site, org in orgs.items()]
@@ -85,11 +104,18 @@ def provision(folder: Path, about: dict) -> dict[str, Path]:
     Args:
         folder: gets ``project.yml`` and the kits.
         about: of :func:`project`.
+
+    Raises:
+        CourseError: if FLARE refuses it; nothing is written then.
     """
-    file = write_file(folder / "project.yml", yaml.safe_dump(about, sort_keys=False))
-    read = yaml.safe_load(file.read_text())  # FLARE empties what it is given
-    provisioner = Provisioner(str(folder), prepare_builders(read))
-    made = provisioner.provision(prepare_project(read), logger=logging.getLogger(__name__))
+    text = yaml.safe_dump(about, sort_keys=False)
+    try:
+        read = yaml.safe_load(text)  # FLARE empties what it is given
+        provisioner, planned = Provisioner(str(folder), prepare_builders(read)), prepare_project(read)
+    except (ValueError, TypeError) as error:
+        raise CourseError(f"FLARE refuses the project {about.get('name')!r}: {first_line(error)}") from error
+    file = write_file(folder / "project.yml", text)
+    made = provisioner.provision(planned, logger=logging.getLogger(__name__))
     if made.get("build_error") or "current_prod_dir" not in made:
         raise CourseError(f"FLARE could not provision {file}; what it printed says why.")
     return {one["name"]: Path(made["current_prod_dir"]) / one["name"] for one in about["participants"]}
@@ -143,19 +169,22 @@ def set_up_site(kit: Path, classes: Sequence[str] = (), brings_code: bool = True
     write_json(rules, rights)
 
 
-def sign_anew(project_folder: Path, kit: Path, until: datetime.datetime) -> None:
-    """Give a site's kit a certificate that ends at another time, for the same key, signed by the project's own root.
+def sign_anew(
+    project_folder: Path, kit: Path, until: datetime.datetime, since: datetime.datetime | None = None
+) -> None:
+    """Give a kit a certificate that holds at another time, for the same key, signed by the project's own root.
 
     Args:
         project_folder: of the provisioned project, whose ``state/cert.json`` holds the root's key: the one file to guard most.
-        kit: of a site; its ``startup/client.crt`` is replaced.
+        kit: of a site, the server or a user; the one certificate in its ``startup/`` is replaced.
         until: with time zone; in the past for a certificate that has expired.
+        since: with time zone; by default two days before the root's.
     """
     state = json.loads((project_folder / "state" / "cert.json").read_text())
-    root, file = load_crt_bytes(state["root_cert"].encode()), kit / "startup" / "client.crt"
-    old = load_crt(str(file))
+    root, (file,) = load_crt_bytes(state["root_cert"].encode()), (kit / "startup").glob("*.crt")
+    old, since = load_crt(str(file)), since or root.not_valid_before_utc - datetime.timedelta(days=2)
     builder = x509.CertificateBuilder(old.issuer, old.subject, old.public_key(), x509.random_serial_number())
-    builder = builder.not_valid_before(root.not_valid_before_utc - datetime.timedelta(days=2)).not_valid_after(until)
+    builder = builder.not_valid_before(since).not_valid_after(until)
     for extension in old.extensions:
         builder = builder.add_extension(extension.value, extension.critical)
     file.write_bytes(serialize_cert(builder.sign(load_private_key(state["root_pri_key"]), hashes.SHA256())))
@@ -164,28 +193,51 @@ def sign_anew(project_folder: Path, kit: Path, until: datetime.datetime) -> None
 def knock(kit: Path) -> str | None:
     """Shake hands with the server as a site would, by the certificate of its kit; returns None if the two trust each other.
 
-    Else it says who refused and why, in TLS's words. FLARE's site stays silent where its own certificate is wrong, and
-    ``nvflare preflight-check`` looks at none. Whether the names are right, FLARE looks afterwards, when the site registers.
+    Else it says who refused and why, in TLS's words, and from when to when the certificates hold: an alert gives no date. FLARE's
+    site stays silent where its own certificate is wrong, and ``nvflare preflight-check`` looks at none. Whether the names are
+    right, FLARE looks afterwards, when the site registers.
 
     Args:
         kit: of a site; its ``fed_client.json`` says where the server is.
+
+    Raises:
+        CourseError: if the kit is not whole.
     """
     startup = kit / "startup"
-    host, port = json.loads((startup / "fed_client.json").read_text())["servers"][0]["service"]["target"].rsplit(":", 1)
-    context = ssl.create_default_context(cafile=startup / "rootCA.pem")
-    context.load_cert_chain(startup / "client.crt", startup / "client.key")
+    try:
+        target = json.loads((startup / "fed_client.json").read_text())["servers"][0]["service"]["target"]
+        host, port = target.rsplit(":", 1)
+        address, own = (host, int(port)), load_crt(str(startup / "client.crt"))
+        context = ssl.create_default_context(cafile=startup / "rootCA.pem")
+        context.load_cert_chain(startup / "client.crt", startup / "client.key")
+    except (OSError, ValueError, LookupError) as error:
+        raise CourseError(f"{kit} is not the whole kit of a site ({error}). Unpack it anew.") from error
     context.check_hostname = False  # as FLARE: it compares the name of the participant, and not that of the machine
     # By TLS 1.3 a site would learn whether it was let in only from the answer to its first words.
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     try:
-        with socket.create_connection((host, int(port)), 10.0) as line, context.wrap_socket(line, server_hostname=host):
+        with socket.create_connection(address, KNOCK_SECONDS) as line, context.wrap_socket(line, server_hostname=host):
             return None
     except ssl.SSLCertVerificationError as error:
-        return f"the site refuses the server: {error.verify_message}"
+        refusal = f"the site refuses the server: {error.verify_message}"
     except ssl.SSLError as error:
-        return f"the server refuses the site: {(error.reason or str(error)).lower().replace('_', ' ')}"
+        refusal = (error.reason or str(error)).lower().replace("_", " ")
+        if "alert" not in refusal:
+            return f"no FLARE server answers at {target}: {refusal}"
+        refusal = f"the server refuses the site: {refusal}"
     except OSError as error:
         return f"no connection: {error.strerror or error}"
+    certificates = {"site": own}
+    # By TLS 1.3, so that the server shows its certificate before it looks at the site's.
+    context.verify_mode, context.maximum_version = ssl.CERT_NONE, ssl.TLSVersion.MAXIMUM_SUPPORTED
+    with contextlib.suppress(OSError), context.wrap_socket(socket.create_connection(address, KNOCK_SECONDS)) as shown:
+        certificates["server"] = x509.load_der_x509_certificate(shown.getpeercert(binary_form=True))
+    dates = [
+        f"the {name}'s certificate holds from {one.not_valid_before_utc:{MINUTE}} to {one.not_valid_after_utc:{MINUTE}}"
+        for name, one in certificates.items()
+    ]
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return "; ".join([refusal, *dates, f"this machine's clock says {now:{MINUTE}}"])
 
 
 def use_installed_code(recipe: Recipe) -> None:

@@ -5,10 +5,11 @@ It stands in the server's ``local/resources.json``. What FLARE lacks here, see t
 
 import threading
 import time
+from collections import Counter
 
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_component import FLComponent
-from nvflare.apis.fl_constant import ReturnCode, RunProcessKey, ServerCommandKey, SystemComponents
+from nvflare.apis.fl_constant import FLContextKey, ReturnCode, RunProcessKey, ServerCommandKey, SystemComponents
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_def import JobMetaKey
 
@@ -16,6 +17,9 @@ from src.federation.flare_2_9 import LOSS_IS_NOTED, SITE_IS_BACK, deploy_again, 
 
 LOSS_SECONDS = 120.0
 """How long a job's process may take to note the loss; FLARE takes up to 60 s, and a second with the recipes of the course."""
+MOST_TRIES = 5
+"""How often, at one heartbeat after another, a job is brought to a site that has registered anew."""
+TWICE = "its start-up kit runs on two machines, and each takes the other's place; stop one of them"
 
 
 class ReturningSites(FLComponent):
@@ -23,29 +27,40 @@ class ReturningSites(FLComponent):
 
     Which data and models the site had in memory is lost; it gets the global model of the round, as in each round. The site decides
     anew whether it runs the job: its policy is asked as it was the first time.
+
+    If a kit runs on two machines, each takes the other's place, and FLARE tells nobody. The server knows by a heartbeat of the one
+    that was replaced, which a dead one does not send: it says so in its log and, once, in the record of each job of that site.
     """
 
     def __init__(self):
         super().__init__()
         self._busy: set[tuple[str, str]] = set()
+        self._tries: Counter[tuple[str, str]] = Counter()
+        self._told: set[tuple[str, str]] = set()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Look at each heartbeat, of which the first follows a registration, whether its site is missed by a job."""
         # Not on registration itself: the site takes orders only a moment later.
         if event_type != EventType.CLIENT_HEARTBEAT_PROCESSED:
             return
-        engine = fl_ctx.get_engine()
-        client = engine.client_manager.get_client_from_name(fl_ctx.get_peer_context().get_identity_name())
+        engine, name = fl_ctx.get_engine(), fl_ctx.get_peer_context().get_identity_name()
+        client = engine.client_manager.get_client_from_name(name)
+        replaced = fl_ctx.get_prop(FLContextKey.COMMUNICATION_ERROR)  # the name is registered, and not by who sent this
         for job_id, process in list(engine.run_processes.items()) if client else ():
-            before = {token for token, one in process[RunProcessKey.PARTICIPANTS].items() if one.name == client.name}
-            if before and client.token not in before and (job_id, client.token) not in self._busy:
-                self._busy.add((job_id, client.token))
+            before = {token for token, one in process[RunProcessKey.PARTICIPANTS].items() if one.name == name}
+            case = (job_id, client.token)
+            if before and replaced and (job_id, name) not in self._told:
+                self._told.add((job_id, name))
+                self.logger.warning(f"{name}: {TWICE}")
+                engine.send_app_command(job_id, SITE_IS_BACK, {"site": name, "reason": TWICE}, timeout=2.0)
+            elif before and client.token not in before and case not in self._busy and self._tries[case] < MOST_TRIES:
+                self._busy.add(case)
+                self._tries[case] += 1
                 # In a thread of its own: the site waits for the answer to its heartbeat before it takes orders.
-                threading.Thread(target=self._bring_back, args=(engine, job_id, client), daemon=True).start()
+                threading.Thread(target=self._bring_back, args=(engine, job_id, process, client), daemon=True).start()
 
-    def _bring_back(self, engine, job_id: str, client) -> None:
-        name, process = client.name, engine.run_processes[job_id]
-        before = process[RunProcessKey.PARTICIPANTS]
+    def _bring_back(self, engine, job_id: str, process: dict, client) -> None:
+        name, before = client.name, process[RunProcessKey.PARTICIPANTS]
         try:
             # What it did there is over: a round that waits for it goes on.
             engine.notify_dead_job(job_id, name, "registered anew")
@@ -61,7 +76,9 @@ class ReturningSites(FLComponent):
             self.logger.info(f"{name} is back in job {job_id}")
         except Exception as error:
             process[RunProcessKey.PARTICIPANTS] = before
-            self.logger.warning(f"{name} cannot go on with job {job_id}; at its next heartbeat again: {error}")
+            left = MOST_TRIES - self._tries[job_id, client.token]
+            again = f"at its next heartbeat again, {left} times at most" if left else "it stays away from this job"
+            self.logger.warning(f"{name} cannot go on with job {job_id}; {again}: {error}")
         finally:
             self._busy.discard((job_id, client.token))
 

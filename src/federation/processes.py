@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from src.common.errors import CourseError
 
 MODULES = ("nvflare.", "src.federation.")  # which such a process's command line names
 PATIENCE_SECONDS = 3.0
+END_SECONDS = 60.0
 PLAIN = re.compile(r"[\w./~+=@:-]+", re.ASCII)
 _LINKS = "course-links-"
 
@@ -32,9 +34,17 @@ def processes_below(*folders: Path | str) -> list[psutil.Process]:
 
 
 def end_processes_below(*folders: Path | str, patience: float = PATIENCE_SECONDS) -> None:
-    """End them: first asked to, after ``patience`` seconds made to (0: at once, as when the power fails)."""
+    """End them: first asked to, after ``patience`` seconds made to (0: at once, as when the power fails).
+
+    Raises:
+        CourseError: if some are left after ``END_SECONDS``.
+    """
+    deadline = time.monotonic() + END_SECONDS
     # Again until none is left: a site may just have started a job's process, and a simulator starts a site anew that has ended.
     while family := processes_below(*folders):
+        if time.monotonic() > deadline:
+            left = " ".join(str(process.pid) for process in family)
+            raise CourseError(f"Processes that work in {folders[0]} do not end. End them by hand: kill -9 {left}")
         for process in family if patience else ():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
