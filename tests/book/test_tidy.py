@@ -27,8 +27,8 @@ def used_notebook():
     )  # fmt: skip
     colab = new_code_cell("old", metadata={"tags": ["colab"], "editable": True})
     metadata = {"kernelspec": {"name": "my-env", "display_name": "my env"}, "widgets": {}, "vscode": {"id": 1}}
-    title = new_markdown_cell("# Title", metadata={"collapsed": True})
-    notebook = new_notebook(cells=[title, code, colab], metadata=metadata)
+    cells = [new_markdown_cell("# Title", metadata={"collapsed": True}), code, colab]
+    notebook = new_notebook(cells=cells, metadata=metadata)
     notebook.nbformat_minor = 4
     for cell in notebook.cells:
         del cell["id"]
@@ -80,10 +80,9 @@ def test_what_cannot_be_used_changes_nothing(monkeypatch, checkout, capsys, tmp_
 def test_a_fork_makes_the_course_its_own(checkout):
     tidy_all(checkout, "https://github.com/fork-er/course.git")
     assert repository(checkout) == "https://github.com/fork-er/course"
-    readme = (checkout / "README.md").read_text()
+    readme, cells = (checkout / "README.md").read_text(), read_notebook(checkout / "notebooks" / "a.ipynb").cells
     assert "colab.research.google.com/github/fork-er/course/blob/main" in readme
     assert "github.com/someone/a-course-of-another" in readme
-    cells = read_notebook(checkout / "notebooks" / "a.ipynb").cells
     assert 'COURSE_REPOSITORY = "https://github.com/fork-er/course"' in cells[1].source
     assert tidy_all(checkout) == []
 
@@ -101,7 +100,7 @@ def test_colab_cell_clones_installs_and_imports_in_one_process(monkeypatch, tmp_
 
     called = []
 
-    def run(command, check, cwd=None):
+    def run(command, check, timeout, cwd=None):
         called.append(command[0])
         if command[0] == "git":
             assert command[1] == "clone" and command[-2] == URL
@@ -115,6 +114,8 @@ def test_colab_cell_clones_installs_and_imports_in_one_process(monkeypatch, tmp_
     monkeypatch.chdir(tmp_path)
     for name in ("GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
         monkeypatch.delenv(name)
+    for name in ("PATH", "PYTHON"):
+        monkeypatch.setenv(name, os.defpath)  # and back, whatever the cell does
     cell = COLAB_CELL.format(repository=URL).replace("/content/course", str(tmp_path / "clone"))
     exec(cell, {})
     assert Path.cwd() == tmp_path / "clone" / "notebooks" and Path("a.ipynb").is_file()
@@ -122,5 +123,7 @@ def test_colab_cell_clones_installs_and_imports_in_one_process(monkeypatch, tmp_
 
     assert course_in_colab.answer == 42
     assert (os.environ["GOMP_SPINCOUNT"], os.environ["KMP_BLOCKTIME"]) == ("600", "1")
+    path = os.environ["PATH"]
     exec(cell, {})  # a reader may run the cell again
+    assert os.environ["PATH"] == path == os.pathsep.join([str(Path(sys.executable).parent), os.defpath])
     assert called == ["git", sys.executable, sys.executable]
