@@ -23,21 +23,24 @@ COLAB_CELL = """\
 # Then, in Google Colab alone, this installs the course from its repository.
 import os
 import sys
+from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "600")
 os.environ.setdefault("KMP_BLOCKTIME", "1")
+# This kernel's environment comes first wherever a program is looked for by name: nobody need have activated it.
+os.environ["PATH"] = os.pathsep.join(dict.fromkeys([str(Path(sys.executable).parent), *os.get_exec_path()]))
+os.environ["PYTHON"] = sys.executable  # of the scripts in data_scripts
 COURSE_REPOSITORY = "{repository}"
 
 if "google.colab" in sys.modules:
     import importlib
     import subprocess
-    from pathlib import Path
 
     course = Path("/content/course")
     if not course.is_dir():
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", COURSE_REPOSITORY, course], check=True)
+        subprocess.run(["git", "clone", "--quiet", "--depth=1", COURSE_REPOSITORY, course], check=True, timeout=600)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "-r", "requirements.txt"]
-    subprocess.run(pip, cwd=course, check=True)
+    subprocess.run(pip, cwd=course, check=True, timeout=3600)
     importlib.invalidate_caches()
     os.chdir(course / "notebooks")"""
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}

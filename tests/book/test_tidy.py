@@ -127,3 +127,20 @@ def test_colab_cell_clones_installs_and_imports_in_one_process(monkeypatch, tmp_
     exec(cell, {})  # a reader may run the cell again
     assert os.environ["PATH"] == path == os.pathsep.join([str(Path(sys.executable).parent), os.defpath])
     assert called == ["git", sys.executable, sys.executable]
+
+
+def test_a_kernel_that_was_started_by_its_path_finds_its_environment_by_name(tmp_path):
+    """As from a JupyterLab of another environment, and by those who run the cell twice: what ``%%bash`` and ``%tensorboard`` do."""
+    script = f"""
+from tensorboard import manager
+for _ in range(2):
+    get_ipython().run_cell({COLAB_CELL.format(repository=URL)!r})
+get_ipython().run_cell_magic("bash", "", "command -v tensorboard python3; echo $PYTHON; echo $PATH")
+print(type(manager.start(["--version"])).__name__)  # it says its version and ends, where it is found
+"""
+    command = [sys.executable, "-m", "IPython", "--no-banner", "--quick", "-c", script]
+    bare = {"PATH": os.defpath, "HOME": str(tmp_path), "PYTHON": "python3.9"}
+    done = subprocess.run(command, env=bare, capture_output=True, text=True, timeout=300)
+    own = Path(sys.executable).parent
+    found = [f"{own}/tensorboard", f"{own}/python3", sys.executable, f"{own}:{os.defpath}", "StartFailed"]
+    assert (done.stdout.splitlines(), done.stderr) == (found, "")
