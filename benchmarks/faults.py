@@ -12,11 +12,13 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from benchmarks.__main__ import machine
+from benchmarks.limits import limited
 from src.common.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = "tests/deploy"
 REJOIN = "test_a_site_killed_in_mid_round_is_missed_once_and_comes_back"
+TRY_SECONDS = 7200  # of tests that take some ten minutes on two cores
 REPORT = Path(__file__).with_name("results") / "federation" / "faults.json"
 
 
@@ -25,7 +27,8 @@ def try_once(selection: str) -> dict[str, dict]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-m", "faults", TESTS, f"--junitxml={file}", "-k", selection]
-        subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
+        with limited(f"the fault tests ({selection})", TRY_SECONDS) as seconds:
+            subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False, timeout=seconds)
         cases = ElementTree.parse(file).iter("testcase")
         return {
             case.get("name"): {

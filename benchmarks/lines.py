@@ -71,7 +71,7 @@ class SlowLine:
 
     def __exit__(self, *_) -> None:
         self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join()
+        self._thread.join(10)  # it has nothing left to do
 
     async def _serve(self) -> None:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()

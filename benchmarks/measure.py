@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import psutil
 import torch
 
+from benchmarks.limits import limited
 from src.common.datalists import PARTS
 from src.common.settings import StudySettings
 from src.federation.site import Site
@@ -16,6 +17,7 @@ from src.tasks import tasks
 
 SAMPLE_SECONDS = 0.25
 TOGETHER_SECONDS = 2.0
+SIDE_SECONDS, END_SECONDS = 3600, 60  # at most: for a plain loop by all cores, and for what has nothing left to do
 TOGETHER = "PSS" if psutil.LINUX else "RSS"
 """How memory of several processes is added up: a page that k of them share counts 1/k at each, or, outside of Linux, k times."""
 
@@ -52,7 +54,7 @@ class Watch:
     def __exit__(self, *_):
         self.seconds = time.time() - self._started
         self._stop.set()
-        self._thread.join()
+        self._thread.join(END_SECONDS)  # in the midst of a sample
         after = _loopback_bytes()
         self.loopback_bytes = None if after is None or self._traffic is None else after - self._traffic
 
@@ -136,19 +138,22 @@ def plain_seconds_side_by_side(task: str, items: list, settings: StudySettings, 
     context = multiprocessing.get_context("spawn")
     barrier, answers = context.Barrier(count), context.Queue()
     workers = [
-        context.Process(target=_one_of_many, args=(task, items[i::count], settings, epochs, barrier, answers))
+        context.Process(
+            target=_one_of_many, args=(task, items[i::count], settings, epochs, barrier, answers), daemon=True
+        )
         for i in range(count)
     ]
     for worker in workers:
         worker.start()
-    measured = [answers.get() for _ in workers]
+    with limited(f"{count} processes that each train on their part of the items", SIDE_SECONDS) as seconds:
+        measured = [answers.get(timeout=seconds) for _ in workers]
     for worker in workers:
-        worker.join()
+        worker.join(END_SECONDS)  # it has answered
     return max(bare for bare, _ in measured), max(whole for _, whole in measured)
 
 
 def _one_of_many(task, items, settings, epochs, barrier, answers) -> None:
     torch.set_num_threads(1)
     plain_seconds(task, items[: settings.batch_size], settings, 1)  # imports and first steps, before all start together
-    barrier.wait()
+    barrier.wait(SIDE_SECONDS)
     answers.put(plain_seconds(task, items, settings, epochs))

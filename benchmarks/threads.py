@@ -15,11 +15,13 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.limits import limited
 from src.densenet import DenseNet121
 
 PROGRAM = "from benchmarks.threads import images_a_second; print(images_a_second())"
 CHOSEN = {"GOMP_SPINCOUNT": "600"}
 """What ``make``, the notebooks' kernels, the tests and the simulator set."""
+ROW_SECONDS = 900  # at most, for a measurement of 6 s
 ROWS = {
     "two threads": {"OMP_NUM_THREADS": "2"},
     "two threads, GOMP_SPINCOUNT=3000": {"OMP_NUM_THREADS": "2", "GOMP_SPINCOUNT": "3000"},
@@ -55,17 +57,16 @@ def busy_programs(count: int) -> Iterator[None]:
     finally:
         for program in programs:
             program.kill()
-            program.wait()
+            with limited("a killed program", ROW_SECONDS) as seconds:
+                program.wait(seconds)
 
 
 def measure(variables: dict[str, str], busy: int = 0) -> float:
     """:func:`images_a_second` in a process with these environment variables, beside so many busy programs."""
     environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | variables
-    with busy_programs(busy):
-        command = [sys.executable, "-c", PROGRAM]
-        done = subprocess.run(
-            command, cwd=Path(__file__).parents[1], env=environment, check=True, stdout=subprocess.PIPE, text=True
-        )
+    how = {"cwd": Path(__file__).parents[1], "env": environment, "stdout": subprocess.PIPE, "text": True}
+    with busy_programs(busy), limited(f"{variables} beside {busy} busy programs", ROW_SECONDS) as seconds:
+        done = subprocess.run([sys.executable, "-c", PROGRAM], check=True, timeout=seconds, **how)
     return float(done.stdout)
 
 

@@ -37,6 +37,8 @@ PRELOAD = (
     "src.prostate.training",
 )
 
+READY_SECONDS, END_SECONDS = 600, 60  # at most, for imports of some 15 s, and for the end of what was killed
+
 
 @contextlib.contextmanager
 def warm_python() -> Iterator[Path]:
@@ -53,12 +55,16 @@ def warm_python() -> Iterator[Path]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     server = subprocess.Popen(command, cwd=Path(__file__).parents[1], env=environment, text=True, **pipes)
     try:
-        if server.stdout.readline().strip() != "ready":
-            raise RuntimeError("the process that imports everything has ended")
+        ready, _, _ = select.select([server.stdout], [], [], READY_SECONDS)
+        if not ready or server.stdout.readline().strip() != "ready":
+            from src.common.errors import CourseError  # not above: whoever asks runs this file without any package
+
+            said = f"has ended, or was not ready after {READY_SECONDS} s. Run this again on a quiet machine."
+            raise CourseError(f"The process that imports everything {said}")
         yield program
     finally:
-        server.terminate()
-        server.wait()
+        server.kill()
+        server.wait(END_SECONDS)
         shutil.rmtree(folder)
 
 
