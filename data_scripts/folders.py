@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from src.common.errors import CourseError
 from src.common.files import read_json, write_json, writing
 from src.common.paths import data_root
 
+LOCK_SECONDS = 3600  # that one process waits for another one, which may be downloading on a slow line
 GENERATED = "generated.json"  # a folder of drawings says in this file what drew it; a folder without it holds real data
 
 
@@ -51,14 +53,20 @@ def staged(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Let one process at a time work below ``folder``, which is made; another one waits. The folder is the lock: no file stays."""
+    """Let one process at a time work below ``folder``, which is made; another one waits. The folder is the lock: no file stays.
+    A ``CourseError`` if the other one is not done after an hour."""
     with writing(folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
         handle = os.open(folder, os.O_RDONLY)
+    deadline = time.monotonic() + LOCK_SECONDS
     try:
         # Some network file systems cannot lock a folder; then two at once are the caller's affair.
         with contextlib.suppress(OSError):
-            lock_descriptor(handle)
+            while not lock_descriptor(handle, blocking=False):
+                if time.monotonic() > deadline:
+                    said = f"after {LOCK_SECONDS} s. Wait for it, or end it, and run this again."
+                    raise CourseError(f"Another process still works in {folder} {said}")
+                time.sleep(0.05)
         yield
     finally:
         os.close(handle)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_scripts import command
 from data_scripts.data_conversion import CHANNELS, case_name, names_of, pairs
-from data_scripts.fetching import fetch
+from data_scripts.fetching import SECONDS, fetch
 from data_scripts.folders import data_source, generated, is_generated, raw_folder
 from data_scripts.phantoms.prostate import parameters, write
 from src.common.errors import CourseError, first_line
@@ -49,7 +49,7 @@ def _from_google_drive(archive: Path) -> None:
 
     try:
         with archive.open("wb") as file:  # no cookies: they would be kept in the reader's home
-            gdown.download(id=GOOGLE_DRIVE_ID, output=file, use_cookies=False, timeout=60)
+            gdown.download(id=GOOGLE_DRIVE_ID, output=file, use_cookies=False, timeout=SECONDS)
     except DownloadError as error:
         raise CourseError(f"Google Drive: {first_line(error)}") from error
 

@@ -38,7 +38,11 @@ def write_file(path: Path, content: str | bytes) -> Path:
             with os.fdopen(handle, "wb") as file:
                 # File names that are no UTF-8 arrive as surrogates, and go back to the bytes that they were.
                 file.write(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
-            beside.chmod(0o644)  # mkstemp's 0600 would shut out colleagues
+            try:
+                beside.chmod(0o644)  # mkstemp's 0600 would shut out colleagues
+            except OSError as error:  # a network drive (CIFS) has modes of its own
+                if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS):
+                    raise
             beside.replace(path)
         except BaseException:
             beside.unlink(missing_ok=True)
