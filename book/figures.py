@@ -20,7 +20,7 @@ from matplotlib.animation import FuncAnimation
 from matplotlib.patheffects import withStroke
 from pandas.io.formats.style import Styler
 
-from src.common.datalists import labelled, plain_label
+from src.common.datalists import plain_item
 from src.common.errors import CourseError
 from src.mednist.transforms import LoadPicture
 
@@ -49,7 +49,7 @@ def example_images(items: Sequence[dict], class_names: Sequence[str], columns: i
     """``columns`` images ``(64, 64)`` of each class, chosen at random from items with ``image`` and ``label``, for a montage."""
     rng, rows = np.random.default_rng(seed), {}
     for number, name in enumerate(class_names):
-        own = [item["image"] for item in labelled(items, class_names) if item["label"] == number]
+        own = [item["image"] for item in items if plain_item(item, class_names)["label"] == number]
         rows[name] = [LoadPicture()({"image": path})["image"][0] for path in rng.permutation(own)[:columns]]
     return rows
 
@@ -78,7 +78,10 @@ def prediction_gallery(images, captions: Sequence[str], right: Sequence[bool], t
 
 def confusion_matrix(labels, predictions, class_names: Sequence[str], title: str) -> Styler:
     """Counts of true and predicted class numbers, each ``(images,)``, as a heat map; zeros are left blank."""
-    numbers = ([plain_label(code, class_names) for code in codes] for codes in (labels, predictions))
+    numbers = (
+        [plain_item({"image": f"image {row}", "label": code}, class_names)["label"] for row, code in enumerate(codes)]
+        for codes in (labels, predictions)
+    )
     true, predicted = (pd.Categorical.from_codes(codes, class_names) for codes in numbers)
     counts = pd.crosstab(true, predicted, rownames=["true"], colnames=["predicted"], dropna=False)
     return heat_map(counts, title, counts.to_numpy().max()).format(lambda count: count or "")

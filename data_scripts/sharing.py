@@ -12,7 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from data_scripts.folders import link_or_copy, one_at_a_time, staged
-from src.common.datalists import CHECKED, DATALIST, PARTS, Datalists, each, in_two_places, labelled, site_names, volumes
+from src.common.datalists import (
+    CHECKED,
+    DATALIST,
+    PARTS,
+    Datalists,
+    each,
+    in_two_places,
+    plain_item,
+    site_names,
+    volumes,
+)
 from src.common.errors import CourseError, all_of
 from src.common.files import read_json, stamp, write_json
 from src.common.paths import sites_folder
@@ -52,7 +62,7 @@ def split(items: Items, validation: float, testing: float, seed: int = 0, site: 
         raise CourseError(f"The shares validation={validation} and testing={testing} must leave some for training.")
     if not items:
         raise CourseError(f"{site or 'This place'} has no items to split.")
-    order, count = mixed(labelled(items), random_numbers(seed, site)), len(items)
+    order, count = mixed([*map(plain_item, items)], random_numbers(seed, site)), len(items)
     tests = round(count * testing)
     held = round(count * (testing + validation)) - tests
     if count >= 3:
@@ -137,7 +147,7 @@ def partition(
     ``specialised``: every class is at home at one site, the first of ``homes``, which are all classes, at the first site, and so
     on, in equal numbers; ``few`` of its items, by default none, are at each other site. A ``CourseError`` for an unknown ``how``,
     an option that it does not heed, labels that are none, and numbers with which it is not possible."""
-    names, rng, items = site_names(sites), random_numbers(seed), labelled(items)
+    names, rng, items = site_names(sites), random_numbers(seed), [*map(plain_item, items)]
     if how not in HOW:
         raise CourseError(f"Unknown partition {how!r}; choose one of {', '.join(HOW)}.")
     options = {"counts": counts, "alpha": alpha, "homes": homes, "few": few}
@@ -168,7 +178,8 @@ def write_sites(
     folder, base = sites_folder(data), Path(base)
     site_names(list(datalists))
     datalists = {
-        site: {part: labelled(own, labels) for part, own in parts.items()} for site, parts in datalists.items()
+        site: {part: [plain_item(one, labels) for one in own] for part, own in parts.items()}
+        for site, parts in datalists.items()
     }
     relative = {site: {part: [] for part in parts} for site, parts in datalists.items()}
     for site, part, item in each(datalists):
@@ -226,8 +237,8 @@ def who_has_what(datalists: Datalists, labels: Sequence[str] = ()):
     ``CourseError`` for a label that is none of those."""
     import pandas as pd
 
-    items = [{**item, "site": site, "part": part} for site, part, item in each(datalists)]
-    items = pd.DataFrame(labelled(items, labels or None), columns=["site", "part", "label"])
+    items = [plain_item(item | {"site": site, "part": part}, labels or None) for site, part, item in each(datalists)]
+    items = pd.DataFrame(items, columns=["site", "part", "label"])
     parts = pd.crosstab(items["site"], items["part"]).reindex(columns=[*PARTS])
     named = pd.crosstab(items["site"], items["label"].map(dict(enumerate(labels)))).reindex(columns=[*labels])
     table = pd.concat([parts, parts.sum(axis=1).rename("all parts"), named], axis=1).reindex(list(datalists))

@@ -4,13 +4,18 @@ To be read from top to bottom. A row is an input that somebody has: what it is, 
 the outcome is part of the error's message; every other outcome is compared with what was read.
 """
 
+import contextlib
+import datetime
 import gzip
 import json
 import os
 import shlex
 import shutil
+import socket
+import ssl
 import subprocess
 import sys
+import threading
 import unicodedata
 import warnings
 from collections.abc import Callable
@@ -22,6 +27,7 @@ import numpy as np
 import pytest
 import torch
 from monai.transforms import LoadImage
+from nvflare.fuel.flare_api.api_spec import JobNotFound, JobTimeout
 from PIL import Image
 
 from book.figures import confusion_matrix
@@ -32,6 +38,9 @@ from data_scripts.nifti import one_geometry
 from data_scripts.scanners import rescan
 from data_scripts.sharing import partition, split, who_has_what, write_sites
 from data_scripts.together import read_sites, sites_of
+from deploy import federation
+from deploy.federation import Federation, handed_on
+from deploy.kits import SERVER, knock, project, provision, sign_anew
 from src.common import paths
 from src.common.datalists import PARTS, read_datalist, read_site, site_names
 from src.common.errors import CourseError
@@ -954,7 +963,7 @@ def test_labels(row, tmp_path, home):
         assert found == int(label) and isinstance(found, int | np.integer)
     else:
         right = WRONG.format(label) + (CLASS if knows else MASK + ", or a whole number from 0 on")
-        assert found.endswith(right) and ("a.png: " in found or door == "in a heat map")
+        assert found.endswith(right) and ("a.png: " in found or "image 0: " in found)
         assert not (home / "sites/toy/about.json").exists()
 
 
@@ -1000,3 +1009,223 @@ def test_pictures_in_statistics_and_through_scanners(row, tmp_path, home):
     else:
         for found in (values.reshape(64, 64), np.asarray(Image.open(styled)) / 255):
             np.testing.assert_allclose(found, right, atol=2.5e-3)
+
+
+# -- real federations: what an engineer asks for, and the words where it cannot be -------------------------------------
+
+
+@rows(
+    ("a name of 64 letters", {"sites": ["a" * 64]}, "a" * 64),
+    ("a name of 65 letters, too long for a certificate", {"sites": ["a" * 65]}, "64 at most"),
+    ("no sites", {"sites": []}, "sites is []; give a number of at least 1"),
+    ("an address", {"host": "192.0.2.7"}, "a"),
+    ("a host with _", {"host": "flare_1.example.org"}, "its host 'flare_1.example.org' must be an address, or a name of"),
+    ("a host with a blank", {"host": "my server"}, "its host 'my server' must be"),
+    ("no host", {"host": ""}, "its host '' must be"),
+    ("a host with a part of 64 letters", {"host": "a" * 64 + ".org"}, "must be an address"),
+    ("the last port", {"port": 65535}, "a"),
+    ("a port that there is not", {"port": 70000}, "its port 70000 must be a whole number from 1 to 65535"),
+    ("port 0", {"port": 0}, "its port 0 must be"),
+    ("a port as text", {"port": "8002"}, "its port '8002' must be"),
+    ("a port that is True", {"port": True}, "its port True must be"),
+    ("a project with odd letters", {"name": "Prostata/Süd"}, "its name 'Prostata/Süd' must be letters, digits, - and _"),
+    ("a project of 65 letters", {"name": "a" * 65}, "64 at most: a folder's and a certificate's"),
+    ("all of it", {"name": "", "port": -1, "host": "-"}, "The project cannot be made, 3 problems"),
+)  # fmt: skip
+def test_projects(row):
+    asked, right = row
+    made = outcome(lambda: project(**{"sites": ["a"], "port": 8002, **asked}))
+    agrees(made if isinstance(made, str) else made["participants"][1]["name"], right)
+
+
+@rows(
+    ("an organisation with a dot", {"org": "St. Mary"}, "FLARE refuses the project 'course': name=St. Mary is ill-formatted"),
+    ("a role left out", {"type": "admin"}, "FLARE refuses the project 'course': name=a is ill-formatted"),
+)  # fmt: skip
+def test_projects_written_by_hand(row, tmp_path):
+    changed, right = row
+    about = project(["a"], 8002)
+    about["participants"][1] |= changed
+    agrees(outcome(lambda: provision(tmp_path / "new", about)), right)
+    assert names_in(tmp_path / "new") == []
+
+
+@rows(
+    ("a graphics card", {"CUDA_VISIBLE_DEVICES": "1"}, {}, "CUDA_VISIBLE_DEVICES", "1"),
+    ("a card of the site's own", {"CUDA_VISIBLE_DEVICES": "1"}, {"CUDA_VISIBLE_DEVICES": "0"}, "CUDA_VISIBLE_DEVICES", "0"),
+    ("libraries", {"LD_LIBRARY_PATH": "/opt/lib"}, {}, "LD_LIBRARY_PATH", "/opt/lib"),
+    ("how threads wait", {"GOMP_SPINCOUNT": "600"}, {}, "GOMP_SPINCOUNT", "600"),
+    ("a time zone", {"TZ": "Asia/Tokyo"}, {}, "TZ", "Asia/Tokyo"),
+    ("the data of the owner", {"COURSE_DATA": "/mine"}, {}, "COURSE_DATA", None),
+    ("the data of the site", {"COURSE_DATA": "/mine"}, {"COURSE_DATA": "/site's"}, "COURSE_DATA", "/site's"),
+    ("another folder for a kit", {"NVFL_WORKSPACE": "/one"}, {}, "NVFL_WORKSPACE", None),
+    ("packages in a folder", {"PYTHONPATH": "/opt/lib"}, {}, "PYTHONPATH", "/opt/lib"),
+    ("packages in a folder that is relative", {"PYTHONPATH": "lib:/a"}, {}, "PYTHONPATH", f"{Path('lib').absolute()}:/a"),
+    ("packages of the user", {"PYTHONUSERBASE": "/home/me/.local"}, {}, "PYTHONUSERBASE", "/home/me/.local"),
+)  # fmt: skip
+def test_environments(row, monkeypatch):
+    mine, own, name, right = row
+    for variable, text in mine.items():
+        monkeypatch.setenv(variable, text)
+    assert handed_on(**own).get(name) == right
+
+
+@rows(
+    ("no variables", ["north", "south"], "sites is ['north', 'south']. Give the environment variables of each site"),
+    ("None for a site", {"north": None}, "sites is {'north': None}. Give"),
+    ("a number for a variable", {"north": {"OMP_NUM_THREADS": 2}}, "sites is {'north': {'OMP_NUM_THREADS': 2}}. Give"),
+    ("two sites with one name", {"north": {}, "North": {}}, "names that differ in more than capitals"),
+    ("no sites", {}, "sites is []; give"),
+    ("no Python for the guard", {"a": {}}, "so no kit was made: [Errno 2] No such file", "none"),
+    ("a guard that fails", {"a": {}}, "so no kit was made: no memory", "echo no memory >&2"),
+    ("a guard that says nothing", {"a": {}}, "so no kit was made: it said nothing in 1 s", "exec sleep 600"),
+)  # fmt: skip
+def test_federations_that_cannot_be(row, tmp_path, monkeypatch):
+    sites, right, *guard = row
+    if guard:
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+        monkeypatch.setattr(federation, "GUARD_SECONDS", 1.0)
+    if guard not in ([], ["none"]):
+        (tmp_path / "python").write_text(f"#!/bin/sh\n{guard[0]}\n")
+        (tmp_path / "python").chmod(0o755)
+    agrees(outcome(lambda: Federation(tmp_path / "new", sites)), right)
+    assert names_in(tmp_path) == (["python"] if (tmp_path / "python").exists() else [])
+
+
+@pytest.fixture(scope="module")
+def hospitals(tmp_path_factory):
+    """A federation of two of whom nobody has been started."""
+    with Federation(tmp_path_factory.mktemp("plain") / "federation", {"north": {}, "south": {}}) as made:
+        yield made
+
+
+THERE, USERS = "There are: server, north, south.", "There are: admin@example.org, lead@example.org, member@example.org."
+
+
+@rows(
+    ("start of a site that there is not", lambda all: all.start("north", "east"), f"'east' is none of this federation's. {THERE}"),
+    ("kill of one", lambda all: all.kill("east"), THERE),
+    ("whether one runs", lambda all: all.is_running("east"), THERE),
+    ("kill of one that does not run", lambda all: all.kill("north"), "north does not run. Of this federation there run: none."),
+    ("a session of a user who is not there", lambda all: all.session("me@example.org").__enter__(), USERS),
+    ("a site as user", lambda all: all.environment("north"), USERS),
+    ("a session without a server", lambda all: all.session().__enter__(), "The server does not run; start('server') starts it."),
+    ("a job without a server", lambda all: all.execute(None, Path()), "The server does not run"),
+    ("a port that somebody has taken", lambda all: all.start(), "is taken by another program (Address already in use)"),
+)  # fmt: skip
+def test_participants(row, hospitals):
+    what, right = row
+    with socket.socket() as other:
+        other.bind(("", hospitals.port))
+        other.listen()
+        agrees(outcome(lambda: what(hospitals)), right)
+    assert not any(hospitals.is_running(name) for name in (SERVER, "north", "south"))
+
+
+class Jobs:
+    """FLARE's session as far as it is asked here, with one job in a state."""
+
+    def __init__(self, state: str, connected: list[str], history: list[str]):
+        self.meta = {"job_id": "j", "status": state, "deploy_map": {"app": ["@ALL"]}, "min_clients": 2}
+        self.meta["schedule_history"] = history
+        self.connected, self.aborted = connected, []
+        self.abort_job = self.aborted.append
+
+    def get_job_meta(self, job: str) -> dict:
+        if job != "j":
+            raise JobNotFound(job)
+        return self.meta
+
+    def list_jobs(self) -> list[dict]:
+        return [self.meta]
+
+    def wait_for_job(self, job: str, timeout: float, **_) -> dict:
+        raise JobTimeout
+
+    def get_connected_client_list(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name=name) for name in self.connected]
+
+
+NOT_STARTED = (
+    "Job j not started: 1 of 2 sites are there (missing: south); it needs 2, and the scheduler said last: too few"
+)
+RUNS = "It goes on; to stop it: with hospitals.session() as session: session.abort_job('j')"
+
+
+@rows(
+    ("a site is away", "SUBMITTED", ["north"], "j", NOT_STARTED, True),
+    ("a site is away that is still in the list", "SUBMITTED", ["north", "south"], "j", NOT_STARTED, True),
+    ("it is being sent", "DISPATCHED", ["north"], "j", "taken out of the queue; submit it again when they are there", True),
+    ("it runs", "RUNNING", ["north"], "j", RUNS, False),
+    ("nobody knows it", "RUNNING", ["north"], "k", "The server knows no job 'k'. There are: j.", False),
+)  # fmt: skip
+@pytest.mark.parametrize("waits", ["fetch", "wait_for"])
+def test_jobs_that_are_late(row, waits, hospitals, tmp_path, monkeypatch):
+    state, connected, job, right, aborted = row
+    session = Jobs(state, connected, ["too many", "too few"])
+    monkeypatch.setattr(hospitals, "session", lambda: contextlib.nullcontext(session))
+    monkeypatch.setattr(hospitals, "is_running", lambda name: name == "north")
+    asked = {"fetch": (job, tmp_path), "wait_for": (job, "run started")}[waits]
+    agrees(outcome(lambda: getattr(hospitals, waits)(*asked, timeout=0)), right)
+    assert session.aborted == (["j"] if aborted else [])
+
+
+def test_a_job_that_has_ended_is_not_waited_for(hospitals, monkeypatch):
+    session = Jobs("FINISHED:ABORTED", [], [])
+    monkeypatch.setattr(hospitals, "session", lambda: contextlib.nullcontext(session))
+    agrees(outcome(lambda: hospitals.wait_for("j", "site back", site="north")),
+           "Job j has ended with FINISHED:ABORTED without 'site back' with {'site': 'north'}.")  # fmt: skip
+
+
+@contextlib.contextmanager
+def answering(kit: Path, port: int):
+    """A server's end of the handshake, by the certificate of its kit."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(kit / "startup" / "server.crt", kit / "startup" / "server.key")
+    context.load_verify_locations(kit / "startup" / "rootCA.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    with socket.create_server(("", port)) as server:
+
+        def serve() -> None:
+            while True:
+                with contextlib.suppress(ssl.SSLError, ConnectionError):
+                    context.wrap_socket(server.accept()[0], server_side=True).close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield
+
+
+YESTERDAY, TOMORROW = (datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=days) for days in (-1, 1))
+LATER = TOMORROW + datetime.timedelta(days=9)
+SAYS, CLOCK = (
+    "{} certificate holds from {:%Y-%m-%d %H:%M UTC} to {:%Y-%m-%d %H:%M UTC}",
+    "; this machine's clock says 20",
+)
+
+
+@rows(
+    ("all is well", None, (), ()),
+    ("a site's that has expired", "north", (YESTERDAY - datetime.timedelta(days=9), YESTERDAY), ("the server refuses the site: ",)),
+    ("a site's that is not valid yet", "north", (TOMORROW, LATER), ("the server refuses the site: ",)),
+    ("the server's that has expired", SERVER, (YESTERDAY - datetime.timedelta(days=9), YESTERDAY),
+     ("the site refuses the server: certificate has expired",)),
+    ("a clock that is a day behind", SERVER, (TOMORROW, LATER), ("the site refuses the server: certificate is not yet valid",)),
+)  # fmt: skip
+def test_certificates(row, hospitals, tmp_path):
+    whose, holds, right = row
+    kits = {name: shutil.copytree(hospitals.kits[name], tmp_path / name) for name in (SERVER, "north")}
+    if whose:
+        sign_anew(hospitals.folder / "course", kits[whose], until=holds[1], since=holds[0])
+        right = (*right, SAYS.format("the server's" if whose == SERVER else "the site's", *holds), CLOCK)
+    with answering(kits[SERVER], hospitals.port):
+        said = knock(kits["north"])
+    assert all(words in said for words in right) if whose else said is None
+
+
+def test_a_kit_that_is_not_whole_and_a_server_that_is_none(hospitals, tmp_path):
+    kit = shutil.copytree(hospitals.kits["north"], tmp_path / "north")
+    with socket.create_server(("", hospitals.port)) as server:
+        threading.Thread(target=lambda: server.accept()[0].sendall(b"SSH-2.0-OpenSSH\r\n"), daemon=True).start()
+        agrees(outcome(lambda: knock(kit)), f"no FLARE server answers at localhost:{hospitals.port}: ")
+    shutil.copy(hospitals.kits[SERVER] / "startup" / "server.key", kit / "startup" / "client.key")
+    agrees(outcome(lambda: knock(kit)), "north is not the whole kit of a site")

@@ -8,7 +8,6 @@ that came through ``data_scripts/datalists_gen.sh``: ``{path: {"sha256": …, "b
 import math
 import os
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -52,32 +51,21 @@ def each(datalists: Datalists) -> Iterator[tuple[str, str, dict]]:
     return ((site, part, item) for site, parts in datalists.items() for part, items in parts.items() for item in items)
 
 
-def plain_label(label: object, classes: Sequence[str] | None = None) -> int | str:
-    """A label as a path's text or as an ``int``; a ``CourseError`` for one that is neither. ``classes`` are a card's: it is the
-    number of one of them, or a path where there are none; None allows both."""
+def plain_item(item: object, classes: Sequence[str] | None = None) -> dict:
+    """An item with paths as text and a number as an ``int``; a ``CourseError`` names one whose label is neither. ``classes`` are a
+    card's: a label is the number of one of them, or a file's path where there are none; None, of no known task, allows both."""
+    image, label = (item.get("image"), item.get("label")) if isinstance(item, Mapping) else (None, None)
+    if not isinstance(image, str | os.PathLike) or label is None:
+        raise CourseError("no 'image' with its 'label'", "a label cannot be used")
     plain = label.item() if getattr(label, "ndim", None) == 0 else label  # a number of NumPy or PyTorch
-    if isinstance(plain, str | os.PathLike) and not classes and re.search(r"[^-+.\d\s]", str(plain)):
-        return str(plain)
     most = math.inf if classes is None else len(classes)
+    if isinstance(plain, str | os.PathLike) and not classes and re.search(r"[^-+.\d\s]", str(plain)):
+        return {**item, "image": str(image), "label": str(plain)}
     if isinstance(plain, Real) and not isinstance(plain, bool) and 0 <= plain == plain // 1 < most:
-        return int(plain)
+        return {**item, "image": str(image), "label": int(plain)}
     right = f"a whole number from 0, {classes[0]}, to {most - 1}, {classes[-1]}" if classes else "the path of a file"
     right += ", or a whole number from 0 on" if classes is None else ""
-    raise CourseError(f"its label is {label!r}; it must be {right}", "a label cannot be used")
-
-
-def labelled(items: Iterable[Mapping], classes: Sequence[str] | None = None) -> list[dict]:
-    """Items with the paths of their images as text, and their :func:`plain_label`; a ``CourseError`` names all without one."""
-    plain, wrong = [], defaultdict(list)
-    for item in items:
-        try:
-            plain.append({**item, "image": str(item["image"]), "label": plain_label(item.get("label"), classes)})
-        except CourseError as error:
-            wrong[f"{error}"].append(str(item["image"]))
-    if wrong:
-        problems = [f"{some_of(images)}: {said}" for said, images in wrong.items()]
-        raise all_of("Wrong labels", problems, "a label cannot be used")
-    return plain
+    raise CourseError(f"{image}: its label is {label!r}; it must be {right}", "a label cannot be used")
 
 
 def volumes(item: Mapping) -> dict[str, str]:
@@ -99,7 +87,7 @@ def in_two_places(datalists: Datalists, sums: Mapping[str, str]) -> list[str]:
 
 def read_datalist(path: Path, site: str = "", labels: Sequence[str] | None = None) -> dict[str, list[dict]]:
     """The items of each part, with absolute paths and the name of their site; a ``CourseError`` names all that is wrong. ``labels``
-    are the ``classes`` of the task's card, for :func:`plain_label`."""
+    are the ``classes`` of the task's card, for :func:`plain_item`."""
     path, kind = Path(path).absolute(), "its datalist cannot be used"
     source = "It comes from data_scripts/mednist_sites.sh or datalists_gen.sh."
     content = load_json(path, "datalist", source, "its datalist is missing or cannot be read")
@@ -113,16 +101,12 @@ def read_datalist(path: Path, site: str = "", labels: Sequence[str] | None = Non
             problems.append(f"part {part!r} is missing or empty")
             continue
         for number, entry in enumerate(entries):
-            image, label = (entry.get("image"), entry.get("label")) if isinstance(entry, dict) else (None, None)
-            if not isinstance(image, str) or label is None:
-                problems.append(f"{part}[{number}]: no 'image' with its 'label'")
-                continue
             try:
-                items.append({**entry, "label": plain_label(label, labels), "site": site})
+                items.append({**plain_item(entry, labels), "site": site})
             except CourseError as error:
-                problems.append(f"{part}[{number}]: {image}: {error}")
+                problems.append(f"{part}[{number}]: {error}")
                 continue
-            for key, name in {"image": image, **volumes(entry)}.items():
+            for key, name in {"image": entry["image"], **volumes(entry)}.items():
                 file = path.parent / name
                 items[-1][key] = str(file)
                 if not file.is_file():

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import torch
 
-from src.common.datalists import labelled
+from src.common.datalists import plain_item
 from src.federation.engine import pick_device
 from src.mednist.card import CARD, Settings
 from src.mednist.training import TASK as AT_A_SITE
@@ -28,7 +28,7 @@ def evaluate_cases(model: torch.nn.Module, items: Sequence[dict], settings: Sett
 
     ``label`` and ``predicted`` are numbers of classes, ``confidence`` is the prediction's probability, ``accuracy`` 1 or 0.
     """
-    items = labelled(items, CARD.classes)
+    items = [plain_item(item, CARD.classes) for item in items]
     probabilities = predict(model, items, settings, device)
     table = pd.DataFrame({"case": ["/".join(item["image"].split("/")[-2:]) for item in items]})
     table["site"] = [item.get("site", "") for item in items]

@@ -11,7 +11,7 @@ from monai.data import DataLoader, Dataset
 from monai.transforms import Compose, EnsureTyped, RandAffined, RandFlipd, ScaleIntensityRanged, Transform
 from PIL import ExifTags, Image, ImageOps
 
-from src.common.datalists import labelled
+from src.common.datalists import plain_item
 from src.common.errors import CourseError, first_line, some_of
 from src.mednist.card import CARD, SIZE, Settings
 
@@ -62,12 +62,10 @@ def augmentation(settings: Settings) -> Compose:
 
 
 def prepare(items: Sequence[dict], settings: Settings, cache: object = None) -> list[dict]:
-    """Read images into memory; a ``CourseError`` names one that cannot be read, and labels that are none of the card's classes.
-
-    A warning says what was scaled, turned or padded.
-    """
+    """Read images into memory; a ``CourseError`` names one that cannot be read, or whose label is none of the card's classes, a
+    warning what was scaled, turned or padded."""
     steps, prepared, changed = preparation(settings), [], defaultdict(list)
-    for item in labelled(items, CARD.classes):
+    for item in [plain_item(one, CARD.classes) for one in items]:
         try:
             ready = steps({"image": item["image"]})
         except Exception as error:  # each of Pillow's formats has its own kinds of error; all of them mean this

@@ -17,7 +17,7 @@ import torch
 from monai.data import DataLoader, Dataset, MetaTensor, PersistentDataset
 from scipy import ndimage
 
-from src.common.datalists import labelled
+from src.common.datalists import plain_item
 from src.common.errors import CourseError, first_line
 from src.common.files import stamp
 from src.prostate.card import CARD, Settings
@@ -38,8 +38,7 @@ class LoadCase(mt.Transform):
     """
 
     def __call__(self, item: Mapping) -> dict:
-        labelled([item] if "label" in item else [], CARD.classes)
-        loaded = {**item, "case": case_name(item)}
+        loaded = {**(plain_item(item, CARD.classes) if "label" in item else item), "case": case_name(item)}
         for key in filter(item.get, BOTH):
             try:
                 gzip.decompress(Path(item[key]).read_bytes())  # to its end, where the checksum is: nibabel stops before
@@ -189,9 +188,8 @@ def prepare(items: Sequence[Mapping], settings: Settings, cache: Path | None = N
     """
     made_with = [VERSION, settings.coil_correction, settings.voxel_spacing, settings.field_of_view, settings.patch_size]
     keyed = []  # the cache's file names are made from all that an item holds: what changes any of this asks for another file
-    labelled([item for item in items if "label" in item], CARD.classes)
     for item in items:
-        files = [Path(item[key]) for key in BOTH if item.get(key)]
+        files = [Path(str(item[key])) for key in BOTH if item.get(key)]
         keyed.append({**item, "made": [made_with, *(stamp(file) for file in files if file.is_file())]})
     try:
         data = PersistentDataset(keyed, preparation(settings), cache_dir=cache)
