@@ -54,26 +54,20 @@ def test_every_site_draws_its_own_augmentation_and_draws_it_again():
 
 
 def test_first_weights_leave_the_state_of_chance_alone():
-    before, draws = torch.random.get_rng_state(), []
-    for _ in range(2):
-        with seeded(3):
-            draws.append(torch.randn(4))
-    assert torch.equal(*draws) and torch.equal(torch.random.get_rng_state(), before)
+    before = torch.random.get_rng_state()
+    assert same(LINE.new_model(3), LINE.new_model(3)) and torch.equal(torch.random.get_rng_state(), before)
     with seeded(None):
         torch.randn(1)
     assert not torch.equal(torch.random.get_rng_state(), before)
 
 
+@pytest.mark.usefixtures("one_thread")  # which puts the number of threads back
 @pytest.mark.parametrize("side_by_side", [False, True])
 def test_each_site_alone_comes_out_as_one_by_one(side_by_side):
-    settings, before = LineSettings(rounds=2, noise=1.0), torch.get_num_threads()
-    datalists = {"north": parts(2), "south": parts(4), "west": parts(3)}
+    settings, datalists = LineSettings(rounds=2, noise=1.0), {"north": parts(2), "south": parts(4), "west": parts(3)}
     torch.set_num_threads(2)
-    try:
-        together = train_each_site_alone(LINE, datalists, settings, side_by_side=side_by_side)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    together = train_each_site_alone(LINE, datalists, settings, side_by_side=side_by_side)
+    assert torch.get_num_threads() == 2
     assert {site: trained.steps for site, trained in together.items()} == {"north": 4, "south": 8, "west": 6}
     for site, trained in together.items():
         alone = train_locally(LINE, datalists[site], settings, site)

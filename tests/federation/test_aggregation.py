@@ -11,6 +11,7 @@ from nvflare.app_common.abstract.model import make_model_learnable
 from nvflare.app_common.app_constant import AppConstants
 
 from src.federation.aggregation import SampleWeightedMean
+from tests.tests_support import rows
 
 GOOD = {"w": np.ones((2, 3), np.float32), "n": np.array(5)}
 
@@ -39,9 +40,6 @@ def mean(aggregator, *updates):
     return aggregator.aggregate_model()
 
 
-# -- the mean ----------------------------------------------------------------------------------------------------------
-
-
 def test_floats_are_averaged_by_number_of_samples_in_double_precision_whoever_comes_first(aggregator):
     rng = np.random.default_rng(0)
     models = {f"site-{n}": rng.normal(size=(40, 30)).astype(np.float32) for n in range(7)}
@@ -56,21 +54,17 @@ def test_floats_are_averaged_by_number_of_samples_in_double_precision_whoever_co
     np.testing.assert_equal(sent, models, "what a site sent is not written to")
 
 
-@pytest.mark.parametrize(
-    ("samples", "counters", "expected"),
-    [
-        pytest.param((427, 341), (14, 14), 14, id="equal ones"),
-        pytest.param((1, 3), (14, 14), 14, id="equal ones of few and more"),
-        pytest.param((768, 1), (14, 14), 14, id="equal ones of many and one"),
-        pytest.param((999, 7), (14, 14), 14, id="equal ones of many and few"),
-        pytest.param((1, 1, 1), (1, 2, 2), 2, id="rounded and not cut"),
-    ],
+@rows(
+    ("equal ones", (427, 341), (14, 14), 14),
+    ("equal ones of few and more", (1, 3), (14, 14), 14),
+    ("equal ones of many and one", (768, 1), (14, 14), 14),
+    ("equal ones of many and few", (999, 7), (14, 14), 14),
+    ("rounded and not cut", (1, 1, 1), (1, 2, 2), 2),
 )
-def test_integer_counters_stay_integers(aggregator, samples, counters, expected):
-    sent = zip("abc", samples, counters, strict=False)
-    found = mean(aggregator, *(update(site, number, {"n": np.array(value)}) for site, number, value in sent)).params[
-        "n"
-    ]
+def test_integer_counters_stay_integers(aggregator, row):
+    *sent, expected = row
+    sites = (update(site, count, {"n": np.array(value)}) for site, count, value in zip("abc", *sent, strict=False))
+    found = mean(aggregator, *sites).params["n"]
     assert found == expected and found.dtype == np.int64
 
 
@@ -82,14 +76,11 @@ def test_one_site_comes_back_unchanged_and_differences_stay_differences(aggregat
 
 
 def test_metrics_are_averaged_by_number_of_samples(aggregator):
-    # A site without validation images has no metrics, and one may have more than the others.
+    """A site without validation images has no metrics, and one may have more than the others."""
     metrics = {"a": {"val_accuracy": 0.4, "val_loss": 2.0}, "b": {"val_accuracy": 0.8, "val_loss": 1.0}, "c": None}
     metrics["d"], samples = {"val_more": 1.0}, {"a": 1, "b": 3, "c": 9, "d": 9}
     found = mean(aggregator, *(update(one, samples[one], {"w": floats(1)}, metrics=metrics[one]) for one in samples))
     assert found.metrics == pytest.approx({"val_accuracy": 0.7, "val_loss": 1.25, "val_more": 1.0})
-
-
-# -- what is refused, by name ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
@@ -114,26 +105,22 @@ def test_a_weight_is_a_positive_number_of_samples(aggregator, samples, counts):
     assert aggregator.refused == ({} if counts else {"a": said})
 
 
-@pytest.mark.parametrize(
-    ("held_back", "params", "says"),
-    [
-        ([], {**GOOD, "w": np.ones((3, 2), np.float32)}, r"1 of its tensors .*'w': \(3, 2\) instead of \(2, 3\)"),
-        ([], {**GOOD, "w": np.float32(1)}, r"'w': \(\) instead of \(2, 3\)"),
-        ([], {**GOOD, "more": floats(1)}, r"1 of its tensors .*'more': \(1,\) instead of none"),
-        ([], {"w": GOOD["w"]}, r"1 of its tensors .*'n': missing instead of \(\)"),
-        ([], {"W": GOOD["w"], "n": GOOD["n"]}, r"2 of its tensors .*'W': \(2, 3\) instead of none"),
-        (["n"], GOOD, r"1 of its tensors .*'n': \(\) instead of none"),
-    ],
-    ids=["turned", "a number", "one more", "one less", "another name", "what sites keep"],
+@rows(
+    ("turned", [], {**GOOD, "w": np.ones((3, 2), np.float32)}, r"1 of its tensors .*'w': \(3, 2\) instead of \(2, 3\)"),
+    ("a number", [], {**GOOD, "w": np.float32(1)}, r"'w': \(\) instead of \(2, 3\)"),
+    ("one more", [], {**GOOD, "more": floats(1)}, r"1 of its tensors .*'more': \(1,\) instead of none"),
+    ("one less", [], {"w": GOOD["w"]}, r"1 of its tensors .*'n': missing instead of \(\)"),
+    ("another name", [], {"W": GOOD["w"], "n": GOOD["n"]}, r"2 of its tensors .*'W': \(2, 3\) instead of none"),
+    ("what sites keep", ["n"], GOOD, r"1 of its tensors .*'n': \(\) instead of none"),
 )
-def test_other_tensors_than_the_global_models_are_refused_whoever_answers_first(aggregator, held_back, params, says):
+def test_other_tensors_than_the_global_models_are_refused_whoever_answers_first(aggregator, row):
+    held_back, params, says = row
     aggregator.fl_ctx, aggregator.held_back = FLContext(), held_back
     model = make_model_learnable({"w": np.zeros((2, 3), np.float32), "n": np.array(4)}, {})
     aggregator.fl_ctx.set_prop(AppConstants.GLOBAL_MODEL, model, private=True, sticky=True)
     due = {name: value for name, value in GOOD.items() if name not in held_back}
     np.testing.assert_equal(mean(aggregator, update("odd", 5, params), update("good", 5, due)).params, due)
-    assert list(aggregator.accepted) == ["good"]
-    assert re.search(says, aggregator.refused["odd"])
+    assert list(aggregator.accepted) == ["good"] and re.search(says, aggregator.refused["odd"])
 
 
 def test_outside_of_a_run_all_must_send_what_the_first_one_sent(aggregator):

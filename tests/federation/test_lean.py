@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from tests.tests_support import rows
 
 OPTIONAL = ("ignite", "matplotlib", "mlflow", "pandas")
 MONAI = """
@@ -24,18 +24,16 @@ import ignite, matplotlib, mlflow, pandas  # what was hidden from MONAI is there
 """
 
 
-@pytest.mark.parametrize(
-    ("program", "loaded"),
-    [
-        pytest.param("nvflare.private.fed.app.simulator.simulator_worker", ["ignite"], id="a simulated site"),
-        pytest.param("nvflare.private.fed.app.client.worker_process", ["ignite"], id="a site"),
-        pytest.param("src.federation.simulated", [], id="the simulator"),
-        pytest.param("nvflare.private.fed.app.server.runner_process", [], id="a server"),
-        pytest.param("ipykernel_launcher", list(OPTIONAL), id="a notebook"),
-    ],
+@rows(
+    ("a simulated site", "nvflare.private.fed.app.simulator.simulator_worker", ["ignite"]),
+    ("a site", "nvflare.private.fed.app.client.worker_process", ["ignite"]),
+    ("the simulator", "src.federation.simulated", []),
+    ("a server", "nvflare.private.fed.app.server.runner_process", []),
+    ("a notebook", "ipykernel_launcher", list(OPTIONAL)),
 )
-def test_what_a_process_of_flare_does_not_use_is_not_loaded(tmp_path, program, loaded):
+def test_what_a_process_of_flare_does_not_use_is_not_loaded(tmp_path, row):
     """In a process of its own, with a stand-in for MONAI that loads, as MONAI does, what is installed."""
+    program, loaded = row
     for name in OPTIONAL:
         (tmp_path / f"{name}.py").touch()
     (tmp_path / "monai.py").write_text(MONAI)
