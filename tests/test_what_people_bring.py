@@ -12,6 +12,7 @@ import os
 import shlex
 import shutil
 import socket
+import socketserver
 import ssl
 import subprocess
 import sys
@@ -469,7 +470,10 @@ def test_pictures(row, tmp_path):
     if isinstance(right, str):
         assert found.startswith(f"a cannot read the image {file}: ") and right in found
     else:
-        np.testing.assert_allclose(found[0]["image"][0].numpy(), right, atol=2.5e-3)
+        assert type(found[0]["image"]) is torch.Tensor and found[0]["image"].dtype == torch.float32
+        np.testing.assert_allclose(
+            found[0]["image"][0].numpy(), right, atol=2.5e-3 if notice or suffix == "tif" else 1e-6
+        )
     assert [str(one.message) for one in warned] == ([f"a: {notice} (picture.{suffix})"] if notice else [])
 
 
@@ -1038,58 +1042,52 @@ def test_projects(row):
     agrees(made if isinstance(made, str) else made["participants"][1]["name"], right)
 
 
-@rows(
-    ("an organisation with a dot", {"org": "St. Mary"}, "FLARE refuses the project 'course': name=St. Mary is ill-formatted"),
-    ("a role left out", {"type": "admin"}, "FLARE refuses the project 'course': name=a is ill-formatted"),
-)  # fmt: skip
-def test_projects_written_by_hand(row, tmp_path):
-    changed, right = row
+def test_a_project_with_the_odd_name_of_an_organisation(tmp_path):
     about = project(["a"], 8002)
-    about["participants"][1] |= changed
+    about["participants"][1]["org"] = "St. Mary"
+    right = "FLARE refuses the project 'course': name=St. Mary is ill-formatted"
     agrees(outcome(lambda: provision(tmp_path / "new", about)), right)
     assert names_in(tmp_path / "new") == []
 
 
+GPU, PACKAGES = "CUDA_VISIBLE_DEVICES", "PYTHONPATH"
+
+
 @rows(
-    ("a graphics card", {"CUDA_VISIBLE_DEVICES": "1"}, {}, "CUDA_VISIBLE_DEVICES", "1"),
-    ("a card of the site's own", {"CUDA_VISIBLE_DEVICES": "1"}, {"CUDA_VISIBLE_DEVICES": "0"}, "CUDA_VISIBLE_DEVICES", "0"),
-    ("libraries", {"LD_LIBRARY_PATH": "/opt/lib"}, {}, "LD_LIBRARY_PATH", "/opt/lib"),
-    ("how threads wait", {"GOMP_SPINCOUNT": "600"}, {}, "GOMP_SPINCOUNT", "600"),
-    ("a time zone", {"TZ": "Asia/Tokyo"}, {}, "TZ", "Asia/Tokyo"),
-    ("the data of the owner", {"COURSE_DATA": "/mine"}, {}, "COURSE_DATA", None),
-    ("the data of the site", {"COURSE_DATA": "/mine"}, {"COURSE_DATA": "/site's"}, "COURSE_DATA", "/site's"),
-    ("another folder for a kit", {"NVFL_WORKSPACE": "/one"}, {}, "NVFL_WORKSPACE", None),
-    ("packages in a folder", {"PYTHONPATH": "/opt/lib"}, {}, "PYTHONPATH", "/opt/lib"),
-    ("packages in a folder that is relative", {"PYTHONPATH": "lib:/a"}, {}, "PYTHONPATH", f"{Path('lib').absolute()}:/a"),
-    ("packages of the user", {"PYTHONUSERBASE": "/home/me/.local"}, {}, "PYTHONUSERBASE", "/home/me/.local"),
+    ("a graphics card", GPU, "1", {}, "1"),
+    ("a card of the site's own", GPU, "1", {GPU: "0"}, "0"),
+    ("libraries", "LD_LIBRARY_PATH", "/opt/lib", {}, "/opt/lib"),
+    ("a time zone", "TZ", "Asia/Tokyo", {}, "Asia/Tokyo"),
+    ("the data of the owner", "COURSE_DATA", "/mine", {}, None),
+    ("the data of the site", "COURSE_DATA", "/mine", {"COURSE_DATA": "/its own"}, "/its own"),
+    ("another folder for a kit", "NVFL_WORKSPACE", "/one", {}, None),
+    ("packages of the user", "PYTHONUSERBASE", "/home/me/.local", {}, "/home/me/.local"),
+    ("packages in folders, one of them relative", PACKAGES, "lib:/a", {}, f"{Path('lib').absolute()}:/a"),
 )  # fmt: skip
 def test_environments(row, monkeypatch):
-    mine, own, name, right = row
-    for variable, text in mine.items():
-        monkeypatch.setenv(variable, text)
+    name, mine, own, right = row
+    monkeypatch.setenv(name, mine)
     assert handed_on(**own).get(name) == right
 
 
 @rows(
-    ("no variables", ["north", "south"], "sites is ['north', 'south']. Give the environment variables of each site"),
+    ("no variables", ["north"], "sites is ['north']. Give the environment variables of each site"),
     ("None for a site", {"north": None}, "sites is {'north': None}. Give"),
     ("a number for a variable", {"north": {"OMP_NUM_THREADS": 2}}, "sites is {'north': {'OMP_NUM_THREADS': 2}}. Give"),
     ("two sites with one name", {"north": {}, "North": {}}, "names that differ in more than capitals"),
-    ("no sites", {}, "sites is []; give"),
-    ("no Python for the guard", {"a": {}}, "so no kit was made: [Errno 2] No such file", "none"),
+    ("no Python for the guard", {"a": {}}, "so no kit was made: [Errno 2] No such file"),
     ("a guard that fails", {"a": {}}, "so no kit was made: no memory", "echo no memory >&2"),
     ("a guard that says nothing", {"a": {}}, "so no kit was made: it said nothing in 1 s", "exec sleep 600"),
 )  # fmt: skip
 def test_federations_that_cannot_be(row, tmp_path, monkeypatch):
     sites, right, *guard = row
-    if guard:
-        monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-        monkeypatch.setattr(federation, "GUARD_SECONDS", 1.0)
-    if guard not in ([], ["none"]):
-        (tmp_path / "python").write_text(f"#!/bin/sh\n{guard[0]}\n")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(federation, "GUARD_SECONDS", 1.0)
+    for program in guard:
+        (tmp_path / "python").write_text(f"#!/bin/sh\n{program}\n")
         (tmp_path / "python").chmod(0o755)
     agrees(outcome(lambda: Federation(tmp_path / "new", sites)), right)
-    assert names_in(tmp_path) == (["python"] if (tmp_path / "python").exists() else [])
+    assert names_in(tmp_path) == ["python"] * len(guard)
 
 
 @pytest.fixture(scope="module")
@@ -1103,21 +1101,17 @@ THERE, USERS = "There are: server, north, south.", "There are: admin@example.org
 
 
 @rows(
-    ("start of a site that there is not", lambda all: all.start("north", "east"), f"'east' is none of this federation's. {THERE}"),
+    ("start of a site that there is not", lambda all: all.start("east"), f"'east' is none of this federation's. {THERE}"),
     ("kill of one", lambda all: all.kill("east"), THERE),
-    ("whether one runs", lambda all: all.is_running("east"), THERE),
     ("kill of one that does not run", lambda all: all.kill("north"), "north does not run. Of this federation there run: none."),
     ("a session of a user who is not there", lambda all: all.session("me@example.org").__enter__(), USERS),
     ("a site as user", lambda all: all.environment("north"), USERS),
-    ("a session without a server", lambda all: all.session().__enter__(), "The server does not run; start('server') starts it."),
-    ("a job without a server", lambda all: all.execute(None, Path()), "The server does not run"),
+    ("a job without a server", lambda all: all.execute(None, Path()), "The server does not run; start('server') starts it."),
     ("a port that somebody has taken", lambda all: all.start(), "is taken by another program (Address already in use)"),
 )  # fmt: skip
 def test_participants(row, hospitals):
     what, right = row
-    with socket.socket() as other:
-        other.bind(("", hospitals.port))
-        other.listen()
+    with answering(hospitals.port):
         agrees(outcome(lambda: what(hospitals)), right)
     assert not any(hospitals.is_running(name) for name in (SERVER, "north", "south"))
 
@@ -1125,107 +1119,87 @@ def test_participants(row, hospitals):
 class Jobs:
     """FLARE's session as far as it is asked here, with one job in a state."""
 
-    def __init__(self, state: str, connected: list[str], history: list[str]):
+    def __init__(self, state: str, connected: list[str]):
         self.meta = {"job_id": "j", "status": state, "deploy_map": {"app": ["@ALL"]}, "min_clients": 2}
-        self.meta["schedule_history"] = history
-        self.connected, self.aborted = connected, []
-        self.abort_job = self.aborted.append
+        self.there, self.aborted = [SimpleNamespace(name=name) for name in connected], []
+        self.abort_job, self.list_jobs = self.aborted.append, lambda: [self.meta]
+        self.get_connected_client_list = lambda: self.there
 
     def get_job_meta(self, job: str) -> dict:
         if job != "j":
             raise JobNotFound(job)
         return self.meta
 
-    def list_jobs(self) -> list[dict]:
-        return [self.meta]
-
     def wait_for_job(self, job: str, timeout: float, **_) -> dict:
         raise JobTimeout
 
-    def get_connected_client_list(self) -> list[SimpleNamespace]:
-        return [SimpleNamespace(name=name) for name in self.connected]
 
-
-NOT_STARTED = (
-    "Job j not started: 1 of 2 sites are there (missing: south); it needs 2, and the scheduler said last: too few"
-)
+AWAY = "Job j not started: 1 of 2 sites are there (missing: south); it needs 2"
 RUNS = "It goes on; to stop it: with hospitals.session() as session: session.abort_job('j')"
 
 
 @rows(
-    ("a site is away", "SUBMITTED", ["north"], "j", NOT_STARTED, True),
-    ("a site is away that is still in the list", "SUBMITTED", ["north", "south"], "j", NOT_STARTED, True),
-    ("it is being sent", "DISPATCHED", ["north"], "j", "taken out of the queue; submit it again when they are there", True),
-    ("it runs", "RUNNING", ["north"], "j", RUNS, False),
-    ("nobody knows it", "RUNNING", ["north"], "k", "The server knows no job 'k'. There are: j.", False),
+    ("a site is away", "SUBMITTED", ["north"], "j", AWAY, ["j"]),
+    ("a site is away that is still in the list", "SUBMITTED", ["north", "south"], "j", AWAY, ["j"]),
+    ("it is being sent", "DISPATCHED", ["north"], "j", "taken out of the queue; submit it again when they are there", ["j"]),
+    ("it runs", "RUNNING", ["north"], "j", RUNS, []),
+    ("nobody knows it", "RUNNING", ["north"], "k", "The server knows no job 'k'. There are: j.", []),
 )  # fmt: skip
 @pytest.mark.parametrize("waits", ["fetch", "wait_for"])
 def test_jobs_that_are_late(row, waits, hospitals, tmp_path, monkeypatch):
     state, connected, job, right, aborted = row
-    session = Jobs(state, connected, ["too many", "too few"])
+    session = Jobs(state, connected)
     monkeypatch.setattr(hospitals, "session", lambda: contextlib.nullcontext(session))
     monkeypatch.setattr(hospitals, "is_running", lambda name: name == "north")
     asked = {"fetch": (job, tmp_path), "wait_for": (job, "run started")}[waits]
     agrees(outcome(lambda: getattr(hospitals, waits)(*asked, timeout=0)), right)
-    assert session.aborted == (["j"] if aborted else [])
-
-
-def test_a_job_that_has_ended_is_not_waited_for(hospitals, monkeypatch):
-    session = Jobs("FINISHED:ABORTED", [], [])
-    monkeypatch.setattr(hospitals, "session", lambda: contextlib.nullcontext(session))
-    agrees(outcome(lambda: hospitals.wait_for("j", "site back", site="north")),
-           "Job j has ended with FINISHED:ABORTED without 'site back' with {'site': 'north'}.")  # fmt: skip
+    assert session.aborted == aborted
 
 
 @contextlib.contextmanager
-def answering(kit: Path, port: int):
-    """A server's end of the handshake, by the certificate of its kit."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(kit / "startup" / "server.crt", kit / "startup" / "server.key")
-    context.load_verify_locations(kit / "startup" / "rootCA.pem")
-    context.verify_mode = ssl.CERT_REQUIRED
-    with socket.create_server(("", port)) as server:
+def answering(port: int, kit: Path | None = None):
+    """A server's end of the handshake by the certificate of a kit, or of a program without TLS."""
 
-        def serve() -> None:
-            while True:
-                with contextlib.suppress(ssl.SSLError, ConnectionError):
-                    context.wrap_socket(server.accept()[0], server_side=True).close()
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(b"SSH-2.0-OpenSSH\r\n")
 
-        threading.Thread(target=serve, daemon=True).start()
+    with type("Server", (socketserver.TCPServer,), {"allow_reuse_address": True})(("", port), Handler) as server:
+        if kit:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(kit / "startup" / "server.crt", kit / "startup" / "server.key")
+            context.load_verify_locations(kit / "startup" / "rootCA.pem")
+            context.verify_mode = ssl.CERT_REQUIRED
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield
+        server.shutdown()
 
 
-YESTERDAY, TOMORROW = (datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=days) for days in (-1, 1))
-LATER = TOMORROW + datetime.timedelta(days=9)
-SAYS, CLOCK = (
-    "{} certificate holds from {:%Y-%m-%d %H:%M UTC} to {:%Y-%m-%d %H:%M UTC}",
-    "; this machine's clock says 20",
-)
+DAYS = [datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=days) for days in (-9, -1, 1, 9)]
+PAST, FUTURE = DAYS[:2], DAYS[2:]
 
 
 @rows(
-    ("all is well", None, (), ()),
-    ("a site's that has expired", "north", (YESTERDAY - datetime.timedelta(days=9), YESTERDAY), ("the server refuses the site: ",)),
-    ("a site's that is not valid yet", "north", (TOMORROW, LATER), ("the server refuses the site: ",)),
-    ("the server's that has expired", SERVER, (YESTERDAY - datetime.timedelta(days=9), YESTERDAY),
-     ("the site refuses the server: certificate has expired",)),
-    ("a clock that is a day behind", SERVER, (TOMORROW, LATER), ("the site refuses the server: certificate is not yet valid",)),
+    ("all is well", None, None, None),
+    ("a site's that has expired", "north", PAST, "the server refuses the site: "),
+    ("a site's that is not valid yet", "north", FUTURE, "the server refuses the site: "),
+    ("the server's that has expired", SERVER, PAST, "the site refuses the server: certificate has expired; "),
+    ("a clock that is a day behind", SERVER, FUTURE, "the site refuses the server: certificate is not yet valid; "),
+    ("a key of somebody else", "key", None, "north is not the whole kit of a site"),
+    ("a program without TLS", "other", None, "no FLARE server answers at localhost:"),
 )  # fmt: skip
 def test_certificates(row, hospitals, tmp_path):
-    whose, holds, right = row
+    wrong, holds, right = row
     kits = {name: shutil.copytree(hospitals.kits[name], tmp_path / name) for name in (SERVER, "north")}
-    if whose:
-        sign_anew(hospitals.folder / "course", kits[whose], until=holds[1], since=holds[0])
-        right = (*right, SAYS.format("the server's" if whose == SERVER else "the site's", *holds), CLOCK)
-    with answering(kits[SERVER], hospitals.port):
-        said = knock(kits["north"])
-    assert all(words in said for words in right) if whose else said is None
-
-
-def test_a_kit_that_is_not_whole_and_a_server_that_is_none(hospitals, tmp_path):
-    kit = shutil.copytree(hospitals.kits["north"], tmp_path / "north")
-    with socket.create_server(("", hospitals.port)) as server:
-        threading.Thread(target=lambda: server.accept()[0].sendall(b"SSH-2.0-OpenSSH\r\n"), daemon=True).start()
-        agrees(outcome(lambda: knock(kit)), f"no FLARE server answers at localhost:{hospitals.port}: ")
-    shutil.copy(hospitals.kits[SERVER] / "startup" / "server.key", kit / "startup" / "client.key")
-    agrees(outcome(lambda: knock(kit)), "north is not the whole kit of a site")
+    if holds:
+        sign_anew(hospitals.folder / "course", kits[wrong], since=holds[0], until=holds[1])
+    if wrong == "key":
+        shutil.copy(kits[SERVER] / "startup" / "server.key", kits["north"] / "startup" / "client.key")
+    with answering(hospitals.port, None if wrong == "other" else kits[SERVER]):
+        said = outcome(lambda: knock(kits["north"]))
+    agrees(said, right)
+    if holds:
+        whose = {"north": "site"}.get(wrong, wrong)
+        dates = "the {}'s certificate holds from {:%Y-%m-%d %H:%M UTC} to {:%Y-%m-%d %H:%M UTC}".format(whose, *holds)
+        assert dates in said and "; this machine's clock says 20" in said

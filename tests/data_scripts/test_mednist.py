@@ -68,11 +68,9 @@ REFUSED = {
     "more sites than classes": ({"sites": 7}, "6 classes cannot be at home at 7 sites"),
     "too many of the few": ({"few": 11}, "few is 11: of the 20 items of class 0 11 would go"),
     "less than none": ({"few": -1}, "few is -1"),
-    "more sites than images": ({"sites": 121}, "120 items cannot be shared out over 121 sites"),
     "a path as a name": ({"data": "../mine"}, "'data' is '../mine'; it must match"),
     "no folder": ({"folder": Path("/nowhere")}, r"No images \(.*\) in /nowhere/AbdomenCT"),
     "counts without their way": ({"counts": [9, 9]}, r"counts is \[9, 9\], which 'specialised' does not heed"),
-    "alpha with scanners": ({"how": "scanners", "alpha": 0.5}, "alpha is 0.5, which 'scanners' .* choose 'dirichlet'"),
 }
 
 

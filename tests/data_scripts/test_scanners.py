@@ -9,6 +9,7 @@ from PIL import Image
 from data_scripts import mednist_sites, scanners
 from data_scripts.phantoms.mednist import write
 from data_scripts.scanners import STYLES, ScannerStyle, rescan, scan
+from data_scripts.sharing import random_numbers
 from data_scripts.together import read_sites
 from src.common.errors import CourseError
 from tests.tests_support import files_of
@@ -51,6 +52,17 @@ def test_sites_get_equal_shares_each_through_its_own_scanner(tmp_path):
     assert abs(brighter[0]) < 1 and alike[0] > 0.99
     assert brighter[1] > 10 and brighter[2] < -10
     assert alike[3] < -0.95
+
+
+def test_pictures_of_8_bits_and_the_network_s_size_are_restyled_as_their_files_hold_them(tmp_path):
+    write(tmp_path, per_class=1, seed=1)
+    items = mednist_sites.read_items(tmp_path)[:4]
+    rescan({f"site-{n}": [item] for n, item in enumerate(items)}, tmp_path, tmp_path / "out", seed=2)
+    for number, (item, style) in enumerate(zip(items, STYLES, strict=True)):
+        image = scan(np.asarray(Image.open(item["image"])), style, random_numbers(2, f"site-{number}"))
+        Image.fromarray(image).save(tmp_path / "right.jpeg", quality=95)
+        found = tmp_path / "out" / Path(item["image"]).relative_to(tmp_path)
+        assert found.read_bytes() == (tmp_path / "right.jpeg").read_bytes()
 
 
 def test_another_version_is_made_anew_and_more_sites_than_scanners_are_refused(tmp_path, monkeypatch):

@@ -129,6 +129,7 @@ REFUSED = {
     "counts for even shares": ({"counts": [6, 6]}, r"counts is \[6, 6\], which 'even' does not heed"),
     "alpha for counts": ({"how": "counts", "counts": [6, 6], "alpha": 0.5}, "alpha is 0.5, which 'counts' does not"),
     "few for a random mix": ({"how": "dirichlet", "few": 0}, "few is 0, .* leave it out, or choose 'specialised'"),
+    "a class without a home": ({"how": "specialised", "homes": (0, 1, 2, 3, 5)}, r"no site would get .* of class 4\."),
     "homes for scanners": ({"how": "scanners", "homes": (1, 2)}, r"homes is \(1, 2\), which 'scanners' does not heed"),
 }
 

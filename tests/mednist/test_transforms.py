@@ -3,11 +3,9 @@
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from monai.transforms import RandAffined, RandFlipd
-from PIL import Image
 
 from data_scripts.mednist_sites import read_items
 from src.common.errors import CourseError
@@ -28,17 +26,6 @@ def items(tmp_path_factory) -> list[dict]:
 def prepared(items) -> list[dict]:
     """Every fourth image; the label names the image here, to see the order."""
     return [{**one, "label": i} for i, one in enumerate(prepare(items[::4], SETTINGS))]
-
-
-def test_an_image_arrives_with_its_rows_first(tmp_path):
-    """A bright top left corner that is wider than high, between black and half grey."""
-    pixels = np.zeros((64, 64), dtype=np.uint8)
-    pixels[:16, :32], pixels[40:] = 255, 128
-    Image.fromarray(pixels).save(tmp_path / "corner.png")
-    (ready,) = prepare([{"image": str(tmp_path / "corner.png"), "label": 3}], SETTINGS)
-    assert type(ready["image"]) is torch.Tensor and ready["image"].dtype == torch.float32
-    np.testing.assert_allclose(ready["image"], pixels[None] / 255, atol=1e-6)
-    assert ready["label"] == 3
 
 
 def test_validation_has_every_image_once_in_order_and_unchanged_and_says_nothing(items, capfd):
