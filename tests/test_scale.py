@@ -29,7 +29,7 @@ from src.federation.recipes import add_everything, client_recipe
 from src.mednist.training import TASK
 from tests.runs_support import drawings
 
-META = {"client_name": "site-1", FLMetaKey.NUM_STEPS_CURRENT_ROUND: 1}
+SIZE, META = ConfigVarName.DOWNLOAD_CHUNK_SIZE, {"client_name": "site-1", FLMetaKey.NUM_STEPS_CURRENT_ROUND: 1}
 ABOUT = {"started": 100.0, "seconds": 40.0}
 TIMES = {"round started": (104.0, 121.0, 125.0), "model saved": (120.0, 124.0, 130.0)}
 RECORD = [
@@ -97,20 +97,18 @@ def test_where_a_run_s_time_and_bytes_went_and_that_more_answers_take_longer():
 def test_a_report_and_its_tables_say_what_its_rows_say():
     made = report(2, 4, 8)
     assert made["fits"]["together_bytes"] == pytest.approx({"a": 1e9, "b": 5e8, "residual": 0.0}, abs=1e-3)
-    assert made["fits"]["round_bytes_loopback"] is None
+    assert made["fits"]["round_bytes_loopback"] is None and json.loads(json.dumps(made)) == made
     assert made["holds"] == {"this machine": 16, "16 GiB": 32}
     assert set(made["paper"]) == {"100", "1000"} and set(made["paper"]["1000"]) == set(scale.WAYS)
     flat = made["paper"]["1000"]["flat, full weights"]
     assert flat["line_bytes"] == 1e9 and flat["averaging_seconds"] == pytest.approx(2000)
-    assert json.loads(json.dumps(made)) == made
-    growth = scale.growth_table(report(2, 4)).splitlines()
+    made = report(2, 4)
+    growth, paper = scale.growth_table(made).splitlines(), scale.paper_table(made).splitlines()
     assert growth[0].endswith("| 2 sites | 4 sites | with n sites | largest residual |")
     assert growth[2] == "| wall time of the run, s | 14.0 | 18.0 | 10.0 + 2.00 n | 0 % |"
     assert growth[-1].endswith("measured, MB | – | – | – | – |")
-    assert len(growth) == 2 + len(scale.QUANTITIES)
-    assert "| 16 GiB | 32 |" in scale.holding_table(report(2, 4))
-    paper = scale.paper_table(report(2, 4)).splitlines()
-    assert len(paper) == 2 + len(scale.LARGE) * len(scale.WAYS)
+    assert (len(growth), len(paper)) == (2 + len(scale.QUANTITIES), 2 + len(scale.LARGE) * len(scale.WAYS))
+    assert "| 16 GiB | 32 |" in scale.holding_table(made)
     assert paper[2].startswith("| 100 | flat, full weights | 100 MB | 8.00 s | 8.00 s | 200 s | 101 MB | 4.00 MB |")
     assert [make({}) for make in scale.TABLES.values()] == [scale.NOTHING] * 3
     assert "| – | – |" in scale.growth_table(report(2))
@@ -173,9 +171,7 @@ def test_flare_has_every_switch_of_the_page():
         "round_timeout min_clients": takes(add_everything),
         "ModelQuantizer": classes("app_opt.pt.quantization.quantizer"),
         "ModelDequantizer": classes("app_opt.pt.quantization.dequantizer"),
-        "np_download_chunk_size tensor_download_chunk_size": [
-            kind.config_var_prefix + ConfigVarName.DOWNLOAD_CHUNK_SIZE for kind in chunks
-        ],
+        "np_download_chunk_size tensor_download_chunk_size": [one.config_var_prefix + SIZE for one in chunks],
         "streaming_per_request_timeout": [ConfigVarName.STREAMING_PER_REQUEST_TIMEOUT],
         "enable_tensor_disk_offload": takes(FedAvgRecipe) & takes(FedAvg),
         "enable_tensor_streaming": dir(Recipe),

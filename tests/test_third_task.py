@@ -70,10 +70,8 @@ def checkout(tmp_path_factory) -> Path:
     }
     copied = [*(src / "xray").glob("*.py"), src / "monai_xray_train.py"]
     for file in copied:
-        text = file.read_text(encoding="utf-8")
         for old, name in new.items():
-            text = text.replace(old, name)
-        file.write_text(text, encoding="utf-8")
+            file.write_text(file.read_text(encoding="utf-8").replace(old, name), encoding="utf-8")
     assert sum(len(file.read_text().splitlines()) for file in copied) < 350
     return copy
 
@@ -88,17 +86,13 @@ def run(checkout: Path, *command: str) -> str:
 
 
 def test_a_copied_task_is_found_exported_and_trained(checkout, tmp_path):
-    drawn, raw = tmp_path / "drawn", tmp_path / "Radiographs"
-    for folder in (drawn, raw):
-        folder.mkdir()
-    write(drawn, per_class=8, seed=4)
+    raw = tmp_path / "Radiographs"
+    raw.mkdir()
+    write(raw, per_class=8, seed=4)
     for old, label in zip(CARD.labels, LABELS, strict=True):
-        (drawn / old).rename(raw / label)
-
+        (raw / old).rename(raw / label)
     said = json.loads(run(checkout, "-c", PROGRAM, str(raw), str(tmp_path / "jobs")).splitlines()[-1])
-
-    assert said["tasks"] == ["mednist", "prostate", "xray"]
-    assert said["accepted"] == [True, True]
+    assert (said["tasks"], said["accepted"]) == (["mednist", "prostate", "xray"], [True, True])
     assert said["curve"] == [2, 2], "two sites, before the round and at the end"
     assert {label: said["table"][label] for label in LABELS} == dict.fromkeys(LABELS, 8)
     assert len(said["cases"]) == said["table"]["testing"]
