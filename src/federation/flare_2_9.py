@@ -9,7 +9,7 @@ import socket
 import sys
 from pathlib import Path
 
-from nvflare.apis.job_def import ALL_SITES
+from nvflare.apis.job_def import ALL_SITES, SERVER_SITE_NAME
 from nvflare.apis.job_scheduler_spec import DispatchInfo
 from nvflare.fuel.utils.constants import FrameworkType
 
@@ -24,6 +24,15 @@ def job_of(recipe):
 
 def server_of(recipe):  # with its workflows and components
     return recipe._job._deploy_map["server"].app_config
+
+
+def named_sites(recipe) -> list[str]:
+    """The sites that the job names; none where it is for whoever is there."""
+    return [name for name in recipe._job._deploy_map if name not in (SERVER_SITE_NAME, ALL_SITES)]
+
+
+def add_to_sites(recipe, component, name: str) -> None:
+    recipe._add_to_client_apps(component, id=name)
 
 
 def look_often(recipe) -> None:

@@ -5,14 +5,18 @@ import traceback
 from collections.abc import Callable
 
 import nvflare.client as flare
-from nvflare.apis.fl_constant import ReturnCode
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import FLContextKey, ReturnCode, SiteType
+from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
+from nvflare.widgets.widget import Widget
 
 from src.common.errors import CourseError
 from src.federation.flare_2_9 import answer_quickly
 
 REASON = "course_reason"  # where a failed answer says why: a key of an FLModel's meta, or a header of a Shareable
+LAST_WORDS = "course.last_words"  # the topic under which a site that ends its job says why, before it ends
 WITHOUT_STATE = (
     "started without its own state"  # what a site says beside its update that joins later, or lost what it kept
 )
@@ -31,13 +35,27 @@ def said_reason(answer: Shareable | None) -> str:
     """The short reason that an answer gives which was not accepted, else what FLARE says of it."""
     if answer is None:
         return "it sent nothing"
-    if said := answer.get_header(REASON):
-        return said
+    code = answer.get_return_code()
+    flares = "it sent nothing that can be averaged" if code == ReturnCode.OK else f"it answered with {code}"
+    return given_reason(answer) or flares
+
+
+def given_reason(answer: Shareable | None) -> str | None:
+    """The short reason in an answer: of a failure, or beside a good update; None if it holds none."""
     try:
-        return FLModelUtils.from_shareable(answer).meta[REASON]
-    except (KeyError, ValueError):  # no reason, or, in an answer with an error code, no model
-        code = answer.get_return_code()
-        return "it sent nothing that can be averaged" if code == ReturnCode.OK else f"it answered with {code}"
+        return answer and (answer.get_header(REASON) or FLModelUtils.from_shareable(answer).meta.get(REASON))
+    except ValueError:  # in an answer with an error code is no model
+        return None
+
+
+class LastWords(Widget):
+    """Tells the server why a component of a site ends its job: FLARE's process would go without a word."""
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        if event_type == EventType.FATAL_SYSTEM_ERROR:
+            error, said = fl_ctx.get_prop(FLContextKey.EVENT_DATA), Shareable()
+            said[REASON] = short_reason(error) if isinstance(error, BaseException) else "its software ended the job"
+            fl_ctx.get_engine().send_aux_request([SiteType.SERVER], LAST_WORDS, said, timeout=5.0, fl_ctx=fl_ctx)
 
 
 def run_site(main: Callable[..., None], *arguments: object) -> None:

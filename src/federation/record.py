@@ -4,16 +4,21 @@ import json
 import re
 from pathlib import Path
 
+from src.common.errors import CourseError
 from src.common.files import read_json
 from src.federation.server import RECORD
 
 
 def read_record(folder: Path) -> list[dict]:
-    """The lines of the record below a folder, oldest first; empty as long as the server has not started."""
+    """The lines of the record below a folder, oldest first; empty as long as the server has not started. A ``CourseError`` if one
+    is damaged."""
     file = next(iter(Path(folder).rglob(RECORD)), None)
-    lines = file.read_text().splitlines(keepends=True) if file else []
-    # The last line may still be in the writing while the run goes on.
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = file.read_text(errors="replace").splitlines(keepends=True) if file else []
+    try:
+        # The last line may still be in the writing while the run goes on.
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except ValueError as error:
+        raise CourseError(f"The record {file} is damaged: {error}. Fetch the run again, or make it anew.") from error
 
 
 def progress(record: list[dict]) -> tuple[int, int, int]:
@@ -31,12 +36,15 @@ def shortfall(folder: Path) -> str | None:
         wants_record = any("RunRecorder" in file.read_text() for file in jobs)
         return "The run ended before the server started: no site took part." if wants_record else None
     number, rounds, answers = progress(record)
-    if not answers:
+    results = {entry["site"] for entry in record if entry["event"] == "result" and entry["accepted"]}
+    if not answers and not results:
         return "The run ended without a single update from a site."
     if number < rounds or sum(entry["event"] == "model saved" for entry in record) < rounds:
         return f"The run ended in round {number} of {rounds}."
     meta = next((read_json(file) for file in Path(folder).glob("job/*/meta.json")), None) or {}
     demanded = meta.get("min_clients", 1)
+    if not rounds and len(results) < demanded:
+        return f"The job needs the answers of {demanded} site(s); {len(results)} gave one."
     for number in range(rounds):
         if len({entry["site"] for entry in record if entry.get("accepted") and entry["round"] == number}) < demanded:
             said = f"there were fewer in round {number + 1} of {rounds}."
@@ -47,14 +55,17 @@ def shortfall(folder: Path) -> str | None:
 def failure_report(run_folder: Path, workspace: Path, sites: list[str]) -> str:
     """Why a run failed: round, sites and kinds of fault, and which process's own log in the simulator's ``workspace`` says more."""
     record = read_record(run_folder)
-    failed = [entry for entry in record if entry["event"] == "answer" and not entry["accepted"]]
+    failed = [entry for entry in record if entry["event"] in ("answer", "result") and not entry["accepted"]]
     lost = [entry for entry in record if entry["event"] == "site lost"]
     causes = {entry["site"]: entry["reason"] for entry in failed + lost}
     for name in () if causes else (*sites, "server"):
         if kind := _first_error(workspace / name / "error_log.txt"):
             causes[name] = f"its software raised {kind}"
+    stopped = [entry["reason"] for entry in record if entry["event"] == "run stopped"]
+    causes = causes or dict.fromkeys(["server"] if stopped else [], "".join(stopped[:1]))
     number, rounds, _ = progress(record)
-    where = f"in round {number} of {rounds}" if number else "before the first round"
+    tasks = [f"at the task {entry['task']}" for entry in record if entry.get("task")]
+    where = f"in round {number} of {rounds}" if number else tasks[-1] if tasks else "before the first round"
     said = "; ".join(f"{name}: {cause}" for name, cause in causes.items()) or "no process left an error"
     logs = ", ".join(str(workspace / name / "log.txt") for name in causes) or run_folder / "console.log"
     return f"The run failed {where}. {said}. More is in the log of its own: {logs}."

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from src.common.errors import CourseError
+from src.common.errors import CourseError, first_line
 from src.common.files import read_json
 from src.federation.record import progress, read_record
 from src.federation.server import RECORD
@@ -43,15 +43,18 @@ class Run:
     def __repr__(self) -> str:
         absent = [f"{site}: {reason}" for site, reason in self.left_out.items()]
         sites = f", {len(absent)} of {len(self.sites)} sites left out: {'; '.join(absent)}" if absent else ""
-        gone = ~self.contributions["accepted"]
+        gone = ~self.contributions["accepted"].astype(bool)
         updates = f", {gone.sum()} of {len(gone)} updates are missing, see contributions" if gone.any() else ""
+        remarks = self.contributions[~gone].dropna(subset="reason").groupby("reason")["site"].unique()
+        updates += "".join(f", {' and '.join(sites)} {reason}" for reason, sites in remarks.items())
         return f"Run({str(self.folder)!r}, {self.about.get('status', 'fetched')}, {self.seconds:.0f} s{sites}{updates})"
 
     @property
     def left_out(self) -> dict[str, str]:
         """Sites without an update in any round, each with its reason. What the model does on their cases is no result of theirs."""
-        absent = self.contributions.groupby("site").filter(lambda rows: not rows["accepted"].any())
-        return absent.drop_duplicates("site").set_index("site")["reason"].to_dict()
+        said = self.contributions.groupby("site")
+        accepted, reasons = said["accepted"].any(), said["reason"].first()
+        return {site: reasons.get(site, "it was not asked") for site in self.sites if not accepted.get(site, False)}
 
     @cached_property
     def final_validation(self) -> dict[str, dict[str, dict[str, float]]]:
@@ -66,9 +69,18 @@ class Run:
 
     def cross_site(self, metric: str) -> pd.DataFrame:
         """Scores of FLARE's ``add_cross_site_evaluation``: a row for each site's last model, then for ``all``; a column a site."""
-        rows = {"all" if model == FINAL else model: sites for model, sites in self.final_validation.items()}
-        scores = {model: {site: metrics[metric] for site, metrics in sites.items()} for model, sites in rows.items()}
+        scores = {"all" if model == FINAL else model: sites for model, sites in self._scores(metric).items()}
+        if not scores:
+            raise CourseError(f"The run in {self.folder} validated nothing; it needs add_cross_site_evaluation().")
         return pd.DataFrame(scores, index=self.sites, columns=[*self.sites, "all"]).T
+
+    def _scores(self, metric: str) -> dict[str, dict[str, float]]:
+        """Model file → site → one metric of the final validation; a ``CourseError`` where no site has it."""
+        tried = self.final_validation
+        known = {name for sites in tried.values() for metrics in sites.values() for name in metrics}
+        if known and metric not in known:
+            raise CourseError(f"No site validated {metric!r}; there are {sorted(known)}.")
+        return {model: {site: own[metric] for site, own in of.items() if metric in own} for model, of in tried.items()}
 
     @property
     def final_model(self) -> Path:
@@ -78,14 +90,15 @@ class Run:
     def best_model(self, key_metric: str) -> Path:
         """Checkpoint of the global model with the best ``key_metric`` on the sites' validation parts, weighed by training items.
 
-        FLARE's selector never sees the last round's model; the final validation judges both, and the better one is the best.
+        FLARE's selector never sees the last round's model; the final validation judges both, and the better one is the best. A
+        ``CourseError`` for a metric that no site has.
         """
         samples = {entry["site"]: entry["samples"] for entry in self.record if entry.get("samples")}
 
         def score(model: str) -> float:
-            metrics = self.final_validation.get(model, {})
-            values, weights = [m[key_metric] for m in metrics.values()], [samples.get(site, 1) for site in metrics]
-            return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights) if weights else -inf
+            values = self._scores(key_metric).get(model, {})
+            weights = {site: samples.get(site, 1) for site in values}
+            return sum(values[site] * weights[site] for site in values) / sum(weights.values()) if values else -inf
 
         return self._checkpoint(BEST if score(BEST) > score(FINAL) else FINAL)
 
@@ -97,10 +110,14 @@ class Run:
 
     @staticmethod
     def weights(checkpoint: Path) -> dict:
-        """The ``state_dict`` inside one of FLARE's checkpoints."""
+        """The ``state_dict`` inside one of FLARE's checkpoints; a ``CourseError`` if it is none."""
         import torch
 
-        return torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
+        try:
+            return torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
+        except Exception as error:  # what is no file of PyTorch's makes it raise a dozen kinds
+            said = f"{checkpoint} is no checkpoint of a run: {type(error).__name__}: {first_line(error)}"
+            raise CourseError(f"{said}. Give final_model or best_model(...).") from error
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
@@ -120,20 +137,28 @@ class Run:
 
     @cached_property
     def contributions(self) -> pd.DataFrame:
-        """Who took part: a row for each round and site with ``accepted`` and, where not, the ``reason``."""
-        answers = {(entry["round"], entry["site"]): entry for entry in self.record if entry["event"] == "answer"}
+        """Who took part: a row for each round and site that was asked, with ``accepted`` and a ``reason``, where there is one.
+
+        An accepted answer may have one too. A run without rounds has a row for each site, whose ``round`` is None.
+        """
+        kind = "answer" if self.rounds else "result"
+        answers = {(entry["round"], entry["site"]): entry for entry in self.record if entry["event"] == kind}
+        asked = {(entry["round"], entry["site"]) for entry in self.record if entry["event"] == "asked"}
         lost, refused, rows = {}, self.about.get("refused", {}), []
         for entry in self.record:  # why a site was lost, for each round at some moment of which it was
-            rounds = range(entry["round"] or 0, self.rounds)
+            rounds = range(entry["round"] or 0, self.rounds) or [None]
             if entry["event"] == "site lost":
                 lost |= {(number, entry["site"]): entry["reason"] for number in rounds}
             elif entry["event"] == "site back":  # in the round that goes on, it still has no part
                 for number in rounds[1:]:
                     lost.pop((number, entry["site"]), None)
-        for number, site in product(range(self.rounds), self.sites):
+        for number, site in product(range(self.rounds) or [None], self.sites):
             entry = answers.get((number, site), {})
-            why = entry.get("reason") or refused.get(site) or lost.get((number, site), "it did not answer")
-            rows.append((number, site, bool(entry.get("accepted")), None if entry.get("accepted") else why))
+            accepted, why = bool(entry.get("accepted")), entry.get("reason")
+            if not accepted:
+                why = why or refused.get(site) or lost.get((number, site))
+            if accepted or why or (number, site) in asked or number not in dict(asked):
+                rows.append((number, site, accepted, why or (None if accepted else "it did not answer")))
         return pd.DataFrame(rows, columns=["round", "site", "accepted", "reason"])
 
 
@@ -158,7 +183,8 @@ def _mlflow_rows(run: Run):
     client = MlflowClient(tracking_uri=URL.create("sqlite", database=str(database)).render_as_string())
     for one in client.search_runs([experiment.experiment_id for experiment in client.search_experiments()]):
         # FLARE names a run <site>-<job id>-…; the longest site that fits is the one ("site-1" against "site-11").
-        site = max((name for name in run.sites if one.info.run_name.startswith(f"{name}-")), key=len)
+        named = (name for name in run.sites if one.info.run_name.startswith(f"{name}-"))
+        site = max(named, key=len, default=one.info.run_name)
         for tag in one.data.metrics:
             for metric in client.get_metric_history(one.info.run_id, tag):
                 yield site, tag, metric.step, metric.value

@@ -3,22 +3,26 @@
 import json
 import threading
 import time
+from collections import Counter
 from math import inf
 from pathlib import Path
 
+from nvflare.apis.dxo import from_shareable
 from nvflare.apis.event_type import EventType
-from nvflare.apis.fl_constant import FLContextKey
+from nvflare.apis.fl_constant import FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
 from nvflare.widgets.widget import Widget
 
 from src.federation.flare_2_9 import LOSS_IS_NOTED, SITE_IS_BACK
-from src.federation.reasons import said_reason
+from src.federation.reasons import LAST_WORDS, REASON, given_reason, said_reason
 
-RECORD, LOOK_SECONDS = "course_record.jsonl", 0.5
+RECORD, LOOK_SECONDS, FIRST_CONTACT = "course_record.jsonl", 0.5, 600.0
 LOST = "its process has ended; often a lack of memory"
 GONE = "the server has lost it: its process, its machine or its line"
+NEVER_CAME = "its process never came: is its kit used on a second machine, or its network closed?"
 EVENTS = {
     EventType.START_RUN: "run started",
     AppEventType.INITIAL_MODEL_LOADED: "initial model loaded",
@@ -29,84 +33,160 @@ EVENTS = {
     AppEventType.CROSS_VAL_INIT: "final validation",
     EventType.END_RUN: "run ended",
 }
+WELL = (ReturnCode.OK, ReturnCode.EARLY_TERMINATION)
 
 
 class RunRecorder(Widget):
     """Writes what happened on the server, and when, as one JSON object a line, and ends a run that too many sites have left.
 
     ``course_record.jsonl`` is in the job's run folder. A line has ``time`` (seconds since the epoch), ``event`` and ``round``, an
-    answer also ``site``, ``accepted`` and ``reason``. For the arguments see :func:`src.federation.recipes.add_record`.
+    answer also ``site``, ``accepted`` and ``reason``, and so has a ``result``, the answer to a ``task`` outside of rounds. Who is
+    given a round's task is ``asked``. For the arguments see :func:`src.federation.recipes.add_record`.
     """
 
-    def __init__(self, min_clients: int, round_timeout: float | None = None):
+    def __init__(self, min_clients: int, round_timeout: float | None = None, first_contact: float = FIRST_CONTACT):
         super().__init__()
-        self.min_clients, self.round_timeout = min_clients, round_timeout
-        self._ended, self._deadline = threading.Event(), inf
+        self.min_clients, self.round_timeout, self.first_contact = min_clients, round_timeout, first_contact
+        self._ended, self._deadline, self._contact = threading.Event(), inf, inf
         self._file = self._round = self._rounds = None
+        self._training, self._begun = False, 0.0  # whether a round goes on, and since when it or the workflow does
+        self._heard: dict[str, float] = {}  # when a site asked for work last
+        self._given: dict[
+            str, tuple[str, str, float]
+        ] = {}  # what it works on: id and name of the task, and its deadline
         self._answered: set[str] = set()  # in this round
         self._failed: dict[str, str] = {}  # in this round
         self._lost: dict[str, str] = {}  # until it is back
+        self._losses: Counter[str] = Counter()
         self._expected: set[str] = set()  # of those, who is on the way
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         if event_type == EventType.START_RUN:
             engine, job_id = fl_ctx.get_engine(), fl_ctx.get_job_id()
             self._file = Path(engine.get_workspace().get_run_dir(job_id)) / RECORD
+            self._contact = time.monotonic() + self.first_contact
             engine.register_app_command(SITE_IS_BACK, self._look_who_is_there)
+            engine.register_aux_message_handler(LAST_WORDS, self._hear_last_words)
             threading.Thread(target=self._watch, args=(engine, job_id), name="site_watch", daemon=True).start()
         elif event_type in (EventType.ABOUT_TO_END_RUN, EventType.END_RUN):
             self._ended.set()
         if self._file is None:
             return
         if event_type == AppEventType.ROUND_STARTED:
-            self._round, self._failed = fl_ctx.get_prop(AppConstants.CURRENT_ROUND), dict(self._lost)
-            self._answered, self._deadline = set(), time.monotonic() + (self.round_timeout or inf)
+            self._round = fl_ctx.get_prop(AppConstants.CURRENT_ROUND)
+            self._begin(training=True)
+        elif event_type == EventType.START_WORKFLOW:
+            self._begin(training=False)
         elif event_type == AppEventType.BEFORE_AGGREGATION:
-            self._deadline = inf
+            self._training, self._deadline, self._given = False, inf, {}
         self._rounds = fl_ctx.get_prop(AppConstants.NUM_ROUNDS) or self._rounds
         if event_type in EVENTS:
             self._write(EVENTS[event_type], rounds=self._rounds)
+        elif event_type == EventType.FATAL_SYSTEM_ERROR:
+            self._write("run stopped", reason=str(fl_ctx.get_prop(FLContextKey.EVENT_DATA)))
+        elif event_type == EventType.BEFORE_PROCESS_TASK_REQUEST:
+            if _peer(fl_ctx) not in self._heard and self._lost.get(_peer(fl_ctx)) == NEVER_CAME:
+                self._note_return(_peer(fl_ctx))
+            self._heard[_peer(fl_ctx)] = time.monotonic()
+        elif event_type == EventType.AFTER_TASK_DATA_FILTER:
+            self._note_task(fl_ctx)
+        elif event_type == EventType.BEFORE_PROCESS_SUBMISSION:
+            self._note_submission(fl_ctx)
         elif event_type == AppEventType.AFTER_CONTRIBUTION_ACCEPT:
             self._note_answer(fl_ctx)
         elif event_type == EventType.CLIENT_DISCONNECTED:
             self._note_loss(fl_ctx.get_prop(FLContextKey.DISCONNECTED_CLIENT_NAME), GONE, fl_ctx)
         elif event_type == EventType.CLIENT_RECONNECTED:
-            site = fl_ctx.get_prop(FLContextKey.RECONNECTED_CLIENT_NAME)
-            self._lost.pop(site, None)
-            self._failed.pop(site, None)
-            self._expected.discard(site)
-            self._write("site back", site=site)
+            self._note_return(fl_ctx.get_prop(FLContextKey.RECONNECTED_CLIENT_NAME))
+
+    def _begin(self, training: bool) -> None:
+        """A round, or a workflow, in which whoever is not lost may fail anew."""
+        self._training, self._begun = training, time.monotonic()
+        self._deadline = self._begun + (self.round_timeout or inf) if training else inf
+        self._failed, self._answered, self._given = dict(self._lost), set(), {}
 
     def _look_who_is_there(self, topic: str, data: dict, fl_ctx: FLContext) -> dict:
-        """Ask the server who this job's sites are: one has registered anew. Says whether its loss has been noted."""
+        """Ask the server who this job's sites are: one has registered anew. Says whether its loss has been noted. With
+        a ``reason``, one is as good as lost."""
+        if "reason" in data:
+            self._note_loss(data["site"], data["reason"], fl_ctx)
+            return {}
         self._expected.add(data["site"])
         fl_ctx.get_engine().sync_clients_from_main_process()
         return {LOSS_IS_NOTED: data["site"] in self._lost}
 
+    def _hear_last_words(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
+        self._note_loss(_peer(fl_ctx), request[REASON], fl_ctx)
+        return make_reply(ReturnCode.OK)
+
+    def _note_return(self, site: str) -> None:
+        self._lost.pop(site, None)
+        self._failed.pop(site, None)
+        self._expected.discard(site)
+        self._write("site back", site=site)
+
     def _note_loss(self, site: str, reason: str, fl_ctx: FLContext) -> None:
         if site not in self._lost:
+            self._losses[site] += 1
+            if self._losses[site] > 2:
+                reason += f"; for the {self._losses[site]}th time or so: is its kit used on a second machine?"
             self._lost[site] = reason
             self._write("site lost", site=site, reason=reason)
             self._fail(site, reason, fl_ctx)
 
+    def _note_task(self, fl_ctx: FLContext) -> None:
+        """A site is given a task: one of a round has its deadline, another one its own."""
+        deadline = self._deadline if self._training else time.monotonic() + (self.round_timeout or inf)
+        task = fl_ctx.get_prop(FLContextKey.TASK_ID), fl_ctx.get_prop(FLContextKey.TASK_NAME)
+        self._given[_peer(fl_ctx)] = (*task, deadline)
+        self._write("asked", site=_peer(fl_ctx), **self._where(task[1]))
+
+    def _note_submission(self, fl_ctx: FLContext) -> None:
+        """Note what no aggregator judges: an answer outside of a round, and one with the code of an error."""
+        site, answer = _peer(fl_ctx), fl_ctx.get_prop(FLContextKey.TASK_RESULT)
+        number, task, _ = self._given.get(site, (None, None, inf))
+        if number is None or number != fl_ctx.get_prop(FLContextKey.TASK_ID):
+            return  # of a round that went on without it
+        del self._given[site]
+        given = given_reason(answer)
+        accepted = answer.get_return_code() in WELL and not (given and not from_shareable(answer).data)
+        if not (accepted and self._training):
+            self._note(site, accepted, given if accepted else said_reason(answer), fl_ctx, task)
+
     def _note_answer(self, fl_ctx: FLContext) -> None:
-        site = fl_ctx.get_peer_context().get_identity_name()
+        site, answer = _peer(fl_ctx), fl_ctx.get_peer_context().get_prop(FLContextKey.SHAREABLE)
         aggregator = getattr(fl_ctx.get_prop(FLContextKey.RUNNER).current_wf.controller, "aggregator", None)
-        reason = getattr(aggregator, "refused", {}).get(site)
-        if reason is None and not fl_ctx.get_prop(AppConstants.AGGREGATION_ACCEPTED):
-            reason = said_reason(fl_ctx.get_peer_context().get_prop(FLContextKey.SHAREABLE))
-        samples = getattr(aggregator, "accepted", {}).get(site)
+        refused = getattr(aggregator, "refused", {}).get(site)
+        accepted = refused is None and bool(fl_ctx.get_prop(AppConstants.AGGREGATION_ACCEPTED))
+        reason = given_reason(answer) if accepted else refused or said_reason(answer)
+        self._note(site, accepted, reason, fl_ctx, samples=getattr(aggregator, "accepted", {}).get(site))
+
+    def _note(self, site: str, accepted: bool, reason: str | None, fl_ctx: FLContext, task=None, samples=None) -> None:
         self._answered.add(site)
-        self._write("answer", site=site, accepted=reason is None, reason=reason, samples=samples)
-        if reason is not None:
+        if not accepted and self._failed.get(site) == reason:
+            return  # the code of its answer said so already
+        kind, more = ("answer", {"samples": samples}) if self._training else ("result", {})
+        self._write(kind, site=site, accepted=accepted, reason=reason, **more, **self._where(task))
+        if not accepted:
             self._fail(site, reason, fl_ctx)
+
+    def _where(self, task: str | None) -> dict:
+        """What a line says of a task: one that belongs to no round has a name."""
+        return {} if self._training else {"round": None, "task": task}
 
     def _fail(self, site: str, reason: str, fl_ctx: FLContext) -> None:
         self._failed[site] = reason
         everyone = len(fl_ctx.get_engine().get_clients())
         if everyone - len(self._failed) < self.min_clients:
             causes = "; ".join(f"{name}: {why}" for name, why in self._failed.items())
-            self.system_panic(f"round {(self._round or 0) + 1} needs {self.min_clients} site(s). {causes}", fl_ctx)
+            where = "the job" if self._round is None else f"round {self._round + 1}"
+            self.system_panic(f"{where} needs {self.min_clients} site(s). {causes}", fl_ctx)
+
+    def _is_late(self, site: str, now: float) -> bool:
+        if site in self._given:
+            return now > self._given[site][-1]
+        # Of the others, who has asked for work in this round was not given any.
+        return now > self._deadline and site not in self._answered and self._heard.get(site, 0.0) < self._begun
 
     def _watch(self, engine, job_id: str) -> None:
         """Report, as FLARE would, each site whose process was there and is not, or that has not answered in time."""
@@ -117,24 +197,28 @@ class RunRecorder(Widget):
                 here = engine.server.cell.is_cell_connected(f"{site}.{job_id}")
                 seen |= {site} if here else set()
                 gone = not here and (site in seen or site in self._lost.keys() - self._expected)
-                late = time.monotonic() > self._deadline and site not in self._answered
-                if not (gone or late) or self._ended.is_set():
+                absent = time.monotonic() > self._contact and site not in self._heard
+                late = self._is_late(site, time.monotonic())
+                if not (gone or absent or late) or self._ended.is_set():
                     continue
                 with engine.new_context() as fl_ctx:
                     runner = fl_ctx.get_prop(FLContextKey.RUNNER)
-                    if gone:
-                        self._note_loss(site, LOST, fl_ctx)
+                    if gone or absent:
+                        self._note_loss(site, LOST if gone else NEVER_CAME, fl_ctx)
                         # Each workflow has a list of its own: that of the rounds, then that of the final validation.
                         if site not in seen and (not runner.current_wf or (site, id(runner.current_wf)) in told):
                             continue
                         told.add((site, id(runner.current_wf)))
                     elif site not in self._failed:
                         reason = f"it did not answer within round_timeout, {self.round_timeout:g} s"
-                        self._write("answer", site=site, accepted=False, reason=reason, samples=None)
-                        self._fail(site, reason, fl_ctx)
+                        self._note(site, False, reason, fl_ctx, self._given.get(site, (None, None))[1])
                     # At each look: FLARE takes a site that asks for work as alive again.
                     runner.handle_dead_job(site, fl_ctx)
 
     def _write(self, event: str, **more) -> None:
         with self._file.open("a") as file:
             file.write(json.dumps({"time": time.time(), "event": event, "round": self._round, **more}) + "\n")
+
+
+def _peer(fl_ctx: FLContext) -> str:
+    return fl_ctx.get_peer_context().get_identity_name()

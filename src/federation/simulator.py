@@ -18,7 +18,7 @@ from nvflare.recipe.sim_env import SimEnv
 from tqdm.auto import tqdm
 
 from src.common.datalists import site_names
-from src.common.errors import CourseError
+from src.common.errors import CourseError, some_of
 from src.common.files import read_json, write_json
 from src.common.paths import new_run_folder
 from src.federation.flare_2_9 import allow_usual_classes
@@ -26,7 +26,7 @@ from src.federation.processes import end_processes_below, plain_paths
 from src.federation.record import failure_report, progress, read_record, shortfall
 from src.federation.run import RUN, Run
 
-POLL_SECONDS = 0.3
+POLL_SECONDS, SILENCE = 0.3, 24 * 3600
 CODE = Path(__file__).resolve().parents[2]  # where this process's ``src`` is, for those that it starts
 LOG_CONFIG = "log_config.json"
 EXPORT = threading.Lock()  # of threads: it parses code, see https://github.com/python/cpython/issues/106905
@@ -44,22 +44,27 @@ class CourseSimEnv(SimEnv):
     into its own folder; an error names site, round and kind of fault; and whatever ends a run early ends every process of it.
 
     ``sites`` is how many, or their names; each gets one process. ``run_folder`` is a new one in ``COURSE_RUNS``, in a folder called
-    ``name``, or else ``folder``. ``python`` is the program by which FLARE's processes are started, by default this one's.
+    ``name``, or else ``folder``. ``python`` is the program by which FLARE's processes are started, by default this one's. A run
+    none of whose processes has logged a line for ``silence`` seconds is ended.
     """
 
-    def __init__(self, sites: int | Sequence[str], name: str = "simulation", folder: Path | None = None):
-        names = site_names(sites)
+    def __init__(
+        self, sites: int | Sequence[str], name: str = "simulation", folder: Path | None = None, silence: float = SILENCE
+    ):
+        names, self.silence = site_names(sites), silence
         self.run_folder = Path(folder or new_run_folder(name)).resolve()
         self.python = Path(sys.executable)
         super().__init__(clients=names, num_threads=len(names), workspace_root=str(self.run_folder))
 
     def deploy(self, job: FedJob) -> str:
-        """Run the job to its end, return its name; a ``CourseError`` if it fails, or if its record lacks rounds or sites."""
+        """Run the job to its end, return its name; a ``CourseError`` if it is for other sites, if it fails, or if its record lacks
+        rounds or sites."""
         if (self.run_folder / RUN).exists():
             raise CourseError(f"{self.run_folder} holds a run already. Make a new CourseSimEnv for another one.")
         started, status = time.time(), "failed"
         with EXPORT:
             job.export_job(str(self.run_folder / "job"))
+        self._refuse_other_sites(self.run_folder / "job" / job.name)
         try:
             self._simulate(job.name)
             if lacks := shortfall(self.run_folder):
@@ -79,6 +84,17 @@ class CourseSimEnv(SimEnv):
     def get_job_result(self, job_id: str, timeout: float = 0.0) -> str:
         """The run folder, for :class:`src.federation.run.Run`."""
         return str(self.run_folder)
+
+    def _refuse_other_sites(self, job: Path) -> None:
+        meta, configs = read_json(job / "meta.json") or {}, job.glob("*/config/config_fed_server.json")
+        named = {site for places in meta.get("deploy_map", {}).values() for site in places} - {"server", "@ALL"}
+        workflows = [one["args"] for file in configs for one in (read_json(file) or {})["workflows"]]
+        asked = max([meta.get("min_clients", 1), *(one.get("num_clients", 1) for one in workflows)])
+        here = f"this simulator has {self.num_clients} ({some_of(self.clients)})"
+        if named and named != set(self.clients):
+            raise CourseError(f"The job is for {some_of(sorted(named))}; {here}. Give it the same sites.")
+        if asked > self.num_clients:
+            raise CourseError(f"The job asks {asked} sites, {here}; give it as many.")
 
     def _simulate(self, job: str) -> None:
         workspace = self.run_folder / job
@@ -106,7 +122,7 @@ class CourseSimEnv(SimEnv):
                     # Found by the workspace in their command lines: sites are sessions of their own, and lose their parent when
                     # Ctrl-C in a terminal reaches the simulator first. After a normal end there is none.
                     end_processes_below(f"{folder}/{job}", patience=5.0)
-                    process.wait()
+                    process.wait(timeout=60)
         self.last_run_failed = process.returncode != 0
         if self.last_run_failed:
             raise CourseError(failure_report(self.run_folder, workspace, self.clients))
@@ -115,10 +131,17 @@ class CourseSimEnv(SimEnv):
         """Follow the record: a bar where somebody looks, in a terminal or a notebook, one line a round in a log."""
         ipython = sys.modules.get("IPython")  # that it is imported does not make this process a notebook's kernel
         quiet = not (sys.stderr.isatty() or (ipython and ipython.get_ipython()))
-        said = 0
+        said, heard = 0, time.time()
         with tqdm(total=0, unit="update", desc="starting", leave=False, disable=quiet) as bar:
             while process.poll() is None:
                 time.sleep(POLL_SECONDS)
+                if time.time() - heard > self.silence:
+                    logs = [self.run_folder / "console.log", *self.run_folder.glob("*/*/log.txt")]
+                    heard = max(log.stat().st_mtime for log in logs)
+                    if time.time() - heard > self.silence:
+                        since = f"has logged a line for {self.silence:g} s: it was ended"
+                        where = f"All logs are in {self.run_folder}; CourseSimEnv waits longer with another silence."
+                        raise CourseError(f"No process of this run {since}. {where}")
                 number, rounds, answers = progress(read_record(self.run_folder))
                 if number and quiet and number > said:
                     print(f"round {number} of {rounds}", flush=True)
