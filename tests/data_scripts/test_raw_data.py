@@ -114,20 +114,16 @@ def test_parameters_say_what_the_drawings_are_and_impossible_ones_are_named(draw
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_in_the_place_of_the_pictures(home):
-    home.mkdir()
+def test_a_file_in_the_place_of_the_pictures_and_prostates_without_masks_and_names(home):
+    folder = raw_cases(home, 4)
     (home / "MedNIST").write_text("a file")
     with pytest.raises(CourseError, match=r"/my data/MedNIST is a file .*Delete it"):
         mednist_sites.find_or_make("real")
-
-
-def test_what_is_said_of_prostates(home):
     assert f" {prostate_download.DRAWN_CASES} drawn cases" in prostate_download.__doc__
-    folder = raw_cases(home, 4)
     (folder / "imagesTs").mkdir()
     (folder / "imagesTs/case_50.nii.gz").write_text("")
-    said = "4 cases with mask, 1 without; channels without names"
-    assert prostate_download.describe(folder) == f"real cases: {said} ({folder})"
+    said = f"real cases: 4 cases with mask, 1 without; channels without names ({folder})"
+    assert prostate_download.describe(folder) == said
 
 
 def test_google_drive_is_asked_by_its_id_without_cookies(tmp_path, monkeypatch):

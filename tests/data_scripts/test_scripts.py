@@ -19,7 +19,7 @@ NAMES = ("prostate_download", "data_conversion", "datalists_gen", "mednist_sites
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def data(home) -> Path:
     """A data folder with a few cases of two hospitals."""
     task = raw_cases(home / "Task05_Prostate", 7, modality("T2", "ADC"))
@@ -28,22 +28,18 @@ def data(home) -> Path:
     return home
 
 
-@pytest.fixture
-def call(data):
-    def run(name: str, *arguments, status=0, cwd="/", **environment) -> str:
-        """What a script says: on stdout where it ends well, else on stderr."""
-        kept = {key: value for key, value in os.environ.items() if key != "PYTHON"}
-        kept |= {"COURSE_DATA": str(data), "COURSE_DATA_SOURCE": "real", **environment}
-        command = ["bash", SCRIPTS / f"{name}.sh", *arguments]
-        done = subprocess.run(command, cwd=cwd, env=kept, capture_output=True, text=True)
-        assert (done.returncode, bool(done.stderr)) == (status, status != 0), done.stderr
-        assert "Traceback" not in done.stderr
-        return done.stderr if status else done.stdout
-
-    return run
+def call(name: str, *arguments, status=0, cwd="/", **environment) -> str:
+    """What a script says: on stdout where it ends well, else on stderr."""
+    kept = {key: value for key, value in os.environ.items() if key != "PYTHON"}
+    kept |= {"COURSE_DATA_SOURCE": "real", **environment}
+    command = ["bash", SCRIPTS / f"{name}.sh", *arguments]
+    done = subprocess.run(command, cwd=cwd, env=kept, capture_output=True, text=True)
+    assert (done.returncode, bool(done.stderr)) == (status, status != 0), done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr if status else done.stdout
 
 
-def test_download_convert_share_out_with_defaults(call, data):
+def test_download_convert_share_out_with_defaults(data):
     for name, said in (
         ("prostate_download", "7 cases with mask"),
         ("data_conversion", "Converted 7 of 7 cases: channel 0 (T2)"),
@@ -58,7 +54,7 @@ def test_download_convert_share_out_with_defaults(call, data):
         assert image.shape == mask.shape == SHAPE and np.unique(mask.get_fdata()).tolist() == [0, 1]
 
 
-def test_arguments_and_folders_relative_to_the_current_one(call, data):
+def test_arguments_and_folders_relative_to_the_current_one(data):
     call("data_conversion", "Task05_Prostate", "../out here", "--channel", "1", "--labels", "2", cwd=data)
     call("datalists_gen", "../out here", "--name", "mine", "--num-sites", "1", "--seed", "5", cwd=data)
     assert names_in(data / "sites") == ["mine"] and names_in(data / "sites" / "mine") == ["about.json", "site-1"]
@@ -71,7 +67,7 @@ def test_arguments_and_folders_relative_to_the_current_one(call, data):
     assert names_in(data / "sites/prostate/MGH/images") == [f"case_{i}.nii.gz" for i in (0, 2, 4)]
 
 
-def test_mednist_for_hospitals_with_names(call, data):
+def test_mednist_for_hospitals_with_names(data):
     grey_pictures(data / "MedNIST", 4)
     arguments = ("--sites", "north", "south", "--how", "counts", "--counts", "4", "10", "--name", "two", "--seed", "1")
     said = call("mednist_sites", *arguments)
@@ -85,7 +81,7 @@ def test_mednist_for_hospitals_with_names(call, data):
     assert said == "error: few is 3, which 'even' does not heed; leave it out, or choose 'specialised'.\n"
 
 
-def test_bad_input_ends_with_2_and_one_message(call, data):
+def test_bad_input_ends_with_2_and_one_message(data):
     (data / "Task05_Prostate/labelsTr/case_0.nii.gz").unlink()
     (data / "Task05_Prostate/imagesTr/case_1.nii.gz").write_bytes(b"")
     assert call("data_conversion", status=2).startswith("error: Nothing was converted, 2 problems:")
@@ -95,7 +91,7 @@ def test_bad_input_ends_with_2_and_one_message(call, data):
     assert call("mednist_sites", data / "nowhere", status=2).startswith("error: No images (.jpeg")
 
 
-def test_names_that_are_no_text_in_a_strict_terminal(call, data):
+def test_names_that_are_no_text_in_a_strict_terminal(data):
     file = data / "Task05_Prostate" / "imagesTr" / os.fsdecode(b"fall_\xe4.nii.gz")
     try:
         file.write_bytes(b"")
@@ -109,7 +105,7 @@ def test_names_that_are_no_text_in_a_strict_terminal(call, data):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_help_names_the_command_and_the_environment(call, tmp_path, name):
+def test_help_names_the_command_and_the_environment(tmp_path, name):
     for other in ("src", "data_scripts"):  # somebody else's, in the folder in which one stands
         (tmp_path / other).mkdir()
         (tmp_path / other / "__init__.py").write_text("raise SystemExit('another package')")
@@ -117,7 +113,7 @@ def test_help_names_the_command_and_the_environment(call, tmp_path, name):
     assert said.startswith(f"usage: {name}.sh") and "COURSE_DATA" in said
 
 
-def test_python_that_is_not_there_and_python_that_lacks_the_libraries(call, tmp_path):
+def test_python_that_is_not_there_and_python_that_lacks_the_libraries(tmp_path):
     assert "/no such/python" in call("data_conversion", status=2, PYTHON="/no such/python")
     bare = tmp_path / "bare python"
     bare.write_text('#!/usr/bin/env bash\nexec python3 -S "$@"\n')
