@@ -6,12 +6,13 @@ the outcome is part of the error's message; every other outcome is compared with
 
 import contextlib
 import datetime
+import errno
 import gzip
+import inspect
 import json
 import os
 import shlex
 import shutil
-import socket
 import socketserver
 import ssl
 import subprocess
@@ -20,6 +21,7 @@ import threading
 import unicodedata
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,12 +30,14 @@ import numpy as np
 import pytest
 import torch
 from monai.transforms import LoadImage
+from nvflare.app_opt.pt.fedopt import PTFedOptModelShareableGenerator
+from nvflare.client.config import TransferType
 from nvflare.fuel.flare_api.api_spec import JobNotFound, JobTimeout
 from PIL import Image
 
 from book.figures import confusion_matrix
 from book.show import tensorboard_through_hub
-from data_scripts import mednist_sites
+from data_scripts import folders, mednist_sites, prostate_download
 from data_scripts.datalists_gen import read_hospitals, share_out
 from data_scripts.nifti import one_geometry
 from data_scripts.scanners import rescan
@@ -45,7 +49,9 @@ from deploy.kits import SERVER, knock, project, provision, sign_anew
 from src.common import paths
 from src.common.datalists import PARTS, read_datalist, read_site, site_names
 from src.common.errors import CourseError
+from src.common.files import write_json
 from src.federation.processes import plain_paths
+from src.federation.recipes import client_recipe, start
 from src.federation.run import Run
 from src.federation.server import RECORD
 from src.mednist.card import CARD as MEDNIST
@@ -56,8 +62,9 @@ from src.prostate.card import CARD as PROSTATE
 from src.prostate.card import Settings
 from src.prostate.transforms import LoadCase
 from src.prostate.transforms import prepare as prepare_cases
+from src.tasks import tasks
 from tests.data_support import AFFINE, SHAPE, affine_of, gland, heard, modality, named, raw_cases, signal, stored
-from tests.tests_support import ball_case, failing, names_in, rows, through_the_door
+from tests.tests_support import ball_case, failing, files_of, names_in, rows, through_the_door
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -1203,3 +1210,210 @@ def test_certificates(row, hospitals, tmp_path):
         whose = {"north": "site"}.get(wrong, wrong)
         dates = "the {}'s certificate holds from {:%Y-%m-%d %H:%M UTC} to {:%Y-%m-%d %H:%M UTC}".format(whose, *holds)
         assert dates in said and "; this machine's clock says 20" in said
+
+
+# -- recipes: what the server of a run can start from, and what one can be told ----------------------------------------
+
+
+class Small(torch.nn.Sequential):
+    """A network that is quickly saved."""
+
+    def __init__(self, seed: int = 0, width: int = 2):
+        super().__init__(torch.nn.Linear(2, width), torch.nn.BatchNorm1d(width))
+
+
+SMALL = replace(tasks()["mednist"], networks={"DenseNet121": Small})
+LIGHTNING = {"epoch": 3, "optimizer_states": [{}], "pytorch-lightning_version": "2.6"}
+ALONE = "state_dict() alone"
+WHOLE = f"Small, more than weights; save model.{ALONE}"
+HALF = f"it is half a file, or none of weights; save model.{ALONE}"
+
+
+def state(start: str = "", network: torch.nn.Module | None = None, **more) -> dict:
+    """A ``state_dict`` whose names have this start, and more tensors, or None where one is left out."""
+    tensors = {**(network or Small()).state_dict(), **more}
+    return {start + name: value for name, value in tensors.items() if value is not None}
+
+
+def saved(content: object, **options) -> Callable[[Path], object]:
+    return lambda file: torch.save(content, file, **options)
+
+
+def cut(file: Path) -> None:
+    torch.save(state(), file)
+    file.write_bytes(file.read_bytes()[:1500])
+
+
+def npz(file: Path) -> None:
+    with file.open("wb") as stream:
+        np.savez(stream, weight=np.zeros(2))
+
+
+CHECKPOINTS = rows(
+    ("a state_dict", saved(state()), None),
+    ("a checkpoint of FLARE's", saved({"model": state(), "train_conf": {"train": {"model": "Small"}}}), None),
+    ("a model with its optimizer beside it", saved({"model": state(), "optimizer": {"state": {}}, "epoch": 3}), None),
+    ("PyTorch's format of before 1.6", saved(state(), _use_new_zipfile_serialization=False), None),
+    ("half precision", saved(state(network=Small().half())), None),
+    ("bfloat16", saved(state(network=Small().bfloat16())), None),
+    ("double precision", saved(state(network=Small().double())), None),
+    ("DataParallel's", saved(state("module.")),
+     f"its names start with 'module.', as DataParallel saves them; save model.module.{ALONE}"),
+    ("a compiled network's", saved(state("_orig_mod.")), f"as torch.compile saves them; save model._orig_mod.{ALONE}"),
+    ("DataParallel's, under model", saved({"model": state("module.")}), "its names start with 'module.'"),
+    ("Lightning's", saved(LIGHTNING | {"state_dict": state("model.")}), "its weights lie under 'state_dict', and its names "
+     f"start with 'model.', as Lightning saves them; save model.model.{ALONE}"),
+    ("MONAI's, under net", saved({"net": state(), "iteration": 3}), f"its weights lie under 'net'; save model.{ALONE}"),
+    ("an ensemble's member", saved(state("members.0.")), "its names start with 'members.0.', as a wrapper saves them"),
+    ("a whole network", saved(Small()), WHOLE),
+    ("a whole network in the old format", saved(Small(), _use_new_zipfile_serialization=False), WHOLE),
+    ("NumPy's arrays by name", saved({"0.bias": np.zeros(2)}), "_reconstruct, more than weights"),
+    ("an optimizer's state", saved(torch.optim.Adam(Small().parameters()).state_dict()),
+     f"it holds 'state', 'param_groups', not tensors by name; save model.{ALONE}"),
+    ("a list of tensors", saved([*Small().parameters()]), "it holds a list, not tensors by name"),
+    ("nothing in a dict", saved({}), "7 of its tensors are not those of this network, the first is '0.bias': missing"),
+    ("half a download", cut, HALF),
+    ("an empty file", Path.touch, HALF),
+    ("git's pointer to a large file", lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\n"), HALF),
+    ("NumPy's archive", npz, HALF),
+    ("a folder", Path.mkdir, "Is a directory; give the path of a file"),
+    ("no file", lambda file: None, "No such file or directory; give the path of a file"),
+    ("another network", saved(torch.nn.Conv2d(1, 1, 1).state_dict()), "9 of its tensors are not those of this network"),
+    ("a wider network", saved(state(network=Small(width=3))),
+     "6 of its tensors are not those of this network, the first is '0.bias': (3,) instead of (2,)"),
+    ("a head that the network lacks", saved(state(head=torch.zeros(3))), "the first is 'head': (3,) instead of none"),
+    ("one tensor too few", saved(state(**{"1.bias": None})), "the first is '1.bias': missing instead of (2,)"),
+    ("a diverged training's", saved(state(**{"1.bias": torch.tensor([0, torch.nan])})),
+     "1 of 7 tensors hold NaN or infinity, the first is '1.bias'"),
+)  # fmt: skip
+
+
+@CHECKPOINTS
+def test_checkpoints(row, tmp_path, monkeypatch):
+    """What is no start is refused before the run, with what to do; and FLARE's persistor is told what the recipe is given."""
+    make, right = row
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "my model.pt"
+    make(file)
+    found = outcome(lambda: start(SMALL, 2, None, file)[-1])
+    if right is None:
+        assert found == "my model.pt" and outcome(lambda: start(SMALL, 2, None, None)[-1]) is None
+    else:
+        assert found.startswith(f"The checkpoint {file} cannot be the start of Small: ") and right in found
+
+
+EVERYONE, FULL = "needs every site in each round; leave min_clients out", TransferType.FULL
+ITSELF, TIME = "decides itself what a site sends", "give a number of seconds above 0"
+NUMBER, WRONG = "give a number of at least 1", "The settings in a recipe's options cannot be used: "
+OPTIONS = rows(
+    ("no sites to ask", {"sites": 0}, f"sites is 0; {NUMBER}"),
+    ("sites that are true", {"sites": True}, f"sites is True; {NUMBER}"),
+    ("one and a half sites", {"sites": 1.5}, f"sites is 1.5; {NUMBER}"),
+    ("sites as a word", {"sites": "3"}, f"sites is '3'; {NUMBER}"),
+    ("no sites", {"min_clients": 0}, "min_clients is 0; the job asks 3 site(s)"),
+    ("less than no sites", {"min_clients": -1}, "min_clients is -1; the job asks 3 site(s)"),
+    ("more than all sites", {"min_clients": 4}, "min_clients is 4; the job asks 3 site(s)"),
+    ("true of the sites", {"min_clients": True}, f"{WRONG}'min_clients' is True; it must be a valid integer"),
+    ("half of the sites", {"min_clients": 0.5}, f"{WRONG}'min_clients' is 0.5; it must be a valid integer"),
+    ("no time", {"round_timeout": 0}, f"round_timeout is 0; {TIME}"),
+    ("less than no time", {"round_timeout": -1}, f"round_timeout is -1; {TIME}"),
+    ("a time that is no number", {"round_timeout": float("nan")}, f"round_timeout is nan; {TIME}"),
+    ("all the time in the world", {"round_timeout": float("inf")}, f"round_timeout is inf; {TIME}"),
+    ("a time in words", {"round_timeout": "5"}, f"{WRONG}'round_timeout' is '5'; it must be a valid number"),
+    ("an unknown tracker", {"tracker": "excel"}, "Unknown tracker 'excel'; choose tensorboard or mlflow."),
+    ("no tracker", {"tracker": None}, f"{WRONG}'tracker' is None; it must be a valid string"),
+    ("an answer in words", {"final_evaluation": "no"}, f"{WRONG}'final_evaluation' is 'no'; it must be a valid boolean"),
+    ("a misspelt option", {"min_client": 2}, f"{WRONG}unknown key 'min_client'; did you mean 'min_clients'?"),
+    ("an option of the settings", {"rounds": 2}, f"{WRONG}unknown key 'rounds'; there are min_clients, tracker,"),
+    ("differences in small letters", {"transfer": "diff"}, "transfer is 'diff'; choose TransferType.FULL or"),
+    ("what sites of FedBN send", {"settings": "fedbn", "transfer": FULL}, f"FedBN {ITSELF}"),
+    ("what sites of FedOpt send", {"settings": "fedavgm", "transfer": FULL}, f"FedOpt, momentum {ITSELF}"),
+    ("some sites of FedOpt", {"settings": "fedadam", "min_clients": 2}, f"FedOptRecipe {EVERYONE}"),
+    ("some sites of SCAFFOLD", {"settings": "scaffold", "min_clients": 2}, f"ScaffoldRecipe {EVERYONE}"),
+    ("weights instead of a file", {"initial": {"0.bias": 1}}, "initial is a dict; give the path of a checkpoint, or None"),
+    ("settings of another task", {"settings": Settings()}, "settings is a Settings; give a src.mednist.card.Settings"),
+    ("settings in a dict", {"settings": {"rounds": 2}}, "settings is a dict; give a src.mednist.card.Settings, or None"),
+    ("a script that is not there", {"client": "clinet.py"}, "There is no file clinet.py; give client the path of a script"),
+)  # fmt: skip
+
+
+@OPTIONS
+def test_options_of_a_recipe(row):
+    """What is not heeded is refused by name."""
+    options, right = row
+    given = {"sites": 3, **options}
+    if isinstance(method := given.get("settings"), str):
+        given["settings"] = MedNISTSettings(method=method)
+    agrees(outcome(lambda: client_recipe(SMALL, **given)), right)
+
+
+def test_a_server_with_an_optimizer_of_its_own_starts_from_a_new_model(tmp_path):
+    """FLARE's FedOpt takes its first step from the network of the recipe, whatever checkpoint the sites began with."""
+    torch.save(state(), tmp_path / "model.pt")
+    found = outcome(lambda: client_recipe(SMALL, 2, MedNISTSettings(method="fedadam"), initial=tmp_path / "model.pt"))
+    assert "FedOpt, Adam always starts from a new model; leave initial out, or choose another method." in found
+    assert "load_state_dict" not in inspect.getsource(PTFedOptModelShareableGenerator), "FLARE reads it: allow initial"
+
+
+# -- drives: what a disk or its file system refuses --------------------------------------------------------------------
+
+
+def refusing(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+WRITTEN, NO_MODE = {"a.json": b"{}\n"}, (Path, "chmod")
+DRIVES = rows(
+    ("a network drive's modes", NO_MODE, errno.EPERM, WRITTEN),
+    ("another one's modes", NO_MODE, errno.EACCES, WRITTEN),
+    ("a drive without modes", NO_MODE, errno.ENOTSUP, WRITTEN),
+    ("a disk that breaks meanwhile", NO_MODE, errno.EIO, "a.json: Input/output error. Choose a folder that you can write"),
+    ("a drive that cannot be written", (Path, "replace"), errno.EROFS, "a.json: Read-only file system."),
+    ("a file that is open elsewhere", (Path, "replace"), errno.ETXTBSY, "Text file busy. Choose a folder that you can write"),
+    ("no second names", (os, "link"), errno.EPERM, WRITTEN),
+    ("no second names on another drive", (os, "link"), errno.ENOTSUP, WRITTEN),
+    ("no second names between two disks", (os, "link"), errno.EXDEV, WRITTEN),
+    ("no locks", (folders, "lock_descriptor"), errno.ENOLCK, WRITTEN),
+    ("no locks of folders", (folders, "lock_descriptor"), errno.EBADF, WRITTEN),
+    ("no locks at all", (folders, "lock_descriptor"), errno.ENOTSUP, WRITTEN),
+)  # fmt: skip
+
+
+@DRIVES
+def test_drives(row, tmp_path, monkeypatch):
+    """A file that is written, linked and moved into place by one process at a time: whole, or nothing and the words."""
+    where, number, right = row
+    place = tmp_path / "drive"
+
+    def write() -> dict[str, bytes]:
+        with folders.one_at_a_time(place), folders.staged(place / "data") as new:
+            folders.link_or_copy(write_json(tmp_path / "a.json", {}), new / "a.json")
+        return files_of(place / "data")
+
+    with failing(monkeypatch, *where, refusing(number)):
+        agrees(outcome(write), right)
+    assert names_in(place) == (["data"] if right == WRITTEN else []) and names_in(tmp_path)[-1] == "drive"
+
+
+@rows(
+    ("COURSE_DATA is a file", "COURSE_DATA", lambda: prostate_download.find_or_make(), "Cannot write"),
+    ("COURSE_RUNS is a file", "COURSE_RUNS", lambda: paths.new_run_folder("toy"), "/toy: Not a directory. Choose a folder"),
+    ("COURSE_DATA is a file that sites look in", "COURSE_DATA", lambda: sites_of("toy"), "No site has data in"),
+)  # fmt: skip
+def test_a_file_in_a_folder_s_place(row, tmp_path, monkeypatch):
+    variable, use, right = row
+    (tmp_path / "thesis").write_text("mine")
+    monkeypatch.setenv(variable, str(tmp_path / "thesis"))
+    agrees(outcome(use), right)
+    assert files_of(tmp_path) == {"thesis": b"mine"}
+
+
+def test_a_process_that_works_for_an_hour_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "LOCK_SECONDS", 0.1)
+    with folders.one_at_a_time(tmp_path):
+        found = outcome(lambda: folders.one_at_a_time(tmp_path).__enter__())
+    assert (
+        found == f"Another process still works in {tmp_path} after 0.1 s. Wait for it, or end it, and run this again."
+    )
+    with folders.one_at_a_time(tmp_path):
+        assert names_in(tmp_path) == []

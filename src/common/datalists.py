@@ -31,7 +31,7 @@ def site_names(sites: int | Sequence[str]) -> list[str]:
         raise CourseError(f"sites is {sites!r}; {said}")
     for name in names:
         if not isinstance(name, str) or not re.fullmatch("(?ai)(?!(server|all)$)[a-z0-9][a-z0-9_-]{0,63}", name):
-            said = "use letters, digits, - and _ alone, 64 at most, for it becomes a file's and a certificate's name; not server, all."
+            said = "use letters, digits, - and _ alone, 64 at most, for it names a file and a certificate; not server, all."
             raise CourseError(f"{name!r} cannot be the name of a site: {said}")
     return names
 

@@ -7,6 +7,7 @@ import datetime
 import json
 import shutil
 import socket
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from nvflare.fuel.flare_api.api_spec import AuthorizationError
 
-from deploy.federation import CONSOLE, Federation
+from deploy.federation import CONSOLE, Federation, handed_on
 from deploy.kits import (
     ADMIN,
     MEMBER,
@@ -27,8 +28,9 @@ from deploy.kits import (
     sign_anew,
     use_installed_code,
 )
+from deploy.returning import TWICE
 from src.common.errors import CourseError
-from src.federation.processes import processes_below
+from src.federation.processes import end_processes_below, processes_below
 from src.federation.run import FINAL, Run
 from src.federation.server import GONE
 from src.learners.recipe import learner_recipe
@@ -100,16 +102,20 @@ def test_a_site_that_is_back_before_the_server_notes_the_loss_waits_for_that(hos
     assert moments["seconds until it was missed"] > 8.0
 
 
+def wait_for_file(go: Path, number: int) -> str:
+    """What ``site-1`` does in its round ``number``."""
+    return f"""
+time.sleep(1.5)
+while site == "site-1" and number == {number} and not __import__("pathlib").Path({str(go)!r}).exists():
+    time.sleep(0.1)
+"""
+
+
 def killed_and_started_again(hospitals: Federation, tmp_path: Path, grace: float) -> dict[str, float]:
     """Kill site-2 in the second round and start it at once; the server notes a loss after ``grace`` seconds."""
     # However slow this machine is, site-1 ends its fourth round only when site-2 is back.
     go = tmp_path / "go"
-    wait = f"""
-time.sleep(1.5)
-while site == "site-1" and number == 4 and not __import__("pathlib").Path({str(go)!r}).exists():
-    time.sleep(0.1)
-"""
-    recipe = toy_recipe(tmp_path, len(SITES), 6, body=wait, min_clients=2)
+    recipe = toy_recipe(tmp_path, len(SITES), 6, body=wait_for_file(go, 4), min_clients=2)
     recipe.add_server_config({"dead_client_grace_period": grace})
     job = submit(hospitals, recipe)
     kill_in_round(hospitals, job, "site-2", 1)
@@ -163,6 +169,34 @@ def test_the_others_go_on_when_a_site_stays_away(hospitals, tmp_path, all_there)
     assert run.about["status"] == "finished" and losses(run) == [("site-2", 1)]
     assert took_part(run, "site-2") == [True, False, False]
     assert registered(hospitals) == {"site-1", "site-3"}
+
+
+def test_a_job_for_more_sites_than_there_are_is_taken_out_of_the_queue(hospitals, tmp_path):
+    recipe = toy_recipe(tmp_path, len(SITES) + 1, 1)
+    with pytest.raises(
+        CourseError, match=rf"not started: 3 of 4 sites are there \(missing: {GUEST}\); it needs 4"
+    ) as late:
+        hospitals.execute(recipe, tmp_path / "results", timeout=5)
+    with hospitals.session() as session:
+        assert session.get_job_meta(str(late.value).split()[1])["status"] == "FINISHED:ABORTED"
+
+
+def test_a_kit_that_runs_twice_is_named_and_the_job_goes_on(hospitals, tmp_path, all_there):
+    twin, go = shutil.copytree(hospitals.kits["site-3"], hospitals.folder / "twin"), tmp_path / "go"
+    environment = handed_on(HOME=str(twin), TMPDIR=str(twin))
+    other = subprocess.Popen([twin / "startup" / "sub_start.sh", "--once"], cwd=twin, env=environment)
+    try:
+        recipe = toy_recipe(tmp_path, len(SITES), 3, body=wait_for_file(go, 2), min_clients=2)
+        job = submit(hospitals, recipe)
+        assert hospitals.wait_for(job, "site lost", site="site-3")["reason"] == TWICE
+        go.touch()
+        run = Run(hospitals.fetch(job, tmp_path / "results"))
+    finally:
+        end_processes_below(twin)
+        other.wait()
+        hospitals.kill("site-3")
+    assert TWICE in run.contributions["reason"].tolist()
+    assert all(all(took_part(run, site)) for site in ("site-1", "site-2"))
 
 
 def test_a_run_that_needs_all_ends_when_one_is_lost(hospitals, tmp_path, all_there):

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,10 +48,23 @@ def place(tmp_path_factory) -> Iterator[tuple[Federation, dict[str, Path]]]:
             shutil.move(sites_folder(data) / site, folder / "sites" / data / site)
         # What this process knows must not help either.
         patch.setenv("COURSE_DATA", str(root / "nothing"))
+        patch.setenv("PYTHONPATH", str(root / "packages of the user"))
         told = {site: {"COURSE_DATA": str(folder)} for site, folder in folders.items()}
         with Federation(root / "federation", told) as hospitals:
             hospitals.start()
             yield hospitals, folders
+
+
+def guard() -> psutil.Process:
+    """That of the federation of this process."""
+    return next(child for child in psutil.Process().children() if "deploy.guard" in child.cmdline())
+
+
+def test_all_find_the_owner_s_packages_and_who_runs_is_not_started_twice(place):
+    before = processes_below(place[0].folder)
+    assert all("packages of the user" in process.environ()["PYTHONPATH"] for process in (*before, guard()))
+    place[0].start()
+    assert {process.pid for process in processes_below(place[0].folder)} == {process.pid for process in before}
 
 
 def execute(hospitals: Federation) -> Path:
@@ -109,6 +123,53 @@ def test_a_name_that_is_not_to_be_known_stays_at_its_site(place):
     assert any("north" in line and "an image cannot be read" in line for line in said)
 
 
+def private_keys(folder: Path) -> list[Path]:
+    return [file for file in folder.rglob("*") if file.is_file() and b"PRIVATE KEY" in file.read_bytes()]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("folder", ["plain", "with a blank"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, 0], ids=["killed", "terminated", "alive"])
+def test_no_key_is_left_after_close_whatever_became_of_the_guard(tmp_path, monkeypatch, how, folder):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    hospitals = Federation(tmp_path / folder, {"site-1": {}})
+    assert private_keys(tmp_path)
+    guard().send_signal(how)
+    hospitals.close()
+    hospitals.close()
+    assert list(tmp_path.iterdir()) == [tmp_path / "temporary"] and not list((tmp_path / "temporary").iterdir())
+    with pytest.raises(CourseError, match="This federation is closed"):
+        hospitals.start()
+
+
+FORKED = """
+import os, sys, time
+from pathlib import Path
+from deploy.federation import Federation
+hospitals = Federation(Path(sys.argv[1]), {"site-1": {}})
+child = os.fork()
+if child:
+    print(child, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.faults
+def test_no_key_is_left_after_a_kernel_whose_child_outlives_it(tmp_path):
+    """A forked child holds what the guard listens to."""
+    owner = subprocess.Popen([sys.executable, "-c", FORKED, str(tmp_path / "new")], stdout=subprocess.PIPE, text=True)
+    child = psutil.Process(int(owner.stdout.readline()))
+    assert private_keys(tmp_path)
+    owner.kill()
+    deadline = time.monotonic() + 60
+    while any(tmp_path.iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    child.kill()  # it was alive
+    owner.wait()
+
+
 OWNER = """
 import json, os, sys, time
 from pathlib import Path
@@ -160,4 +221,4 @@ def test_however_its_owner_ends_no_process_port_or_file_is_left(tmp_path, how):
     assert processes_below(folder, temporary, tmp_path) == []
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("localhost", port), 5.0)
-    assert list(tmp_path.rglob("*.key")) == []
+    assert private_keys(tmp_path) == []
