@@ -56,7 +56,7 @@ from src.federation.run import Run
 from src.federation.server import RECORD
 from src.mednist.card import CARD as MEDNIST
 from src.mednist.card import Settings as MedNISTSettings
-from src.mednist.statistics import ImageStatistics
+from src.mednist.evaluation import ImageStatistics
 from src.mednist.transforms import prepare as prepare_pictures
 from src.prostate.card import CARD as PROSTATE
 from src.prostate.card import Settings
@@ -1304,7 +1304,7 @@ def test_checkpoints(row, tmp_path, monkeypatch):
 
 EVERYONE, FULL = "needs every site in each round; leave min_clients out", TransferType.FULL
 ITSELF, TIME = "decides itself what a site sends", "give a number of seconds above 0"
-NUMBER, WRONG = "give a number of at least 1", "The settings in a recipe's options cannot be used: "
+NUMBER, UNFIT = "give a number of at least 1", "The settings in a recipe's options cannot be used: "
 OPTIONS = rows(
     ("no sites to ask", {"sites": 0}, f"sites is 0; {NUMBER}"),
     ("sites that are true", {"sites": True}, f"sites is True; {NUMBER}"),
@@ -1313,18 +1313,18 @@ OPTIONS = rows(
     ("no sites", {"min_clients": 0}, "min_clients is 0; the job asks 3 site(s)"),
     ("less than no sites", {"min_clients": -1}, "min_clients is -1; the job asks 3 site(s)"),
     ("more than all sites", {"min_clients": 4}, "min_clients is 4; the job asks 3 site(s)"),
-    ("true of the sites", {"min_clients": True}, f"{WRONG}'min_clients' is True; it must be a valid integer"),
-    ("half of the sites", {"min_clients": 0.5}, f"{WRONG}'min_clients' is 0.5; it must be a valid integer"),
+    ("true of the sites", {"min_clients": True}, f"{UNFIT}'min_clients' is True; it must be a valid integer"),
+    ("half of the sites", {"min_clients": 0.5}, f"{UNFIT}'min_clients' is 0.5; it must be a valid integer"),
     ("no time", {"round_timeout": 0}, f"round_timeout is 0; {TIME}"),
     ("less than no time", {"round_timeout": -1}, f"round_timeout is -1; {TIME}"),
     ("a time that is no number", {"round_timeout": float("nan")}, f"round_timeout is nan; {TIME}"),
     ("all the time in the world", {"round_timeout": float("inf")}, f"round_timeout is inf; {TIME}"),
-    ("a time in words", {"round_timeout": "5"}, f"{WRONG}'round_timeout' is '5'; it must be a valid number"),
+    ("a time in words", {"round_timeout": "5"}, f"{UNFIT}'round_timeout' is '5'; it must be a valid number"),
     ("an unknown tracker", {"tracker": "excel"}, "Unknown tracker 'excel'; choose tensorboard or mlflow."),
-    ("no tracker", {"tracker": None}, f"{WRONG}'tracker' is None; it must be a valid string"),
-    ("an answer in words", {"final_evaluation": "no"}, f"{WRONG}'final_evaluation' is 'no'; it must be a valid boolean"),
-    ("a misspelt option", {"min_client": 2}, f"{WRONG}unknown key 'min_client'; did you mean 'min_clients'?"),
-    ("an option of the settings", {"rounds": 2}, f"{WRONG}unknown key 'rounds'; there are min_clients, tracker,"),
+    ("no tracker", {"tracker": None}, f"{UNFIT}'tracker' is None; it must be a valid string"),
+    ("an answer in words", {"final_evaluation": "no"}, f"{UNFIT}'final_evaluation' is 'no'; it must be a valid boolean"),
+    ("a misspelt option", {"min_client": 2}, f"{UNFIT}unknown key 'min_client'; did you mean 'min_clients'?"),
+    ("an option of the settings", {"rounds": 2}, f"{UNFIT}unknown key 'rounds'; there are min_clients, tracker,"),
     ("differences in small letters", {"transfer": "diff"}, "transfer is 'diff'; choose TransferType.FULL or"),
     ("what sites of FedBN send", {"settings": "fedbn", "transfer": FULL}, f"FedBN {ITSELF}"),
     ("what sites of FedOpt send", {"settings": "fedavgm", "transfer": FULL}, f"FedOpt, momentum {ITSELF}"),
@@ -1333,7 +1333,6 @@ OPTIONS = rows(
     ("weights instead of a file", {"initial": {"0.bias": 1}}, "initial is a dict; give the path of a checkpoint, or None"),
     ("settings of another task", {"settings": Settings()}, "settings is a Settings; give a src.mednist.card.Settings"),
     ("settings in a dict", {"settings": {"rounds": 2}}, "settings is a dict; give a src.mednist.card.Settings, or None"),
-    ("a script that is not there", {"client": "clinet.py"}, "There is no file clinet.py; give client the path of a script"),
 )  # fmt: skip
 
 
