@@ -162,12 +162,7 @@ def partition(
 
 
 def write_sites(
-    data: str,
-    datalists: Datalists,
-    base: Path,
-    about: Mapping,
-    say: Callable[[str], None] = print,
-    labels: Sequence[str] | None = None,
+    data: str, datalists: Datalists, base: Path, about: Mapping, say: Callable = print, labels: Sequence | None = None
 ) -> str:
     """Write a folder for every site, with its datalist and files of its own, below ``$COURSE_DATA/sites/<data>``; returns ``data``.
     All appear together, whole, or not at all. When the same was written before, from files that are unchanged, nothing is done;

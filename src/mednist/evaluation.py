@@ -1,12 +1,14 @@
-"""MedNIST: what a trained classifier says of each image. No site needs it."""
+"""MedNIST: what a site tells of its images beforehand, and what a trained classifier says of each. No training needs it."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
 import torch
+from nvflare.apis.fl_context import FLContext
+from nvflare.app_opt.statistics.df.df_core_statistics import DFStatisticsCore
 
-from src.common.datalists import plain_item
+from src.common.datalists import plain_item, read_site
 from src.federation.engine import pick_device
 from src.mednist.card import CARD, Settings
 from src.mednist.training import TASK as AT_A_SITE
@@ -37,6 +39,24 @@ def evaluate_cases(model: torch.nn.Module, items: Sequence[dict], settings: Sett
     table["confidence"] = probabilities.amax(dim=1).numpy()
     table["accuracy"] = (table["label"] == table["predicted"]).astype(float)
     return table
+
+
+class ImageStatistics(DFStatisticsCore):
+    """For FLARE's ``FedStatsRecipe``: ``intensity``, 0 to 1 a pixel, and ``class``, a number an image, of a site's training images.
+
+    Each site reads its own part of the shared-out ``data`` as for training, and sends what the recipe asks for and FLARE's filters
+    let pass. https://nvflare.readthedocs.io/en/main/programming_guide/controllers/federated_statistics.html
+    """
+
+    def __init__(self, data: str):
+        super().__init__()
+        self.data = data  # until it is read
+
+    def initialize(self, fl_ctx: FLContext) -> None:
+        """Read the images of this site; a ``CourseError`` names what cannot be read, or has a wrong label."""
+        images = prepare(read_site(self.data, fl_ctx.get_identity_name(), CARD.classes)["training"], Settings())
+        intensity = pd.Series(torch.cat([one["image"].flatten() for one in images]).double().numpy())
+        self.data = {"training": {"intensity": intensity, "class": pd.Series([one["label"] for one in images])}}
 
 
 TASK = replace(AT_A_SITE, evaluate_cases=evaluate_cases)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from data_scripts.mednist_sites import share_out
 from data_scripts.together import pooled, read_sites
-from src.mednist.statistics import ImageStatistics
+from src.mednist.evaluation import ImageStatistics
 from tests.runs_support import complaints, drawings
 
 BINS = {"intensity": {"bins": 8, "range": [0, 1]}, "class": {"bins": 6, "range": [0, 6]}}
