@@ -36,13 +36,15 @@ def test_without_validation_it_is_the_same_model_and_the_cache_reaches_both_part
     assert caches == [tmp_path, tmp_path]
 
 
-def test_it_starts_from_the_settings_seed_or_from_given_weights():
+def test_it_starts_from_the_settings_seed_or_from_given_weights_and_heeds_no_federated_method():
     still = LineSettings(rounds=1, learning_rate=1e-30, seed=7)
     assert same(train_locally(LINE, parts(), still).model, LINE.new_model(7))
     given, moves = LINE.new_model(8), LineSettings(rounds=1)
     assert same(train_locally(LINE, parts(), still, weights=given.state_dict()).model, given)
     train_locally(LINE, parts(), moves, weights=given.state_dict())
     assert same(given, LINE.new_model(8)), "the given weights are the caller's"
+    with pytest.raises(CourseError, match=r"method='scaffold' would not be heeded\. Give settings.changed\(method='fe"):
+        train_locally(LINE, parts(), LineSettings(method="scaffold"))
 
 
 def test_every_site_draws_its_own_augmentation_and_draws_it_again():
@@ -72,8 +74,3 @@ def test_each_site_alone_comes_out_as_one_by_one(side_by_side):
     for site, trained in together.items():
         alone = train_locally(LINE, datalists[site], settings, site)
         torch.testing.assert_close(trained.model.weight, alone.model.weight)
-
-
-def test_settings_of_a_federated_method_are_refused():
-    with pytest.raises(CourseError, match=r"method='scaffold' would not be heeded\. Give settings.changed\(method='fe"):
-        train_locally(LINE, parts(), LineSettings(method="scaffold"))

@@ -53,11 +53,11 @@ def assert_complete(folder: Path, also=()):
     assert names_in(folder.parent) == sorted(["Task", *also]), "nothing half is left beside"
 
 
-def test_fetches_once_and_shows_progress(server, home, capfd):
-    for _ in range(2):
-        assert fetch(server, home) == home / "Task"
-        assert_complete(home / "Task")
-    assert server.asked == 1 and "Task.tar.gz: " in capfd.readouterr().err
+def test_fetches_once_also_for_several_at_once_and_shows_progress(server, home, capfd):
+    at_once(3, lambda: fetch(server, home))
+    assert_complete(home / "Task")
+    assert fetch(server, home) == home / "Task" and server.asked == 1
+    assert "Task.tar.gz: " in capfd.readouterr().err
 
 
 def test_an_archive_that_was_brought_is_taken_and_stays(server, home):
@@ -110,7 +110,7 @@ def test_the_next_source_is_asked_when_the_first_one_fails(server, home):
     assert_complete(fetch(server, home, other, lambda path: path.write_bytes(ARCHIVE)))
 
 
-def test_a_disk_that_fills_up(server, home, monkeypatch):
+def test_a_disk_that_fills_up_and_a_data_folder_that_may_not_be_written_to(server, home, monkeypatch, tmp_path):
     from monai.apps import utils
 
     lost = pytest.raises(CourseError, match=r"could not be downloaded.*No space left")
@@ -123,15 +123,12 @@ def test_a_disk_that_fills_up(server, home, monkeypatch):
     assert names_in(home) == ["Task.tar.gz"]
     assert_complete(fetch(server, home), ["Task.tar.gz"])
     assert server.asked == 1
-
-
-def test_a_data_folder_that_may_not_be_written_to(server, home, monkeypatch):
     denied = pytest.raises(CourseError, match=r"Cannot write .*Permission denied")
     with failing(monkeypatch, Path, "mkdir", PermissionError(errno.EACCES, os.strerror(errno.EACCES))), denied:
-        fetch(server, home)
-    home.write_text("a file")
-    with pytest.raises(CourseError, match=r"Cannot write \S.*/my data"):
-        fetch(server, home)
+        fetch(server, tmp_path / "new")
+    (tmp_path / "my file").write_text("a file")
+    with pytest.raises(CourseError, match=r"Cannot write \S.*/my file"):
+        fetch(server, tmp_path / "my file")
 
 
 @rows(
@@ -146,9 +143,3 @@ def test_an_archive_that_lacks_something_leaves_nothing(server, home, row):
     with pytest.raises(CourseError, match=rf"Task\.tar\.gz cannot be used: .*{reason}.*delete the archive"):
         fetch(server, home, right=server.content)
     assert names_in(home) == ["Task.tar.gz"] and names_in(home.parent) == ["my data"]
-
-
-def test_two_that_fetch_at_once_download_once(server, home):
-    at_once(3, lambda: fetch(server, home))
-    assert_complete(home / "Task")
-    assert server.asked == 1

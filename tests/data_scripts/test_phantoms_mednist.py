@@ -41,7 +41,7 @@ def pixels(mednist) -> tuple[np.ndarray, np.ndarray]:
     return load(mednist)
 
 
-def test_layout_and_format_are_those_of_mednist(mednist):
+def test_layout_and_format_are_those_of_mednist_and_statistics_by_class_are_close_to_the_real_ones(mednist, pixels):
     assert sorted(path.name for path in mednist.iterdir()) == sorted(CARD.labels)
     for name in CARD.labels:
         files = sorted((mednist / name).iterdir())
@@ -50,9 +50,6 @@ def test_layout_and_format_are_those_of_mednist(mednist):
             with Image.open(file) as picture:
                 assert (picture.format, picture.mode, picture.size) == ("JPEG", "L", (SIZE, SIZE))
     assert len(set(files_of(mednist).values())) == PER_CLASS * len(CARD.labels), "no two pictures are equal"
-
-
-def test_statistics_by_class_are_close_to_the_real_ones(pixels):
     pictures, labels = pixels
     for number, (name, right) in enumerate(zip(CARD.labels, REAL_STATISTICS, strict=True)):
         values = pictures[labels == number]
@@ -101,7 +98,7 @@ def test_seed_style_and_number_decide_and_nothing_else_does(tmp_path):
     assert sharp["Hand/000000.jpeg"] != first["Hand/000000.jpeg"]
 
 
-def test_styles_differ_measurably_and_each_varies_in_itself():
+def test_styles_differ_measurably_each_varies_in_itself_and_what_cannot_be_drawn_is_named():
     def pictures_in(style):
         return np.array([draw(name, np.random.default_rng(i), style) for name in CARD.labels for i in range(12)]) / 255
 
@@ -113,9 +110,6 @@ def test_styles_differ_measurably_and_each_varies_in_itself():
     assert pictures_in(ScannerStyle("bright", offset=0.2)).mean() > pictures["standard"].mean() + 0.1
     assert all(values[:12].mean(axis=(1, 2)).std() > 0.005 for values in pictures.values())
     assert parameters(200, 3, STYLES[:1]) != parameters(200, 3)
-
-
-def test_what_cannot_be_drawn_is_named():
     with pytest.raises(CourseError, match="styles=0: it is a whole number"):
         parameters(1, 0, ())
     with pytest.raises(CourseError, match=r"'Knee'.*AbdomenCT"):

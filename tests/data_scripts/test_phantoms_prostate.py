@@ -77,7 +77,7 @@ def facts(cases) -> dict[str, np.ndarray]:
     return {name: np.array([one[name] for one in found]) for name in found[0]}
 
 
-def test_glands_follow_the_real_distribution(facts):
+def test_glands_follow_the_real_distribution_their_peripheral_zone_behind_and_their_apex_narrow(facts, cases):
     volume, zones = facts["volume"], facts["transition"] > 0
     assert volume.min() >= 16 and volume.max() <= 315
     assert volume.mean() == pytest.approx(74, abs=20) and 25 < volume.std() < 75
@@ -90,9 +90,6 @@ def test_glands_follow_the_real_distribution(facts):
         assert part.min() >= low and part.max() <= high, zone
     ratio, coil = facts["box"][:, 1] / facts["box"][:, 0], np.arange(CASES) % 4 == 1
     assert ratio[coil].max() < 0.72 and ratio[coil].mean() < ratio[~coil].mean() - 0.15, "a coil flattens the gland"
-
-
-def test_peripheral_zone_is_behind_and_the_apex_is_narrow(cases):
     for _, label, _, mask in cases:
         areas = (mask > 0).sum((0, 1))
         areas = areas[areas > 0]
@@ -162,7 +159,8 @@ def test_the_border_of_the_gland_can_be_seen(cases):
         assert ratio > 1.3 if style.fat < 0.2 else ratio < 0.93
 
 
-def test_hospitals_differ(cases):
+def test_hospitals_differ_and_the_light_of_a_coil_falls_by_a_decade_within_the_gland(cases):
+    """From the back of the gland, at the coil, to its front; by far less where no coil is."""
     assert [style.name for style in HOSPITALS if style.coil] == ["site-2"]
     assert all(128 <= style.matrix <= 160 and 3 <= style.thickness <= 4 for style in HOSPITALS)
     fields = {style.name: style.matrix * style.spacing for style in HOSPITALS}
@@ -171,10 +169,6 @@ def test_hospitals_differ(cases):
     top = [np.percentile(voxels[..., 0], 99) for _, _, voxels, _ in cases[:8]]
     assert all(0.5 * style.scale < one < 2.5 * style.scale for style, one in zip(HOSPITALS * 2, top, strict=True))
     assert max(top) > 20 * min(top)
-
-
-def test_a_coil_lights_up_what_is_near_and_its_light_falls_by_a_decade_within_the_gland(cases):
-    """From the back of the gland, at the coil, to its front; by far less where no coil is."""
     near_over_far = []
     for style, (_, _, voxels, mask) in zip(HOSPITALS, cases[:4], strict=True):
         t2 = voxels[..., 0]

@@ -81,7 +81,7 @@ def test_cases_are_judged_on_their_own_grid(tmp_path):
     assert list(evaluate_cases(Bright(), [], TINY, CPU).columns) == list(table.columns)
 
 
-def test_of_a_prediction_the_largest_piece_is_kept(tmp_path):
+def test_of_a_prediction_the_largest_piece_is_kept_and_none_is_an_empty_mask_at_the_longest_distance(tmp_path):
     """A second, smaller ball as bright as the gland lies in the same field of view."""
     both = ball_case(tmp_path), ball_case(tmp_path, "stray", centre=(-20.0, 20.0, -15.0), radius=7.0)
     first, second = (nib.load(one["image"]) for one in both)
@@ -90,9 +90,6 @@ def test_of_a_prediction_the_largest_piece_is_kept(tmp_path):
     (mask,) = predict(Bright(), both[:1], TINY, CPU)
     ball, other = (np.asarray(nib.load(one["label"]).dataobj) > 0 for one in both)
     assert mask[ball].mean() > 0.9 and mask[other].sum() == 0
-
-
-def test_no_gland_found_is_an_empty_mask_and_costs_the_longest_distance(tmp_path):
     item, nothing = ball_case(tmp_path), torch.nn.Threshold(1e9, -100.0)  # of 80 × 80 × 20 voxels of 1 × 1 × 3 mm
     assert predict(nothing, [item], TINY, CPU)[0].sum() == 0
     (row,) = evaluate_cases(nothing, [item], TINY, CPU).to_dict("records")

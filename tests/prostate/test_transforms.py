@@ -166,10 +166,13 @@ def test_a_second_run_prepares_anew_what_changed_and_no_more(tmp_path, cache, lo
 
 
 @pytest.mark.parametrize("length", [0, 4, 1000, -10])
-def test_after_a_damaged_cache_file_the_cache_is_made_again(tmp_path, cache, loads, length):
+def test_after_a_damaged_cache_file_the_cache_is_made_again(tmp_path, cache, loads, monkeypatch, length):
     item = ball_case(tmp_path)
     before, (first,) = sorted(tmp_path.rglob("*")), prepare([item], SETTINGS)
     assert loads.pop() and sorted(tmp_path.rglob("*")) == before, "without a cache nothing is written"
+    with failing(monkeypatch, torch, "save", KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
+        prepare([item], SETTINGS, cache)
+    assert loads.pop() and not list(cache.glob("*")), "an interruption leaves no half a cache"
     prepare([item], SETTINGS, cache)
     (file,) = cache.iterdir()
     file.write_bytes(file.read_bytes()[:length])
@@ -193,12 +196,6 @@ def test_what_cannot_be_written_costs_only_the_cache(tmp_path, cache, monkeypatc
     assert prepared["label"].any() and not list(cache.glob("*"))
 
 
-def test_an_interruption_leaves_no_half_a_cache(tmp_path, cache, monkeypatch):
-    with failing(monkeypatch, torch, "save", KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
-        prepare([ball_case(tmp_path)], SETTINGS, cache)
-    assert not list(cache.glob("*"))
-
-
 def test_patches_are_what_the_network_takes_and_the_kept_volume_is_never_written_to(prepared):
     before = {key: prepared[key].clone() for key in ("image", "label")}
     random, with_gland = augmentation(SETTINGS), 0
@@ -216,7 +213,7 @@ def test_patches_are_what_the_network_takes_and_the_kept_volume_is_never_written
     assert all(torch.equal(prepared[key], before[key]) for key in before)
 
 
-def test_every_case_is_in_every_epoch_and_the_seed_fixes_all(tmp_path):
+def test_every_case_is_in_every_epoch_the_seed_fixes_all_and_validation_sees_whole_volumes_in_order(tmp_path):
     cases = prepare([ball_case(tmp_path, f"c{i}", radius=5.0 + 2 * i, seed=i) for i in range(3)], SETTINGS)
 
     def two_epochs(site):
@@ -227,12 +224,8 @@ def test_every_case_is_in_every_epoch_and_the_seed_fixes_all(tmp_path):
 
     once, again, elsewhere = (two_epochs(site) for site in ("site-1", "site-1", "site-2"))
     assert torch.equal(once, again) and not torch.equal(once[0], once[1]) and not torch.equal(once, elsewhere)
-
-
-def test_validation_sees_whole_volumes_in_order(tmp_path):
-    cases = prepare([ball_case(tmp_path, f"c{i}", radius=5.0 + 5 * i) for i in range(2)], SETTINGS)
     loaded = list(batches(cases, SETTINGS, train=False))
-    assert [set(batch) for batch in loaded] == [{"image", "label"}] * 2
+    assert [set(batch) for batch in loaded] == [{"image", "label"}] * 3
     for batch, case in zip(loaded, cases, strict=True):
         assert torch.equal(batch["label"][0], case["label"])
         torch.testing.assert_close(batch["image"][0], Normalise()({"image": case["image"]})["image"])
