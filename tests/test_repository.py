@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -388,9 +389,118 @@ def test_the_house_is_small():
         ]
         return {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
 
-    assert sum(lines("src").values()) <= 3_000
+    assert sum(lines("src").values()) <= 3_100
     assert {name: count for name, count in lines("src").items() if count > 250} == {}
-    assert sum(lines("src", "data_scripts", "deploy", "book", "conftest.py").values()) <= 7_000
+    assert sum(lines("src", "data_scripts", "deploy", "book", "conftest.py").values()) <= 7_100
+
+
+WAITING = re.compile(
+    r"((.*\.)?(wait|wait_\w+|communicate|select|recv\w*|accept|connect\w*|create_connection|check_call|check_output|as_completed"
+    r"|urlopen|urlretrieve|download\w*|acquire|lock\w*|flock|new_\w*session|readline)|subprocess\.(run|call)|pool\.map"
+    r"|flare\.receive|(?!self\._metrics).*\.get_result|.*\.std(in|out|err)\.read\w*)(\(\))?|.*\.(join|get|result)\(\)"
+)  # by their names, what blocks
+WAITS = {
+    "src/federation/processes.py:end_processes_below": ("END_SECONDS", "do not end. End them by hand: kill -9"),
+    "src/federation/simulator.py:CourseSimEnv._wait": ("silence", "No process of this run"),
+    "src/federation/simulator.py:CourseSimEnv._simulate": ("timeout=60", "end_processes_below("),
+    "src/federation/reasons.py:run_site": "FLARE ends it: it returns None at a run's end, also where the server is gone",
+    "src/federation/reasons.py:LastWords.handle_event": ("timeout=5.0", "LAST_WORDS"),
+    "src/federation/server.py:RunRecorder._watch": "it watches for as long as the run goes on",
+    "src/monai_mednist_train.py:main": "FLARE ends it: the site is there for what the server asks",
+    "src/monai_prostate_train.py:main": "FLARE ends it: the site is there for what the server asks",
+    "data_scripts/fetching.py:_get": ("SECONDS", "{first_line(error)}: {url}"),
+    "data_scripts/folders.py:one_at_a_time": ("LOCK_SECONDS", "Another process still works in"),
+    "data_scripts/prostate_download.py:_from_google_drive": ("SECONDS", "Google Drive: {first_line(error)}"),
+    "deploy/federation.py:Federation._start_guard": ("GUARD_SECONDS", "it said nothing in"),
+    "deploy/federation.py:Federation.close": ("END_SECONDS", "cannot be removed. Delete it by hand"),
+    "deploy/federation.py:Federation._wait_until_registered": ("START_SECONDS", "not registered: "),
+    "deploy/federation.py:Federation.session": ("START_SECONDS", "The server did not answer"),
+    "deploy/federation.py:Federation.fetch": ("JOB_SECONDS", "self._overdue(session, job, timeout)"),
+    "deploy/federation.py:Federation.wait_for": ("JOB_SECONDS", "self._overdue(session, job, timeout, wanted)"),
+    "deploy/federation.py:_wait": ("END_SECONDS", "does not end. End it by hand: kill -9"),
+    "deploy/guard.py:main": "it is there for as long as its owner is",
+    "deploy/kits.py:knock": ("KNOCK_SECONDS", "no FLARE server answers at"),
+    "deploy/returning.py:ReturningSites.handle_event": ("timeout=2.0", "TWICE"),
+    "deploy/returning.py:_wait_until_loss_is_noted": ("LOSS_SECONDS", "does not note the loss"),
+    "book/kernel.py:execute": "a cell computes for as long as it does; Ctrl-C ends it, and a kernel has startup_timeout to come up",
+    "book/kernel.py:_end_processes": ("timeout=2", "made to"),
+    "benchmarks/faults.py:try_once": ("TRY_SECONDS", "the fault tests"),
+    "benchmarks/lines.py:SlowLine.__enter__": ("wait(10)", "no line to port"),
+    "benchmarks/lines.py:SlowLine._serve": "the line is there for as long as its block",
+    "benchmarks/lines.py:SlowLine._connect": "this machine itself answers, or refuses",
+    "benchmarks/lines.py:SlowLine._pass": "whoever is called may be silent; either side's end ends it",
+    "benchmarks/local.py:train_each_site_alone": "the training itself, in this process",
+    "benchmarks/measure.py:Watch._sample": "it watches for as long as its block",
+    "benchmarks/measure.py:plain_seconds_side_by_side": ("SIDE_SECONDS", "processes that each train on their part"),
+    "benchmarks/measure.py:_one_of_many": ("SIDE_SECONDS", "processes that each train on their part"),
+    "benchmarks/threads.py:busy_programs": ("ROW_SECONDS", "a killed program"),
+    "benchmarks/threads.py:measure": ("ROW_SECONDS", "busy programs"),
+    "benchmarks/warm.py:warm_python": ("READY_SECONDS", "has ended, or was not ready after"),
+    "benchmarks/warm.py:serve": "it is there for as long as whoever started it holds the other end of stdin",
+    "benchmarks/warm.py:_become": "the other end closes when whoever asked has ended",
+    "benchmarks/warm.py:ask": "the command's own time; the other end closes when it has ended",
+    "notebooks:subprocess.run": ("timeout=600", "check=True"),
+    "notebooks:time.sleep": ("time.monotonic() + 180", "After three minutes only"),
+    "notebooks:socket.create_connection": ("port), 1.0)", "port still open"),
+    "notebooks:%%bash": "data_scripts, see above; the reader can stop the cell",
+    "anywhere:get_result": "of a run: see the simulator",
+    "anywhere:hospitals.wait_for": "see deploy/federation.py",
+    "anywhere:hospitals.fetch": "see deploy/federation.py",
+}
+"""Place → its limit and its words, as they stand in that file; or why there is no limit."""
+
+
+def waits(tree: ast.AST, where: str = "", loop: bool = False) -> Iterator[tuple[str, str]]:
+    """Function and call of each thing that waits below a node; a ``sleep`` in a loop waits for something."""
+    for node in ast.iter_child_nodes(tree):
+        named = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        inside = f"{where}.{node.name}".strip(".") if named else where
+        called, timed = "", False
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func) + ("" if node.args or node.keywords else "()")
+            timed = any(one.arg == "timeout" for one in node.keywords)
+        if isinstance(node, ast.Await) or WAITING.fullmatch(called) or timed or (loop and called.endswith("sleep")):
+            yield inside, called or "await"
+        yield from waits(node, inside, loop or isinstance(node, ast.While | ast.For))
+
+
+def test_every_wait_has_a_limit_and_words():
+    """One wait, one limit: who adds a place that waits says here for how long, and in that file what is said then."""
+    found, texts = set(), {"notebooks": "\n".join(path.read_text(encoding="utf-8") for path in NOTEBOOKS)}
+    for path in repository_files():
+        name = path.relative_to(ROOT).as_posix()
+        if path.suffix == ".py" and name.split("/")[0] in ("src", "data_scripts", "deploy", "benchmarks", "book"):
+            texts[name] = path.read_text(encoding="utf-8")
+            found |= {(f"{name}:{inside}", called) for inside, called in waits(ast.parse(texts[name]))}
+    for cell in (cell for path in NOTEBOOKS for cell in read_notebook(path).cells if cell.cell_type == "code"):
+        found |= {("notebooks:%%bash", "%%bash")} if cell.source.startswith("%%bash") else set()
+        code = "" if cell.source.startswith("%%") else re.sub(r"^[%!].*", "", cell.source, flags=re.MULTILINE)
+        found |= {(f"notebooks:{called}", called) for _, called in waits(ast.parse(code))}
+    said = {place: words for place, words in WAITS.items() if not isinstance(words, str)}
+    endless = re.compile(r".*\.(wait|join|get|result|communicate|acquire)\(\)")
+    assert [one for one in found if one[0] in said and endless.fullmatch(one[1])] == [], "a call without a limit"
+    anywhere = [one.removeprefix("anywhere:") for one in WAITS if one.startswith("anywhere:")]
+    places = {
+        next((f"anywhere:{end}" for end in anywhere if called.removesuffix("()").endswith(end)), place)
+        for place, called in found
+    }
+    assert sorted(places ^ set(WAITS)) == [], "places that are not in the table, or are there no more"
+    assert [
+        (place, one) for place, words in said.items() for one in words if one not in texts[place.split(":")[0]]
+    ] == []
+
+
+def test_a_checkout_by_windows_git_works_in_wsl(tmp_path):
+    """Where ``core.autocrlf`` would end lines as Windows does, which bash takes for a part of each line's last word."""
+    if (listed := git("ls-files", "--eol")) is None:
+        pytest.skip("not a git checkout")
+    assert [line for line in listed.splitlines() if re.search(r"[iw]/(crlf|mixed)", line)] == []
+    copy = ["git", "clone", "--quiet", "--depth=1", "-c", "core.autocrlf=true", ROOT.as_uri(), str(tmp_path / "clone")]
+    subprocess.run(copy, check=True, timeout=600)
+    command = ["bash", str(tmp_path / "clone/data_scripts/data_conversion.sh"), "--help"]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("usage: data_conversion.sh")
 
 
 def test_versions_of_requirements_are_all_pinned():
