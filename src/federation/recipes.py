@@ -2,26 +2,56 @@
 
 import importlib.util
 import os
-from math import ceil
+import re
+from math import ceil, inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+from nvflare.app_common.abstract.model import ModelLearnableKey
 from nvflare.app_common.filters.exclude_vars import ExcludeVars
 from nvflare.app_common.workflows.fedavg import FedAvg
+from nvflare.app_common.workflows.statistics_controller import StatisticsController
 from nvflare.app_opt.pt import recipes
+from nvflare.app_opt.pt.model_persistence_format_manager import PTModelPersistenceFormatManager
+from nvflare.client.config import TransferType
 from nvflare.recipe.spec import Recipe
 from nvflare.recipe.utils import add_experiment_tracking, add_final_global_evaluation
+from pydantic import StrictBool, StrictFloat, StrictInt
 
-from src.common.errors import CourseError
-from src.common.settings import CONFIG, StudySettings
+from src.common.datalists import site_names
+from src.common.errors import CourseError, some_of
+from src.common.settings import CONFIG, Checked, StudySettings
 from src.common.task import Task
-from src.federation.aggregation import SampleWeightedMean
-from src.federation.flare_2_9 import forget_script_folder, go_on_without, job_of, know_the_parts, look_often, server_of
+from src.federation.aggregation import SampleWeightedMean, shapes, unlike
+from src.federation.counts import WholeStatistics
+from src.federation.flare_2_9 import (
+    add_to_sites,
+    forget_script_folder,
+    go_on_without,
+    job_of,
+    know_the_parts,
+    look_often,
+    named_sites,
+    server_of,
+)
 from src.federation.methods import METHODS
+from src.federation.reasons import LastWords
 from src.federation.scaffold import RecordedScaffold
-from src.federation.server import RunRecorder
+from src.federation.server import FIRST_CONTACT, RunRecorder
 
 ASK_SECONDS = 0.1
+SAVED_BY = {"module.": "DataParallel", "_orig_mod.": "torch.compile", "model.": "Lightning"}
+
+
+class Options(Checked):
+    """What a recipe of the course can be told beside the settings of its study; see :func:`add_everything`."""
+
+    min_clients: StrictInt | None = None
+    tracker: str = "tensorboard"
+    round_timeout: StrictFloat | None = None
+    first_contact: StrictFloat = FIRST_CONTACT
+    final_evaluation: StrictBool = True
 
 
 def client_recipe(
@@ -33,14 +63,19 @@ def client_recipe(
     changes (``transfer``, FLARE's ``TransferType``), where the method leaves that open. The run starts from the checkpoint in the
     file ``initial``, by default from a new model of the settings' seed. The other options are those of :func:`add_everything`.
 
-    A ``CourseError`` for FedBN of a network without BatchNorm, and for a ``transfer`` that the method does not heed.
+    A ``CourseError`` for what :func:`start` refuses, FedBN of a network without BatchNorm, and a ``transfer`` that the method does
+    not heed.
     """
-    settings = settings or task.settings()
-    method, network = METHODS[settings.method], task.networks[settings.network]
-    kind, stays = getattr(recipes, method.recipe), method.stays(network(seed=settings.seed))
+    sites, settings, model, checkpoint = start(task, sites, settings, initial)
+    method, network = METHODS[settings.method], type(model)
+    kind, stays = getattr(recipes, method.recipe), method.stays(model)
     own = method.arguments(settings)
     if transfer and (kind is recipes.FedOptRecipe or "params_transfer_type" in own):
         raise CourseError(f"{method.title} decides itself what a site sends; leave transfer out.")
+    if initial is not None and kind is recipes.FedOptRecipe:  # of which FLARE's optimiser knows nothing
+        raise CourseError(f"{method.title} always starts from a new model; leave initial out, or take another method.")
+    if transfer not in (None, *TransferType):
+        raise CourseError(f"transfer is {transfer!r}; choose TransferType.FULL or TransferType.DIFF, or leave it out.")
     own |= {"params_transfer_type": transfer} if transfer else {}
     if issubclass(kind, recipes.FedAvgRecipe):
         own |= {"key_metric": task.key_metric, "aggregator": SampleWeightedMean(stays)}
@@ -49,7 +84,7 @@ def client_recipe(
         min_clients=sites,
         num_rounds=settings.rounds,
         model={"class_path": f"{network.__module__}.{network.__name__}", "args": {"seed": settings.seed}},
-        initial_ckpt=initial and os.path.relpath(initial),  # FLARE carries the file along if its path is relative
+        initial_ckpt=checkpoint,
         train_script=str(client or Path(__file__).parents[1] / task.client),
         client_memory_gc_rounds=1,
         **own,
@@ -66,26 +101,65 @@ def client_recipe(
     return add_everything(made, **options)
 
 
-def add_everything(
-    recipe: Recipe,
-    min_clients: int | None = None,
-    tracker: str = "tensorboard",
-    round_timeout: float | None = None,
-    final_evaluation: bool = True,
-) -> Recipe:
+def start(task: Task, sites: int, settings: StudySettings | None, initial: Path | None) -> tuple:
+    """What a job starts from, a ``CourseError`` where that is wrong: number of sites, settings, their new network, and the path of
+    the checkpoint, if there is one, from the current folder on, so that FLARE carries the file along."""
+    settings = settings or task.settings()
+    if not isinstance(settings, task.settings):
+        due = f"{task.settings.__module__}.{task.settings.__name__}"
+        raise CourseError(f"settings is a {type(settings).__name__}; give a {due}, or None.")
+    if not isinstance(initial, str | os.PathLike | None):
+        raise CourseError(f"initial is a {type(initial).__name__}; give the path of a checkpoint, or None.")
+    model = task.new_model(settings.seed, settings.network)
+    if initial is not None and (said := _misfit(initial, model)):
+        raise CourseError(f"The checkpoint {initial} cannot be the start of {type(model).__name__}: {said}.")
+    return len(site_names(sites)), settings, model, initial and os.path.relpath(initial)
+
+
+def _misfit(file: Path, model: torch.nn.Module) -> str | None:
+    """Why FLARE's persistor, or a site, could not start from a checkpoint; None where nothing is wrong. In another floating type it
+    is as good: a site's network keeps its own, and from the first round on so does the server."""
+    alone = "save model.state_dict() alone"
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        return f"{error.strerror or error}; give the path of a file"
+    except Exception as error:  # what is no file of PyTorch's makes it raise a dozen kinds
+        more = re.search(r"GLOBAL (\S+)", str(error))
+        return f"it {f'holds {more[1]}, more than weights' if more else 'is half a file, or none of weights'}; {alone}"
+    top, first = content.get("model", content) if isinstance(content, dict) else None, next(iter(model.state_dict()))
+    places = {None: top, **top} if isinstance(top, dict) else {}
+    names = [(place, str(name)) for place, inside in places.items() if isinstance(inside, dict) for name in inside]
+    ours = [(place, name.removesuffix(first)) for place, name in names if name.endswith(first)]
+    if ours and (None, "") not in ours:
+        place, begin = ours[0]
+        said = [f"its weights lie under {place!r}"] if place else []
+        said += [f"its names start with {begin!r}, as {SAVED_BY.get(begin, 'a wrapper')} saves them"] if begin else []
+        return f"{', and '.join(said)}; save model.{begin}state_dict() alone"
+    try:
+        weights = PTModelPersistenceFormatManager(content).to_model_learnable(None)[ModelLearnableKey.WEIGHTS]
+    except (AttributeError, TypeError):
+        held = some_of([*map(repr, top or ())]) or f"a {type(content).__name__}"
+        return f"it holds {held}, not tensors by name; {alone}"
+    return unlike(weights, shapes(model.state_dict()), "this network")
+
+
+def add_everything(recipe: Recipe, **options) -> Recipe:
     """All that the course adds to a PyTorch recipe beside its aggregator; what notebook 02 switches on line by line.
 
-    ``min_clients`` and ``round_timeout``: see :func:`add_record`; the final validation waits as long. ``tracker`` is where the
+    ``min_clients`` and the times: see :func:`add_record`; the final validation waits for a round's. ``tracker`` is where the
     server writes the sites' curves, ``tensorboard``, or ``mlflow`` where that is installed. With ``final_evaluation`` every site
     validates the final model; not where FLARE's ``add_cross_site_evaluation`` follows.
     """
+    chosen = Options.checked(options, "a recipe's options")
+    tracker, round_timeout = chosen.tracker, chosen.round_timeout
     if tracker not in ("tensorboard", "mlflow"):
         raise CourseError(f"Unknown tracker {tracker!r}; choose tensorboard or mlflow.")
     if not importlib.util.find_spec(tracker):
         raise CourseError(f"tracker={tracker!r} needs a package that is not installed: pip install {tracker}")
-    add_record(recipe, min_clients, round_timeout)
+    add_record(recipe, chosen.min_clients, round_timeout, chosen.first_contact)
     add_experiment_tracking(recipe, tracker)
-    if final_evaluation:
+    if chosen.final_evaluation:
         add_final_global_evaluation(recipe, **({"validation_timeout": ceil(round_timeout)} if round_timeout else {}))
     weigh_selection(recipe)
     add_quick_pace(recipe)
@@ -93,31 +167,47 @@ def add_everything(
     return recipe
 
 
-def add_record(recipe: Recipe, min_clients: int | None = None, round_timeout: float | None = None) -> None:
+def add_record(
+    recipe: Recipe,
+    min_clients: int | None = None,
+    round_timeout: float | None = None,
+    first_contact: float = FIRST_CONTACT,
+) -> None:
     """Keep a record of who took part, and say what happens when a site fails; see :class:`src.federation.server.RunRecorder`.
 
     A round goes on without the others as long as ``min_clients`` sites take part. By default all must: the first site that fails
     ends the run, with an error that names it. It also goes on after ``round_timeout`` seconds, and whoever has not answered has
     failed in this round; by default it waits for a site as long as its process is there. (FLARE's ``MetricsArtifactWriter`` holds
-    what was accepted alone, and its simulator waits without end for a site that was killed.)
+    what was accepted alone, and its simulator waits without end for a site that was killed.) The same holds for tasks without
+    rounds, of ``FedStatsRecipe`` or a validation. Who asks for no work in the first ``first_contact`` seconds is lost.
 
-    A ``CourseError`` for numbers that make no sense, and for a recipe whose server waits for every site.
+    A ``CourseError`` for numbers that make no sense, a recipe that has a record, and one whose server waits for every site.
     """
-    if round_timeout is not None and not round_timeout > 0:
-        raise CourseError(f"round_timeout is {round_timeout}; give a number of seconds above 0, or None.")
-    job = job_of(recipe)
-    everyone = job.job.min_clients
+    times = {"round_timeout": round_timeout, "first_contact": first_contact}
+    Options.checked({"min_clients": min_clients, **times}, "a recipe's options")
+    for name, seconds in times.items():
+        if seconds is not None and not 0 < seconds < inf:
+            raise CourseError(f"{name} is {seconds:g}; give a number of seconds above 0, or leave it out.")
+    job, server = job_of(recipe), server_of(recipe)
+    controller = server.workflows[0].controller
+    counts = type(controller) is StatisticsController  # its recipe names its sites, and not how many there must be
+    everyone = len(named_sites(recipe)) if counts else job.job.min_clients
     min_clients = everyone if min_clients is None else min_clients
     if not 1 <= min_clients <= everyone:
         said = f"the job asks {everyone} site(s), so give a number from 1 to that."
         raise CourseError(f"min_clients is {min_clients}; {said}")
+    if min_clients < everyone and not (counts or isinstance(controller, FedAvg)):
+        said = "needs every site in each round; leave min_clients out, or choose another method."
+        raise CourseError(f"{type(recipe).__name__} {said}")
+    if "recorder" in server.components:
+        raise CourseError(f"{type(recipe).__name__} has a record; call add_record once, and not after add_everything.")
     if min_clients < everyone:
-        if not isinstance(server_of(recipe).workflows[0].controller, FedAvg):
-            said = "needs every site in each round; leave min_clients out, or choose another method."
-            raise CourseError(f"{type(recipe).__name__} {said}")
         go_on_without(recipe)
+    if counts:
+        server.workflows[0].controller = WholeStatistics.instead_of(controller, min_clients)
     job.job.min_clients = min_clients
-    job.to_server(RunRecorder(min_clients, round_timeout), id="recorder")
+    job.to_server(RunRecorder(min_clients, round_timeout, first_contact), id="recorder")
+    add_to_sites(recipe, LastWords(), "last_words")
     # FLARE waits 60 s for a site that is gone to come back, and does not count one as gone in a task's first 30 s.
     recipe.add_server_config({"dead_client_grace_period": 1.0, "dead_client_check_lead_time": 2.0})
 
@@ -130,4 +220,7 @@ def add_quick_pace(recipe: Recipe) -> None:
 
 def weigh_selection(recipe: Recipe) -> None:
     """Let FLARE's model selector weigh the sites' metrics by their number of samples, as the average does; else all count alike."""
-    server_of(recipe).components["model_selector"].weigh_by_local_iter = True
+    selector = server_of(recipe).components.get("model_selector")
+    if selector is None:
+        raise CourseError(f"{type(recipe).__name__} selects no model; leave weigh_selection out.")
+    selector.weigh_by_local_iter = True

@@ -1,6 +1,5 @@
 """The prostate's training by FLARE's ``LearnerExecutor`` and the course's learner, in a job that is put together by hand."""
 
-import os
 from pathlib import Path
 
 from nvflare.app_common.executors.learner_executor import LearnerExecutor
@@ -13,7 +12,7 @@ from nvflare.recipe.spec import Recipe
 from nvflare.recipe.utils import prepare_initial_ckpt
 
 from src.federation.aggregation import SampleWeightedMean
-from src.federation.recipes import add_everything
+from src.federation.recipes import add_everything, start
 from src.learners.supervised_monai_prostate_learner import SupervisedMonaiProstateLearner
 from src.prostate.card import CONFIG_FILE, Settings
 from src.prostate.training import TASK
@@ -23,12 +22,11 @@ def learner_recipe(
     folder: Path, sites: int = 4, settings: Settings | None = None, initial: Path | None = None, **options
 ) -> Recipe:
     """The recipe around that job, whose settings it writes into ``folder``; the rest is as for ``client_recipe``."""
-    settings = settings or Settings()
+    sites, settings, model, checkpoint = start(TASK, sites, settings, initial)
     SupervisedMonaiProstateLearner.check(settings)
     job = BaseFedJob(name=TASK.name, min_clients=sites, key_metric=TASK.key_metric)
-    checkpoint = prepare_initial_ckpt(initial and os.path.relpath(initial), job)
-    model = TASK.new_model(settings.seed, settings.network)
-    persistor = PTFileModelPersistor(model=model, source_ckpt_file_full_name=checkpoint)
+    carried = prepare_initial_ckpt(checkpoint, job)
+    persistor = PTFileModelPersistor(model=model, source_ckpt_file_full_name=carried)
     job.comp_ids.update(job.to_server(PTModel(model, persistor=persistor)))
     part, mean = job.comp_ids["persistor_id"], SampleWeightedMean()
     job.to_server(FedAvg(num_clients=sites, num_rounds=settings.rounds, persistor_id=part, aggregator=mean))
