@@ -54,6 +54,7 @@ from src.federation.processes import plain_paths
 from src.federation.recipes import client_recipe, start
 from src.federation.run import Run
 from src.federation.server import RECORD
+from src.learners.recipe import learner_recipe
 from src.mednist.card import CARD as MEDNIST
 from src.mednist.card import Settings as MedNISTSettings
 from src.mednist.evaluation import ImageStatistics
@@ -185,9 +186,8 @@ CONVERT = "; convert it with data_scripts/data_conversion.sh first, or take it o
     ("an affine with the same axis twice", forms(AFFINE[:, [0, 0, 2, 3]]), "its affine is singular", None),
     ("a sheared affine", forms(SHEARED), "its axes are not at right angles (a sheared affine)", None),
 )  # fmt: skip
-def test_geometry(row, tmp_path, home):
+def test_geometry(image, right, remark, trains, tmp_path, home):
     """Converted, it has one geometry for all readers; a training is given what is converted, and refuses nearly all other files."""
-    image, right, remark, *trains = row
     item = pair(tmp_path / "own", image, mask_affine=np.eye(4) if isinstance(right, str) else None)
     said, loaded = outcome(lambda: heard(tmp_path / "own", home / "t2")), outcome(lambda: LoadCase()(item))
     if trains:
@@ -219,9 +219,8 @@ def test_geometry(row, tmp_path, home):
     ("a repaired sform, pixdim still 1", np.diag([0.78125, 0.78125, 3, 1]), (1, 1, 1)),
     ("the same in micrometres", None, (0.78125, 0.78125, 3)),
 )
-def test_two_preparations_of_one_scan(row, tmp_path, home):
+def test_two_preparations_of_one_scan(sform, pixdim, tmp_path, home):
     """Whatever became of its header, the network sees the converted gland where it was."""
-    sform, pixdim = row
     exact, other = (ball_case(tmp_path / name, spacing=(0.78125, 0.78125, 3.0), radius=12) for name in ("one", "other"))
     for key in ("image", "label"):
         given = nib.load(other[key])
@@ -248,9 +247,8 @@ def test_two_preparations_of_one_scan(row, tmp_path, home):
     ("a mask with x and y exchanged", LPS[:, [1, 0, 2, 3]], "its affine puts it up to"),
     ("a mask whose affine lost digits", moved(LPS, 0.004, 0, 0).round(3), None),
 )  # fmt: skip
-def test_masks_on_another_grid(row, tmp_path, home):
+def test_masks_on_another_grid(affine, right, tmp_path, home):
     """Refused by the conversion, unless it is the same but for lost digits; and by a training that is given the file itself."""
-    affine, right = row
     item = pair(tmp_path / "own", forms(LPS, LPS), mask_affine=affine)
     said, loaded = outcome(lambda: heard(tmp_path / "own", home / "t2")), outcome(lambda: LoadCase()(item))
     assert loaded == f"a: {item['label']}: its affine is not that of its image{CONVERT}."
@@ -295,8 +293,7 @@ BOTH_ZONES, ADC_FIRST = [1, 2], json.dumps(modality("ADC", "T2"))
     ("a gland and a lesion in it", named("prostate", "prostate_lesion"), {}, (0, BOTH_ZONES, "labels 1, 2.")),
     ("a label that has no name", named("prostate"), {}, "labels outside 0, 1: 2"),
 )  # fmt: skip
-def test_channels_and_labels(row, tmp_path, home):
-    about, arguments, right = row
+def test_channels_and_labels(about, arguments, right, tmp_path, home):
     channels = None if right[0] is None else 2
     raw = raw_cases(tmp_path / "own", about=about, channels=channels)
     found = outcome(lambda: heard(raw, home / "t2", **arguments))
@@ -341,8 +338,7 @@ RIM[2, 2, 0] = 1
     ("one slice fewer than the image", stored(gland()[..., :3]), "has shape (6, 5, 3), its image (6, 5, 4)"),
     ("two masks in one file", stored(np.stack([gland()] * 2, axis=-1)), "has shape (6, 5, 4, 2), its image (6, 5, 4)"),
 )  # fmt: skip
-def test_masks(row, tmp_path, home):
-    mask, right = row
+def test_masks(mask, right, tmp_path, home):
     raw = raw_cases(tmp_path / "own", channels=None)
     nib.save(mask, raw / "labelsTr/case_0.nii.gz")
     found = outcome(lambda: heard(raw, home / "t2"))
@@ -368,9 +364,8 @@ NOT_3D, COUNT = " where one 3D volume is needed", np.arange(120, dtype=np.int16)
     ("complex numbers", stored(signal().astype(np.complex64)), "its voxels are complex64, not single numbers",
      "its voxels are complex64, not single numbers"),
 )  # fmt: skip
-def test_images(row, tmp_path, home):
+def test_images(image, right, trained, tmp_path, home):
     """Of a file that a training takes as it is, it reads the same values as the conversion."""
-    image, right, trained = row
     raw = raw_cases(tmp_path / "own", 1, channels=None, mask=lambda: BINARY)
     file = raw / "imagesTr/case_0.nii.gz"
     nib.save(image, file)
@@ -396,9 +391,8 @@ def test_images(row, tmp_path, home):
     ("the same mean inside and outside", np.tile(np.float32([3, 3, 3, 3]), (6, 5, 1)), gland(),
      "the image's mean in the mask is exactly that outside"),
 )  # fmt: skip
-def test_contents_that_look_wrong(row, tmp_path, home):
+def test_contents_that_look_wrong(image, mask, right, tmp_path, home):
     """Converted, for they may be right; and said once, for they often are not."""
-    image, mask, right = row
     pair(tmp_path / "own", stored(image), mask, name="odd")
     pair(tmp_path / "own", stored(signal(5)), gland(), name="good")
     said = heard(tmp_path / "own", home / "t2")
@@ -467,8 +461,7 @@ PICTURES = rows(
 
 
 @PICTURES
-def test_pictures(row, tmp_path):
-    suffix, write, right, notice = row
+def test_pictures(suffix, write, right, notice, tmp_path):
     file = tmp_path / f"picture.{suffix}"
     write(file)
     with warnings.catch_warnings(record=True) as warned:
@@ -506,8 +499,7 @@ NO_PICTURE = "Left out, 1 files that are no pictures or lie in no class's folder
     ("a class without a picture", lambda folder: (folder / "Hand/0.jpeg").rename(folder / "Hand/0.nrrd"),
      "No images (.jpeg, .jpg, .png, .tif, .tiff) in", None),
 )  # fmt: skip
-def test_files_of_pictures(row, tmp_path):
-    change, right, notice = row
+def test_files_of_pictures(change, right, notice, tmp_path):
     for name in MEDNIST.labels:
         (tmp_path / "MedNIST" / name).mkdir(parents=True)
         Image.new("L", (64, 64), 90).save(tmp_path / "MedNIST" / name / "0.jpeg")
@@ -600,8 +592,7 @@ BOTH = ["case_0", "case_1"]
     ("folders with other names", lambda raw: (raw / "labelsTr").rename(raw / "masks"),
      "has neither imagesTr/ and labelsTr/ nor images/ and labels/", None),
 )  # fmt: skip
-def test_names(row, tmp_path, home):
-    change, right, notice = row
+def test_names(change, right, notice, tmp_path, home):
     raw = raw_cases(tmp_path / "own", about=named("PZ", "TZ"))
     change(raw)
     found = outcome(lambda: heard(raw, home / "t2"))
@@ -623,8 +614,7 @@ def test_names(row, tmp_path, home):
     ("a folder that cannot be written", Path, "mkdir", "convert",
      "my data: Permission denied. Choose a folder that you can write to"),
 )  # fmt: skip
-def test_permissions(row, tmp_path, home, monkeypatch):
-    owner, name, step, right = row
+def test_permissions(owner, name, step, right, tmp_path, home, monkeypatch):
     raw = raw_cases(tmp_path / "own", 3)
     home.mkdir()
     steps = {"convert": lambda: heard(raw, home / "t2"), "share": lambda: share_out(1, folder=raw, say=len)}
@@ -654,8 +644,7 @@ READERS = {"settings.json": lambda file: MedNISTSettings.read(file).rounds, "hos
     ("hospitals: numbers", "hospitals.json", b'{"a": [1]}', "is no map of sites to cases; write"),
     ("hospitals: no file", "hospitals.json", None, "hospitals.json is no map of sites to cases"),
 )  # fmt: skip
-def test_settings_and_who_has_which_case(row, tmp_path):
-    name, content, right = row
+def test_settings_and_who_has_which_case(name, content, right, tmp_path):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     agrees(outcome(lambda: READERS[name](tmp_path / name)), right)
@@ -683,8 +672,7 @@ RULE = "cannot be the name of a site: use letters, digits, - and _ alone"
     ("a word instead of a list", "north", "give a number of at least 1, or a list of names"),
     ("no sites", 0, "sites is 0; give a number of at least 1"),
 )  # fmt: skip
-def test_sites(row):
-    sites, right = row
+def test_sites(sites, right):
     agrees(outcome(lambda: site_names(sites)), right)
 
 
@@ -733,14 +721,13 @@ TWICE = "images/0.nii.gz: the same image is in a training and in a {}; take it o
     ("half a checked.json", datalist([item(0)]), "labels/0" + DOOR, edited("checked.json", b"{")),
     ("another checked.json", datalist([item(0)]), "labels/0" + DOOR, edited("checked.json", b'{"images/0.nii.gz": 3}')),
 )  # fmt: skip
-def test_datalists(row, tmp_path):
-    content, right, *change = row
+def test_datalists(content, right, change, tmp_path):
     for number in range(3):
         pair(tmp_path, stored(signal(number)), name=str(number))
     pair(tmp_path, stored(signal(0)), EMPTY, name="8")
     through_the_door(tmp_path)
-    for one in change:
-        one(tmp_path)
+    if change:
+        change(tmp_path)
     if content is not None:
         (tmp_path / "datalist.json").write_bytes(content)
     found = outcome(lambda: [len(items) for items in read_datalist(tmp_path / "datalist.json", "a").values()])
@@ -754,8 +741,7 @@ def test_datalists(row, tmp_path):
     ("a Mac's companion of a site", ["site-1/datalist.json", "._site-1/datalist.json"], ["site-1"]),
     ("a Mac's companion of a list", ["site-1/datalist.json", "._site-1.json"], ["site-1"]),
 )  # fmt: skip
-def test_folders_of_sites(row, home):
-    files, right = row
+def test_folders_of_sites(files, right, home):
     for name in files:
         file = home / "sites/toy" / name
         (file if name.endswith("/") else file.parent).mkdir(parents=True, exist_ok=True)
@@ -770,9 +756,8 @@ def test_folders_of_sites(row, home):
     ("a mask of floats just below 1", stored(signal()), BINARY * np.float32(0.99999994), "has other values than 0 and 1"),
     ("a mask with a fourth axis", stored(signal()), BINARY[..., np.newaxis], "has shape (6, 5, 4, 1)" + NOT_3D),
 )  # fmt: skip
-def test_cases_that_were_not_converted(row, tmp_path):
+def test_cases_that_were_not_converted(image, mask, right, tmp_path):
     """A hospital makes its files by whatever means, and brings them through the door."""
-    image, mask, right = row
     loaded = outcome(lambda: LoadCase()(pair(tmp_path, image, mask)))
     assert loaded.startswith(f"a: {tmp_path}/") and loaded.endswith(f"{right}{CONVERT}.")
 
@@ -788,9 +773,8 @@ def test_cases_that_were_not_converted(row, tmp_path):
     ("a scan under two names at one site", {"a": [0, 6, 2]}, same(6, "a training", "a validation")),
     ("a scan under two names at two sites", {"a": [0, 1, 2], "b": [3, 4, 6]}, same(6, "a training", "b testing")),
 )  # fmt: skip
-def test_leaks(row, tmp_path, home):
+def test_leaks(sites, right, tmp_path, home):
     """Case 6 is a copy of case 0."""
-    sites, right = row
     items = [pair(tmp_path / "t2", stored(signal(number % 6)), name=str(number)) for number in range(7)]
     lists = {site: {part: [items[n]] for part, n in zip(PARTS, own, strict=True)} for site, own in sites.items()}
     found = outcome(lambda: write_sites("toy", lists, tmp_path / "t2", {}, len))
@@ -806,9 +790,8 @@ def test_leaks(row, tmp_path, home):
 @rows(
     *[(name, name) for name in ("runs", "my runs", "runs#1", "Jane's", 'quote"', "a$HOME", "50%20", "a&b;c", "für ü", "(a)*?")]
 )  # fmt: skip
-def test_paths_of_runs(row, tmp_path):
+def test_paths_of_runs(name, tmp_path):
     """FLARE splits its command lines as a shell does, comments and all: what it is given leads there all the same."""
-    (name,) = row
     (tmp_path / name).mkdir()
     (tmp_path / name / "job").write_text("found")
     interpreter = Path(sys.executable).resolve()  # whose own path needs no link: the folder alone decides
@@ -823,17 +806,15 @@ def test_paths_of_runs(row, tmp_path):
     ("a relative COURSE_DATA", "COURSE_DATA", "my data", paths.data_root, ROOT / "my data"),
     ("a relative COURSE_RUNS", "COURSE_RUNS", "../my runs", paths.runs_root, ROOT.parent / "my runs"),
 )  # fmt: skip
-def test_folders_of_data_and_runs(row, monkeypatch, tmp_path):
+def test_folders_of_data_and_runs(variable, value, read, right, monkeypatch, tmp_path):
     """The same folder in a shell and in a notebook: it starts from the course's folder, wherever one stands."""
-    variable, value, read, right = row
     monkeypatch.setenv(variable, value)
     monkeypatch.chdir(tmp_path)
     assert read() == right
 
 
 @rows(("a path with %20", "50%20"), ("a path with ?", "really?"), ("a path with #", "runs#1"))
-def test_curves_in_mlflow(row, tmp_path, ready_database):
-    (name,) = row
+def test_curves_in_mlflow(name, tmp_path, ready_database):
     place = tmp_path / name / "toy/server/simulate_job"
     place.mkdir(parents=True)
     (place / "mlflow.db").write_bytes(ready_database)
@@ -863,9 +844,8 @@ def ready_database(tmp_path_factory) -> bytes:
     ("a notebook or a site", [sys.executable, "-c", "import src.federation.site"]),
     ("a data script", ["bash", "data_scripts/data_conversion.sh"]),
 )
-def test_a_system_that_says_that_it_is_windows(row, tmp_path):
+def test_a_system_that_says_that_it_is_windows(command, tmp_path):
     """One sentence, and no message about a missing module."""
-    (command,) = row
     # It says so from the moment on at which the course asks: PyTorch would look for its files of Windows.
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
@@ -888,11 +868,10 @@ def test_a_system_that_says_that_it_is_windows(row, tmp_path):
     ("a JupyterHub with an address of its own",
      {"JUPYTERHUB_SERVICE_PREFIX": "/user/jane/", "TENSORBOARD_PROXY_URL": "/tb"}, 'new URL("/tb"', ""),
 )  # fmt: skip
-def test_tensorboard_in_a_notebook(row, monkeypatch, capsys):
+def test_tensorboard_in_a_notebook(environment, right, said, monkeypatch, capsys):
     """The page that ``%tensorboard`` shows looks for TensorBoard where a browser finds it."""
     from tensorboard import notebook
 
-    environment, right, said = row
     for name in ("JUPYTERHUB_SERVICE_PREFIX", "TENSORBOARD_PROXY_URL"):
         monkeypatch.setenv(name, "")  # so that it is set back afterwards, whatever is done to it
         monkeypatch.delenv(name)
@@ -965,9 +944,8 @@ CLASS = "a whole number from 0, AbdomenCT, to 5, HeadCT"
         for name, label in (IN_JSON | (IN_PYTHON if door not in ("in a datalist", "in statistics") else {})).items()
     ]
 )
-def test_labels(row, tmp_path, home):
+def test_labels(label, door, tmp_path, home):
     """Who deals out or splits does not know the task: they take any number from 0 on."""
-    label, door = row
     found = outcome(lambda: DOORS[door](brought(tmp_path / "own", label), home))
     knows, is_one = door not in ("dealt out", "split into parts"), type(label) not in (bool, np.bool_, list)
     if is_one and label in ((3,) if knows else (3, 6)):
@@ -991,15 +969,13 @@ FOR_A_MASK = {
     ("a mask for a class, in a datalist", "a_mask.png", CLASS, DOORS["in a datalist"]),
     ("a mask for a class, prepared", Path("a_mask.png"), CLASS, DOORS["prepared for training"]),
 )  # fmt: skip
-def test_numbers_and_files(row, tmp_path, home):
-    label, right, door = row
+def test_numbers_and_files(label, right, door, tmp_path, home):
     assert f"a.png: {WRONG.format(label)}{right}" in outcome(lambda: door(brought(tmp_path / "own", label), home))
 
 
 @rows(("the same scan twice, as paths", 2, "images/1.nii.gz: the same image is in a training and in b training"),
       ("one scan, as paths", 1, "toy"))  # fmt: skip
-def test_files_as_paths(row, tmp_path):
-    count, right = row
+def test_files_as_paths(count, right, tmp_path):
     pairs = [pair(tmp_path / "t2", stored(signal(0)), name=str(number)) for number in range(count)]
     items = [{key: Path(one[key]) for key in ("image", "label")} for one in pairs]
     lists = {site: {"training": [item]} for site, item in zip("ab", items, strict=False)}
@@ -1007,9 +983,8 @@ def test_files_as_paths(row, tmp_path):
 
 
 @PICTURES
-def test_pictures_in_statistics_and_through_scanners(row, tmp_path, home):
+def test_pictures_in_statistics_and_through_scanners(suffix, write, right, _, tmp_path, home):
     """One reader: what is counted, and what a scanner's style starts from, is what the network sees."""
-    suffix, write, right, _ = row
     item = brought(tmp_path / "raw", 3, write, f"a.{suffix}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # test_pictures looks at what is said
@@ -1043,8 +1018,7 @@ def test_pictures_in_statistics_and_through_scanners(row, tmp_path, home):
     ("a project of 65 letters", {"name": "a" * 65}, "64 at most: a folder's and a certificate's"),
     ("all of it", {"name": "", "port": -1, "host": "-"}, "The project cannot be made, 3 problems"),
 )  # fmt: skip
-def test_projects(row):
-    asked, right = row
+def test_projects(asked, right):
     made = outcome(lambda: project(**{"sites": ["a"], "port": 8002, **asked}))
     agrees(made if isinstance(made, str) else made["participants"][1]["name"], right)
 
@@ -1071,8 +1045,7 @@ GPU, PACKAGES = "CUDA_VISIBLE_DEVICES", "PYTHONPATH"
     ("packages of the user", "PYTHONUSERBASE", "/home/me/.local", {}, "/home/me/.local"),
     ("packages in folders, one of them relative", PACKAGES, "lib:/a", {}, f"{Path('lib').absolute()}:/a"),
 )  # fmt: skip
-def test_environments(row, monkeypatch):
-    name, mine, own, right = row
+def test_environments(name, mine, own, right, monkeypatch):
     monkeypatch.setenv(name, mine)
     assert handed_on(**own).get(name) == right
 
@@ -1086,15 +1059,14 @@ def test_environments(row, monkeypatch):
     ("a guard that fails", {"a": {}}, "so no kit was made: no memory", "echo no memory >&2"),
     ("a guard that says nothing", {"a": {}}, "so no kit was made: it said nothing in 1 s", "exec sleep 600"),
 )  # fmt: skip
-def test_federations_that_cannot_be(row, tmp_path, monkeypatch):
-    sites, right, *guard = row
+def test_federations_that_cannot_be(sites, right, guard, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setattr(federation, "GUARD_SECONDS", 1.0)
-    for program in guard:
-        (tmp_path / "python").write_text(f"#!/bin/sh\n{program}\n")
+    if guard:
+        (tmp_path / "python").write_text(f"#!/bin/sh\n{guard}\n")
         (tmp_path / "python").chmod(0o755)
     agrees(outcome(lambda: Federation(tmp_path / "new", sites)), right)
-    assert names_in(tmp_path) == ["python"] * len(guard)
+    assert names_in(tmp_path) == ["python"] * bool(guard)
 
 
 @pytest.fixture(scope="module")
@@ -1116,8 +1088,7 @@ THERE, USERS = "There are: server, north, south.", "There are: admin@example.org
     ("a job without a server", lambda all: all.execute(None, Path()), "The server does not run; start('server') starts it."),
     ("a port that somebody has taken", lambda all: all.start(), "is taken by another program (Address already in use)"),
 )  # fmt: skip
-def test_participants(row, hospitals):
-    what, right = row
+def test_participants(what, right, hospitals):
     with answering(hospitals.port):
         agrees(outcome(lambda: what(hospitals)), right)
     assert not any(hospitals.is_running(name) for name in (SERVER, "north", "south"))
@@ -1153,8 +1124,7 @@ RUNS = "It goes on; to stop it: with hospitals.session() as session: session.abo
     ("nobody knows it", "RUNNING", ["north"], "k", "The server knows no job 'k'. There are: j.", []),
 )  # fmt: skip
 @pytest.mark.parametrize("waits", ["fetch", "wait_for"])
-def test_jobs_that_are_late(row, waits, hospitals, tmp_path, monkeypatch):
-    state, connected, job, right, aborted = row
+def test_jobs_that_are_late(state, connected, job, right, aborted, waits, hospitals, tmp_path, monkeypatch):
     session = Jobs(state, connected)
     monkeypatch.setattr(hospitals, "session", lambda: contextlib.nullcontext(session))
     monkeypatch.setattr(hospitals, "is_running", lambda name: name == "north")
@@ -1196,8 +1166,7 @@ PAST, FUTURE = DAYS[:2], DAYS[2:]
     ("a key of somebody else", "key", None, "north is not the whole kit of a site"),
     ("a program without TLS", "other", None, "no FLARE server answers at localhost:"),
 )  # fmt: skip
-def test_certificates(row, hospitals, tmp_path):
-    wrong, holds, right = row
+def test_certificates(wrong, holds, right, hospitals, tmp_path):
     kits = {name: shutil.copytree(hospitals.kits[name], tmp_path / name) for name in (SERVER, "north")}
     if holds:
         sign_anew(hospitals.folder / "course", kits[wrong], since=holds[0], until=holds[1])
@@ -1249,7 +1218,7 @@ def npz(file: Path) -> None:
         np.savez(stream, weight=np.zeros(2))
 
 
-CHECKPOINTS = rows(
+@rows(
     ("a state_dict", saved(state()), None),
     ("a checkpoint of FLARE's", saved({"model": state(), "train_conf": {"train": {"model": "Small"}}}), None),
     ("a model with its optimizer beside it", saved({"model": state(), "optimizer": {"state": {}}, "epoch": 3}), None),
@@ -1286,12 +1255,8 @@ CHECKPOINTS = rows(
     ("a diverged training's", saved(state(**{"1.bias": torch.tensor([0, torch.nan])})),
      "1 of 7 tensors hold NaN or infinity, the first is '1.bias'"),
 )  # fmt: skip
-
-
-@CHECKPOINTS
-def test_checkpoints(row, tmp_path, monkeypatch):
+def test_checkpoints(make, right, tmp_path, monkeypatch):
     """What is no start is refused before the run, with what to do; and FLARE's persistor is told what the recipe is given."""
-    make, right = row
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "my model.pt"
     make(file)
@@ -1305,7 +1270,9 @@ def test_checkpoints(row, tmp_path, monkeypatch):
 EVERYONE, FULL = "needs every site in each round; leave min_clients out", TransferType.FULL
 ITSELF, TIME = "decides itself what a site sends", "give a number of seconds above 0"
 NUMBER, UNFIT = "give a number of at least 1", "The settings in a recipe's options cannot be used: "
-OPTIONS = rows(
+
+
+@rows(
     ("no sites to ask", {"sites": 0}, f"sites is 0; {NUMBER}"),
     ("sites that are true", {"sites": True}, f"sites is True; {NUMBER}"),
     ("one and a half sites", {"sites": 1.5}, f"sites is 1.5; {NUMBER}"),
@@ -1334,12 +1301,8 @@ OPTIONS = rows(
     ("settings of another task", {"settings": Settings()}, "settings is a Settings; give a src.mednist.card.Settings"),
     ("settings in a dict", {"settings": {"rounds": 2}}, "settings is a dict; give a src.mednist.card.Settings, or None"),
 )  # fmt: skip
-
-
-@OPTIONS
-def test_options_of_a_recipe(row):
+def test_options_of_a_recipe(options, right):
     """What is not heeded is refused by name."""
-    options, right = row
     given = {"sites": 3, **options}
     if isinstance(method := given.get("settings"), str):
         given["settings"] = MedNISTSettings(method=method)
@@ -1350,8 +1313,9 @@ def test_a_server_with_an_optimizer_of_its_own_starts_from_a_new_model(tmp_path)
     """FLARE's FedOpt takes its first step from the network of the recipe, whatever checkpoint the sites began with."""
     torch.save(state(), tmp_path / "model.pt")
     found = outcome(lambda: client_recipe(SMALL, 2, MedNISTSettings(method="fedadam"), initial=tmp_path / "model.pt"))
-    assert "FedOpt, Adam always starts from a new model; leave initial out, or choose another method." in found
+    assert "FedOpt, Adam always starts from a new model; leave initial out, or take another method." in found
     assert "load_state_dict" not in inspect.getsource(PTFedOptModelShareableGenerator), "FLARE reads it: allow initial"
+    agrees(outcome(lambda: learner_recipe(tmp_path, 2, initial=tmp_path / "model.pt")), "cannot be the start of UNet: ")
 
 
 # -- drives: what a disk or its file system refuses --------------------------------------------------------------------
@@ -1362,7 +1326,9 @@ def refusing(number: int) -> OSError:
 
 
 WRITTEN, NO_MODE = {"a.json": b"{}\n"}, (Path, "chmod")
-DRIVES = rows(
+
+
+@rows(
     ("a network drive's modes", NO_MODE, errno.EPERM, WRITTEN),
     ("another one's modes", NO_MODE, errno.EACCES, WRITTEN),
     ("a drive without modes", NO_MODE, errno.ENOTSUP, WRITTEN),
@@ -1376,12 +1342,8 @@ DRIVES = rows(
     ("no locks of folders", (folders, "lock_descriptor"), errno.EBADF, WRITTEN),
     ("no locks at all", (folders, "lock_descriptor"), errno.ENOTSUP, WRITTEN),
 )  # fmt: skip
-
-
-@DRIVES
-def test_drives(row, tmp_path, monkeypatch):
+def test_drives(where, number, right, tmp_path, monkeypatch):
     """A file that is written, linked and moved into place by one process at a time: whole, or nothing and the words."""
-    where, number, right = row
     place = tmp_path / "drive"
 
     def write() -> dict[str, bytes]:
@@ -1399,8 +1361,7 @@ def test_drives(row, tmp_path, monkeypatch):
     ("COURSE_RUNS is a file", "COURSE_RUNS", lambda: paths.new_run_folder("toy"), "/toy: Not a directory. Choose a folder"),
     ("COURSE_DATA is a file that sites look in", "COURSE_DATA", lambda: sites_of("toy"), "No site has data in"),
 )  # fmt: skip
-def test_a_file_in_a_folder_s_place(row, tmp_path, monkeypatch):
-    variable, use, right = row
+def test_a_file_in_a_folder_s_place(variable, use, right, tmp_path, monkeypatch):
     (tmp_path / "thesis").write_text("mine")
     monkeypatch.setenv(variable, str(tmp_path / "thesis"))
     agrees(outcome(use), right)

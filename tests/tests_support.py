@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import http.server
+import inspect
 import os
 import threading
 import time
@@ -22,9 +23,18 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"  # samples of the real data, where they are
 
 
-def rows(*table: tuple) -> pytest.MarkDecorator:
-    """A table whose rows are named by their first column."""
-    return pytest.mark.parametrize("row", [one[1:] for one in table], ids=[one[0] for one in table])
+def rows(*table: tuple) -> Callable[[Callable], Callable]:
+    """A table whose first column names its rows; the others are the test's first arguments, ``None`` where a row is shorter."""
+    width, names = max(map(len, table)), [one[0] for one in table]
+    filled = [(*one[1:], *[None] * (width - len(one))) for one in table]
+
+    def decorate(test: Callable) -> Callable:
+        arguments = [*inspect.signature(test).parameters][: width - 1]
+        if arguments[0] == "row":  # until all tests take their columns by name
+            return pytest.mark.parametrize("row", [one[1:] for one in table], ids=names)(test)
+        return pytest.mark.parametrize(arguments, filled, ids=names)(test)
+
+    return decorate
 
 
 def at_once(count: int, call: Callable[[], object]) -> None:

@@ -197,8 +197,7 @@ def test_kernel_that_dies_dead_link_and_formula_that_is_none_are_named(tmp_path,
     ("no JSON", {"notebooks/01_a.ipynb": "{"}, [], r"01_a\.ipynb is not a notebook"),
     ("damaged summary", {"notebooks/01_a.ipynb": EMPTY, "build/summary.json": "{"}, ["01_a"], r"summary\.json is damaged"),
 )  # fmt: skip
-def test_bad_call_is_one_clear_error(tmp_path, capsys, row):
-    files, names, message = row
+def test_bad_call_is_one_clear_error(files, names, message, tmp_path, capsys):
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)

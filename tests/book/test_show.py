@@ -81,8 +81,7 @@ def test_headline_is_a_table_and_plain_data(shown):
     ("taken", {"seconds": 3}, r"headline\(seconds=...\).*taken"),
     ("taken, too", {"error": "x"}, "taken"),
 )
-def test_headline_refuses_what_is_none(shown, row):
-    values, message = row
+def test_headline_refuses_what_is_none(values, message, shown):
     with pytest.raises(CourseError, match=message):
         headline(**values)
     assert shown == []

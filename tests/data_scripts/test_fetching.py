@@ -80,9 +80,9 @@ def test_an_archive_that_was_brought_is_taken_and_stays(server, home):
     ("a server that falls silent", {"silent": 0.6}, "timed out"),
     ("another checksum", {"content": ARCHIVE[:-1] + b"?"}, f"what arrived has another MD5 .* {MD5}"),
 )
-def test_a_download_that_fails_leaves_nothing_and_names_the_ways_out(server, home, monkeypatch, row):
+def test_a_download_that_fails_leaves_nothing_and_names_the_ways_out(fault, said, server, home, monkeypatch):
     monkeypatch.setattr(fetching, "SECONDS", 0.2)
-    (fault, said), right = row, server.url
+    right = server.url
     vars(server).update(fault)
     with pytest.raises(CourseError, match=said) as caught:
         fetch(server, home)
@@ -138,8 +138,8 @@ def test_a_disk_that_fills_up_and_a_data_folder_that_may_not_be_written_to(serve
     ("another folder", archive_of(top="Other"), r"Task/labelsTr"),
     ("outside", archive_of({"../../outside": b""}), "[Uu]nsafe"),
 )
-def test_an_archive_that_lacks_something_leaves_nothing(server, home, row):
-    server.content, reason = row
+def test_an_archive_that_lacks_something_leaves_nothing(content, reason, server, home):
+    server.content = content
     with pytest.raises(CourseError, match=rf"Task\.tar\.gz cannot be used: .*{reason}.*delete the archive"):
-        fetch(server, home, right=server.content)
+        fetch(server, home, right=content)
     assert names_in(home) == ["Task.tar.gz"] and names_in(home.parent) == ["my data"]

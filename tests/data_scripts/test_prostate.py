@@ -151,8 +151,7 @@ NAN, HUGE = np.float32(np.nan).tobytes(), np.array([32767, 32767, 32767, 2], "<i
     ("280 TB that must not be asked for", "imagesTr", partial(edit, start=42, new=HUGE), "that its header announces"),
     ("a flipped bit", "imagesTr", flipped_bit, "CRC"),
 )
-def test_what_no_program_writes(raw, out, row):
-    kind, fault, said = row
+def test_what_no_program_writes(kind, fault, said, raw, out):
     fault(raw / kind / "case_1.nii.gz")
     refuses(raw, out, f"{kind}/case_1.nii.gz: ", said)
 
@@ -310,8 +309,7 @@ def test_hospitals_stay_together_and_do_not_depend_on_each_other(converted):
     ("no folder", {"folder": Path("/nowhere")}, "/nowhere has neither imagesTr/ .*data_conversion.sh"),
     ("a senseless name", {"sites": 2, "data": "a b"}, "'data' is 'a b'"),
 )  # fmt: skip
-def test_what_cannot_be_shared_out_is_named_and_nothing_is_written(converted, home, row):
-    arguments, said = row
+def test_what_cannot_be_shared_out_is_named_and_nothing_is_written(arguments, said, converted, home):
     if "data" not in arguments:
         (converted / "labels/case_8.nii.gz").unlink()
     with pytest.raises(CourseError, match=said):

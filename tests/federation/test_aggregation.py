@@ -61,9 +61,9 @@ def test_floats_are_averaged_by_number_of_samples_in_double_precision_whoever_co
     ("equal ones of many and few", (999, 7), (14, 14), 14),
     ("rounded and not cut", (1, 1, 1), (1, 2, 2), 2),
 )
-def test_integer_counters_stay_integers(aggregator, row):
-    *sent, expected = row
-    sites = (update(site, count, {"n": np.array(value)}) for site, count, value in zip("abc", *sent, strict=False))
+def test_integer_counters_stay_integers(counts, values, expected, aggregator):
+    sent = zip("abc", counts, values, strict=False)
+    sites = (update(site, count, {"n": np.array(value)}) for site, count, value in sent)
     found = mean(aggregator, *sites).params["n"]
     assert found == expected and found.dtype == np.int64
 
@@ -113,8 +113,7 @@ def test_a_weight_is_a_positive_number_of_samples(aggregator, samples, counts):
     ("another name", [], {"W": GOOD["w"], "n": GOOD["n"]}, r"2 of its tensors .*'W': \(2, 3\) instead of none"),
     ("what sites keep", ["n"], GOOD, r"1 of its tensors .*'n': \(\) instead of none"),
 )
-def test_other_tensors_than_the_global_models_are_refused_whoever_answers_first(aggregator, row):
-    held_back, params, says = row
+def test_other_tensors_than_the_global_models_are_refused_whoever_answers_first(held_back, params, says, aggregator):
     aggregator.fl_ctx, aggregator.held_back = FLContext(), held_back
     model = make_model_learnable({"w": np.zeros((2, 3), np.float32), "n": np.array(4)}, {})
     aggregator.fl_ctx.set_prop(AppConstants.GLOBAL_MODEL, model, private=True, sticky=True)

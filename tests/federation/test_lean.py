@@ -31,9 +31,8 @@ import ignite, matplotlib, mlflow, pandas  # what was hidden from MONAI is there
     ("a server", "nvflare.private.fed.app.server.runner_process", []),
     ("a notebook", "ipykernel_launcher", list(OPTIONAL)),
 )
-def test_what_a_process_of_flare_does_not_use_is_not_loaded(tmp_path, row):
+def test_what_a_process_of_flare_does_not_use_is_not_loaded(program, loaded, tmp_path):
     """In a process of its own, with a stand-in for MONAI that loads, as MONAI does, what is installed."""
-    program, loaded = row
     for name in OPTIONAL:
         (tmp_path / f"{name}.py").touch()
     (tmp_path / "monai.py").write_text(MONAI)

@@ -36,10 +36,9 @@ def prepared(tmp_path):
     ("PIR", (0.5, 0.5, 4.0), (160, 160, 15), "PIR"),
     ("LAS", (1.5, 1.5, 1.5), (54, 54, 40), "LAS"),
 )
-def test_the_gland_stays_where_it_is_in_the_patient(tmp_path, row):
+def test_the_gland_stays_where_it_is_in_the_patient(spacing, shape, codes, tmp_path):
     """x goes to the right and y to the front, as the text of ``preparation`` says, whatever way the scanner stored it."""
-    *grid, codes = row
-    (prepared,) = prepare([ball_case(tmp_path, "case", *grid, codes=codes)], SETTINGS)
+    (prepared,) = prepare([ball_case(tmp_path, "case", spacing, shape, codes=codes)], SETTINGS)
     image, label, affine = (prepared[key] for key in KEYS)
     assert set(prepared) == {*KEYS, "case"} and prepared["case"] == "case"
     assert image.dtype == torch.float32 and label.dtype == torch.uint8
@@ -120,9 +119,9 @@ DAMAGED = "cannot be read: it may be damaged, "
     ("no file", "image", Path.unlink, "cannot be read: No such file or directory"),
     ("another shape", "label", of_another_shape, "has shape (80, 80, 21), its image (80, 80, 20)"),
 )
-def test_a_file_that_cannot_be_used_is_named_with_its_site(tmp_path, row):
+def test_a_file_that_cannot_be_used_is_named_with_its_site(key, fault, said, tmp_path):
     """More such files are in ``test_what_people_bring.py``."""
-    (key, fault, said), item = row, ball_case(tmp_path)
+    item = ball_case(tmp_path)
     fault(Path(item[key]))
     for cache in (None, tmp_path / "cache"):
         with pytest.raises(CourseError) as caught:
