@@ -52,7 +52,7 @@ from src.common.errors import CourseError
 from src.common.files import write_json
 from src.federation.processes import plain_paths
 from src.federation.recipes import client_recipe, start
-from src.federation.run import Run
+from src.federation.run import FINAL, Run
 from src.federation.server import RECORD
 from src.learners.recipe import learner_recipe
 from src.mednist.card import CARD as MEDNIST
@@ -1377,3 +1377,16 @@ def test_a_process_that_works_for_an_hour_is_named(tmp_path, monkeypatch):
     )
     with folders.one_at_a_time(tmp_path):
         assert names_in(tmp_path) == []
+
+
+@rows(
+    ("the best model by a misspelt metric", lambda run: run.best_model("val_acc"), "No site validated 'val_acc'; there are ["),
+    ("a table of a misspelt metric", lambda run: run.cross_site("accuracy"), "'accuracy'; there are ['val_accuracy']."),
+    ("a misspelt curve", lambda run: run.curve("val_acc"), "No site streamed 'val_acc'; there are ['val_accuracy']."),
+    ("the metric's own name", lambda run: run.curve("val_accuracy")["a"].tolist(), [0.5]),
+)  # fmt: skip
+def test_metrics_of_a_run(read, right, tmp_path):
+    (tmp_path / "tb_events").mkdir()
+    (tmp_path / RECORD).write_text(f"{json.dumps({'time': 1, 'event': 'round started', 'round': 0, 'rounds': 1})}\n")
+    write_json(tmp_path / "cross_val_results.json", {"a": {f"SRV_{FINAL}": {"val_accuracy": 0.5}}})
+    agrees(outcome(lambda: read(Run(tmp_path))), right)
