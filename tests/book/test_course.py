@@ -103,8 +103,7 @@ def test_build_folder_has_pages_notebooks_and_summary(course):
     summary, there = json.loads(course.page("summary.json")), {path.name for path in course.build.iterdir()}
     assert list(summary) == ["01_first", "02_second", "03_third"]
     assert {*(f"{name}.{kind}" for name in summary for kind in ("html", "ipynb")), "index.html", "search.html"} <= there
-    assert [name for name in there if name.startswith(".pages")] == []
-    assert 0 < summary["01_first"].pop("seconds") < 60
+    assert [name for name in there if name.startswith(".pages")] == [] and 0 < summary["01_first"].pop("seconds") < 60
     assert summary["01_first"] == {"test_accuracy": 0.98765, "images": 1200, "best_round": "3 of 5"}
     failed = {name: about["error"] for name, about in summary.items() if "error" in about}
     assert failed == {"02_second": "code cell 2 of 3: ZeroDivisionError: division by zero"}
@@ -127,8 +126,7 @@ def test_pages_load_nothing_from_a_network(course):
 
 def test_page_shows_formulas_pictures_links_and_what_was_alive_and_hides_colab_and_solutions(course):
     page = course.page("01_first.html")
-    assert re.search(r'<math [^>]*display="block"', page)
-    assert "<mfrac>" in page and "$$" not in page
+    assert re.search(r'<math [^>]*display="block"', page) and "<mfrac>" in page and "$$" not in page
     pictures = [course.build / address for address in addresses(page) if address.startswith("_images/")]
     assert sorted(path.suffix for path in pictures) == [".png", ".svg"]
     assert "the-flow" in next(path for path in pictures if path.suffix == ".svg").read_text()
@@ -252,8 +250,7 @@ def test_no_notebook_leaves_a_process_and_an_interruption_keeps_what_was_finishe
         while not (mark.is_file() and mark.read_text() == "xx!"):
             assert time.monotonic() < deadline and process.poll() is None, "the notebook did not start its children"
             time.sleep(0.1)
-        assert left.read_text() == "xx" and started_by(left) == []
-        assert len(started_by(mark)) == 2
+        assert left.read_text() == "xx" and started_by(left) == [] and len(started_by(mark)) == 2
         process.send_signal(number)
         time.sleep(0.2)
         process.send_signal(number)  # the impatient press twice

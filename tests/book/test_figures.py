@@ -115,8 +115,7 @@ def test_a_mask_and_a_prediction_have_outlines_of_their_own():
     grid = figures.case_grid([phantom(), phantom(prediction=phantom()["label"])])
     colors = [[to_hex(lines.get_edgecolor()[0]) for lines in axis.collections] for axis in grid.axes[:2]]
     mask, prediction = figures.OUTLINES.values()
-    assert colors == [[mask], [mask, prediction]]
-    assert texts(grid.legends[0].texts) == ["mask", "prediction"]
+    assert colors == [[mask], [mask, prediction]] and texts(grid.legends[0].texts) == ["mask", "prediction"]
     with pytest.raises(CourseError, match=r"different grids.*prediction \(3, 3, 3\)"):
         figures.upright(phantom(prediction=np.zeros((3, 3, 3))))
 
@@ -196,8 +195,7 @@ def test_method_scores_show_every_seed_and_the_mean():
     assert texts(even.get_yticklabels()) == ["Method B", "Method A"]
     dots, mean = even.lines[2], even.lines[3]
     assert sorted(dots.get_xdata()) == [0.8, 0.9] and set(dots.get_ydata()) == {1}
-    assert mean.get_xdata() == pytest.approx([0.85, 0.85])
-    assert skewed.lines[0].get_xdata().tolist() == [0.5]
+    assert mean.get_xdata() == pytest.approx([0.85, 0.85]) and skewed.lines[0].get_xdata().tolist() == [0.5]
 
 
 def test_each_picture_of_the_repository_can_be_drawn_by_name(capsys):
@@ -219,8 +217,7 @@ def test_pictures_are_drawn_again_alike_from_drawings_in_a_place_of_their_own(tm
         first, second = ((tmp_path / folder / name).read_bytes() for folder in ("a", "b"))
         assert first == second and len(first) > 10_000
     assert [line.split("/")[-1] for line in capsys.readouterr().out.splitlines()] == names * 2
-    assert (tmp_path / "work" / "data" / "generated" / "MedNIST").is_dir()
-    assert not (tmp_path / "own data").exists()
+    assert (tmp_path / "work" / "data" / "generated" / "MedNIST").is_dir() and not (tmp_path / "own data").exists()
     settings = {name: value for name, value in os.environ.items() if name.startswith("COURSE_")}
     work = {"COURSE_DATA": f"{tmp_path}/work/data", "COURSE_RUNS": f"{tmp_path}/work/runs"}
     assert settings == {**work, "COURSE_DATA_SOURCE": "generated"}, "a run for a picture would use what the reader uses"

@@ -83,8 +83,7 @@ def test_a_fork_makes_the_course_its_own(checkout):
     readme, cells = (checkout / "README.md").read_text(), read_notebook(checkout / "notebooks" / "a.ipynb").cells
     assert "colab.research.google.com/github/fork-er/course/blob/main" in readme
     assert "github.com/someone/a-course-of-another" in readme
-    assert 'COURSE_REPOSITORY = "https://github.com/fork-er/course"' in cells[1].source
-    assert tidy_all(checkout) == []
+    assert 'COURSE_REPOSITORY = "https://github.com/fork-er/course"' in cells[1].source and tidy_all(checkout) == []
 
 
 def test_colab_cell_clones_installs_and_imports_in_one_process(monkeypatch, tmp_path):
@@ -121,8 +120,7 @@ def test_colab_cell_clones_installs_and_imports_in_one_process(monkeypatch, tmp_
     assert Path.cwd() == tmp_path / "clone" / "notebooks" and Path("a.ipynb").is_file()
     import course_in_colab
 
-    assert course_in_colab.answer == 42
-    assert (os.environ["GOMP_SPINCOUNT"], os.environ["KMP_BLOCKTIME"]) == ("600", "1")
+    assert course_in_colab.answer == 42 and (os.environ["GOMP_SPINCOUNT"], os.environ["KMP_BLOCKTIME"]) == ("600", "1")
     path = os.environ["PATH"]
     exec(cell, {})  # a reader may run the cell again
     assert os.environ["PATH"] == path == os.pathsep.join([str(Path(sys.executable).parent), os.defpath])

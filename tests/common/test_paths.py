@@ -62,11 +62,9 @@ def test_drawings_lie_apart_from_real_data(tmp_path, monkeypatch):
 def test_runs_at_once_never_share_a_folder_and_leave_a_half_written_one_alone(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         folders = list(pool.map(lambda _: paths.new_run_folder("fedavg", tmp_path), range(32)))
-    assert len(set(folders)) == 32
-    assert all(folder.is_dir() and not any(folder.iterdir()) for folder in folders)
+    assert len(set(folders)) == 32 and all(folder.is_dir() and not any(folder.iterdir()) for folder in folders)
     (folders[0] / "half").write_text("cut off")
-    assert paths.new_run_folder("fedavg", tmp_path) not in folders
-    assert (folders[0] / "half").read_text() == "cut off"
+    assert paths.new_run_folder("fedavg", tmp_path) not in folders and (folders[0] / "half").read_text() == "cut off"
     (tmp_path / "runs").write_text("I am a file")
     with pytest.raises(CourseError, match=r"Cannot write \S+/runs/fedavg: Not a directory"):
         paths.new_run_folder("fedavg", tmp_path / "runs")

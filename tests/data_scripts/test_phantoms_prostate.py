@@ -83,8 +83,7 @@ def test_glands_follow_the_real_distribution_their_peripheral_zone_behind_and_th
     assert volume.mean() == pytest.approx(74, abs=20) and 25 < volume.std() < 75
     assert np.median(volume) < volume.mean(), "a few very large glands, as in life"
     assert (facts["box"].min(0) >= [38, 30, 32]).all() and (facts["box"].max(0) <= [94, 85.1, 72.1]).all()
-    assert np.abs(facts["centre"][:, :2]).max() <= 0.06
-    assert facts["slices"].min() >= 9 and facts["slices"].max() <= 20
+    assert np.abs(facts["centre"][:, :2]).max() <= 0.06 and facts["slices"].min() >= 9 and facts["slices"].max() <= 20
     for zone, low, high in (("peripheral", 6, 36), ("transition", 8, 304)):
         part = facts[zone][zones]  # one case carries the whole gland as one label
         assert part.min() >= low and part.max() <= high, zone

@@ -55,8 +55,7 @@ def test_drawings_are_made_once_called_drawings_and_made_again_for_another_versi
     assert raw.module.describe(folder).startswith(f"generated drawings, not patients: {raw.said}")
     shutil.rmtree(folder / raw.part)
     monkeypatch.setattr(raw.module, "parameters", lambda number, seed: {"version": "another"})
-    assert raw.module.find_or_make() == folder and (folder / raw.part).is_dir()
-    assert raw.drawn == [(raw.number, 0)] * 2
+    assert raw.module.find_or_make() == folder and (folder / raw.part).is_dir() and raw.drawn == [(raw.number, 0)] * 2
     (folder / GENERATED).unlink()
     assert raw.module.describe(folder).startswith("real ")
     with pytest.raises(CourseError, match=r"'both'; .*'generated' .*or 'real'"):
@@ -142,7 +141,6 @@ def test_google_drive_is_asked_by_its_id_without_cookies(tmp_path, monkeypatch):
 
     monkeypatch.setattr(gdown, "download", stand_in)
     prostate_download._from_google_drive(tmp_path / "archive")
-    assert (tmp_path / "archive").read_bytes() == b"an archive"
-    assert asked == [prostate_download.GOOGLE_DRIVE_ID]
+    assert (tmp_path / "archive").read_bytes() == b"an archive" and asked == [prostate_download.GOOGLE_DRIVE_ID]
     with pytest.raises(CourseError, match="Google Drive: too many accesses"):
         prostate_download._from_google_drive(tmp_path / "archive")

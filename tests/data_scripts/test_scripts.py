@@ -85,8 +85,7 @@ def test_bad_input_ends_with_2_and_one_message(data):
     (data / "Task05_Prostate/labelsTr/case_0.nii.gz").unlink()
     (data / "Task05_Prostate/imagesTr/case_1.nii.gz").write_bytes(b"")
     assert call("data_conversion", status=2).startswith("error: Nothing was converted, 2 problems:")
-    assert not (data / "prostate_t2").exists()
-    assert str(data / "prostate_t2") in call("datalists_gen", status=2)
+    assert not (data / "prostate_t2").exists() and str(data / "prostate_t2") in call("datalists_gen", status=2)
     call("datalists_gen", "--num-sites", "two", status=2)
     assert call("mednist_sites", data / "nowhere", status=2).startswith("error: No images (.jpeg")
 

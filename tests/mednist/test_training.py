@@ -51,8 +51,7 @@ def test_evaluation_equals_its_definition_and_changes_nothing():
     assert metrics["val_loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
     evaluator = make_evaluator(model, batches(items, SETTINGS, train=False), CPU)
     evaluator.run()
-    assert evaluator.state.metrics == pytest.approx(metrics)
-    assert evaluator.state.key_metric_name == TASK.key_metric
+    assert evaluator.state.metrics == pytest.approx(metrics) and evaluator.state.key_metric_name == TASK.key_metric
     assert evaluate(model, [], SETTINGS, CPU) == {}, "nothing to validate on gives no metrics"
     batchnorm = TASK.new_model(0)
     before = copy.deepcopy(batchnorm)
@@ -75,8 +74,7 @@ def test_what_is_said_of_each_image_is_what_the_network_says(tmp_path):
     table = evaluate_cases(model, files, SETTINGS, CPU)
     assert list(table.columns) == ["case", "site", "label", "predicted", "confidence", "accuracy"]
     assert table["case"].tolist() == [f"Class{i % 6}/{i:06d}.png" for i in range(10)]
-    assert set(table["site"]) == {"north"}
-    assert table["predicted"].tolist() == probabilities.argmax(1).tolist()
+    assert set(table["site"]) == {"north"} and table["predicted"].tolist() == probabilities.argmax(1).tolist()
     assert table["confidence"].tolist() == pytest.approx(probabilities.amax(1).tolist())
     assert table["accuracy"].tolist() == [float(p == i % 6) for i, p in enumerate(table["predicted"])]
 

@@ -93,8 +93,7 @@ def test_of_a_prediction_the_largest_piece_is_kept_and_none_is_an_empty_mask_at_
     item, nothing = ball_case(tmp_path), torch.nn.Threshold(1e9, -100.0)  # of 80 × 80 × 20 voxels of 1 × 1 × 3 mm
     assert predict(nothing, [item], TINY, CPU)[0].sum() == 0
     (row,) = evaluate_cases(nothing, [item], TINY, CPU).to_dict("records")
-    assert (row["dice"], row["missed"]) == (0, True)
-    assert row["hd95_mm"] == pytest.approx((80**2 + 80**2 + 60**2) ** 0.5)
+    assert (row["dice"], row["missed"]) == (0, True) and row["hd95_mm"] == pytest.approx((80**2 + 80**2 + 60**2) ** 0.5)
 
 
 def test_masks_have_a_score_and_a_distance_in_millimetres():
