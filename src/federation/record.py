@@ -64,7 +64,7 @@ def failure_report(run_folder: Path, workspace: Path, sites: list[str]) -> str:
     stopped = [entry["reason"] for entry in record if entry["event"] == "run stopped"]
     causes = causes or dict.fromkeys(["server"] if stopped else [], "".join(stopped[:1]))
     number, rounds, _ = progress(record)
-    tasks = [f"at the task {entry['task']}" for entry in record if entry.get("task")]
+    tasks = [f"at the task {entry['task']}" for entry in record if entry["event"] == "asked" and entry["round"] is None]
     where = f"in round {number} of {rounds}" if number else tasks[-1] if tasks else "before the first round"
     said = "; ".join(f"{name}: {cause}" for name, cause in causes.items()) or "no process left an error"
     logs = ", ".join(str(workspace / name / "log.txt") for name in causes) or run_folder / "console.log"

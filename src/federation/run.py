@@ -144,9 +144,10 @@ class Run:
         kind = "answer" if self.rounds else "result"
         answers = {(entry["round"], entry["site"]): entry for entry in self.record if entry["event"] == kind}
         asked = {(entry["round"], entry["site"]) for entry in self.record if entry["event"] == "asked"}
-        lost, refused, rows = {}, self.about.get("refused", {}), []
+        lost, refused, rows, last = {}, self.about.get("refused", {}), [], 0
         for entry in self.record:  # why a site was lost, for each round at some moment of which it was
-            rounds = range(entry["round"] or 0, self.rounds) or [None]
+            last = last if entry["round"] is None else entry["round"]
+            rounds = range(last, self.rounds) or [None]
             if entry["event"] == "site lost":
                 lost |= {(number, entry["site"]): entry["reason"] for number in rounds}
             elif entry["event"] == "site back":  # in the round that goes on, it still has no part

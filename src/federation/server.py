@@ -39,9 +39,9 @@ WELL = (ReturnCode.OK, ReturnCode.EARLY_TERMINATION)
 class RunRecorder(Widget):
     """Writes what happened on the server, and when, as one JSON object a line, and ends a run that too many sites have left.
 
-    ``course_record.jsonl`` is in the job's run folder. A line has ``time`` (seconds since the epoch), ``event`` and ``round``, an
-    answer also ``site``, ``accepted`` and ``reason``, and so has a ``result``, the answer to a ``task`` outside of rounds. Who is
-    given a round's task is ``asked``. For the arguments see :func:`src.federation.recipes.add_record`.
+    ``course_record.jsonl`` is in the job's run folder. A line has ``time`` (seconds since the epoch), ``event`` and ``round``, None
+    where there is none. A site that is given a task is ``asked``; its ``answer``, or ``result`` outside of rounds, also has
+    ``accepted`` and ``reason``. For the arguments see :func:`src.federation.recipes.add_record`.
     """
 
     def __init__(self, min_clients: int, round_timeout: float | None = None, first_contact: float = FIRST_CONTACT):
@@ -49,11 +49,9 @@ class RunRecorder(Widget):
         self.min_clients, self.round_timeout, self.first_contact = min_clients, round_timeout, first_contact
         self._ended, self._deadline, self._contact = threading.Event(), inf, inf
         self._file = self._round = self._rounds = None
-        self._training, self._begun = False, 0.0  # whether a round goes on, and since when it or the workflow does
+        self._begun = 0.0  # of this round, or of the workflow
         self._heard: dict[str, float] = {}  # when a site asked for work last
-        self._given: dict[
-            str, tuple[str, str, float]
-        ] = {}  # what it works on: id and name of the task, and its deadline
+        self._given: dict[str, tuple[str, float]] = {}  # its task, and until when
         self._answered: set[str] = set()  # in this round
         self._failed: dict[str, str] = {}  # in this round
         self._lost: dict[str, str] = {}  # until it is back
@@ -73,23 +71,24 @@ class RunRecorder(Widget):
         if self._file is None:
             return
         if event_type == AppEventType.ROUND_STARTED:
-            self._round = fl_ctx.get_prop(AppConstants.CURRENT_ROUND)
-            self._begin(training=True)
+            self._begin(fl_ctx.get_prop(AppConstants.CURRENT_ROUND), self.round_timeout or inf)
         elif event_type == EventType.START_WORKFLOW:
-            self._begin(training=False)
+            self._begin(None, inf)
         elif event_type == AppEventType.BEFORE_AGGREGATION:
-            self._training, self._deadline, self._given = False, inf, {}
+            self._deadline, self._given = inf, {}
         self._rounds = fl_ctx.get_prop(AppConstants.NUM_ROUNDS) or self._rounds
         if event_type in EVENTS:
             self._write(EVENTS[event_type], rounds=self._rounds)
         elif event_type == EventType.FATAL_SYSTEM_ERROR:
             self._write("run stopped", reason=str(fl_ctx.get_prop(FLContextKey.EVENT_DATA)))
         elif event_type == EventType.BEFORE_PROCESS_TASK_REQUEST:
-            if _peer(fl_ctx) not in self._heard and self._lost.get(_peer(fl_ctx)) == NEVER_CAME:
+            if self._lost.get(_peer(fl_ctx)) == NEVER_CAME:
                 self._note_return(_peer(fl_ctx))
             self._heard[_peer(fl_ctx)] = time.monotonic()
         elif event_type == EventType.AFTER_TASK_DATA_FILTER:
-            self._note_task(fl_ctx)
+            until = time.monotonic() + (self.round_timeout or inf)
+            self._given[_peer(fl_ctx)] = fl_ctx.get_prop(FLContextKey.TASK_ID), until
+            self._write("asked", site=_peer(fl_ctx), task=fl_ctx.get_prop(FLContextKey.TASK_NAME))
         elif event_type == EventType.BEFORE_PROCESS_SUBMISSION:
             self._note_submission(fl_ctx)
         elif event_type == AppEventType.AFTER_CONTRIBUTION_ACCEPT:
@@ -99,11 +98,11 @@ class RunRecorder(Widget):
         elif event_type == EventType.CLIENT_RECONNECTED:
             self._note_return(fl_ctx.get_prop(FLContextKey.RECONNECTED_CLIENT_NAME))
 
-    def _begin(self, training: bool) -> None:
+    def _begin(self, number: int | None, seconds: float) -> None:
         """A round, or a workflow, in which whoever is not lost may fail anew."""
-        self._training, self._begun = training, time.monotonic()
-        self._deadline = self._begun + (self.round_timeout or inf) if training else inf
-        self._failed, self._answered, self._given = dict(self._lost), set(), {}
+        self._round, self._begun = number, time.monotonic()
+        self._deadline, self._answered, self._given = self._begun + seconds, set(), {}
+        self._failed = dict(self._lost)
 
     def _look_who_is_there(self, topic: str, data: dict, fl_ctx: FLContext) -> dict:
         """Ask the server who this job's sites are: one has registered anew. Says whether its loss has been noted. With
@@ -134,24 +133,16 @@ class RunRecorder(Widget):
             self._write("site lost", site=site, reason=reason)
             self._fail(site, reason, fl_ctx)
 
-    def _note_task(self, fl_ctx: FLContext) -> None:
-        """A site is given a task: one of a round has its deadline, another one its own."""
-        deadline = self._deadline if self._training else time.monotonic() + (self.round_timeout or inf)
-        task = fl_ctx.get_prop(FLContextKey.TASK_ID), fl_ctx.get_prop(FLContextKey.TASK_NAME)
-        self._given[_peer(fl_ctx)] = (*task, deadline)
-        self._write("asked", site=_peer(fl_ctx), **self._where(task[1]))
-
     def _note_submission(self, fl_ctx: FLContext) -> None:
         """Note what no aggregator judges: an answer outside of a round, and one with the code of an error."""
         site, answer = _peer(fl_ctx), fl_ctx.get_prop(FLContextKey.TASK_RESULT)
-        number, task, _ = self._given.get(site, (None, None, inf))
-        if number is None or number != fl_ctx.get_prop(FLContextKey.TASK_ID):
-            return  # of a round that went on without it
+        if self._given.get(site, (None, 0.0))[0] != fl_ctx.get_prop(FLContextKey.TASK_ID):
+            return  # to a task of a round that went on without it
         del self._given[site]
         given = given_reason(answer)
         accepted = answer.get_return_code() in WELL and not (given and not from_shareable(answer).data)
-        if not (accepted and self._training):
-            self._note(site, accepted, given if accepted else said_reason(answer), fl_ctx, task)
+        if self._round is None or not accepted:
+            self._note(site, accepted, given if accepted else said_reason(answer), fl_ctx)
 
     def _note_answer(self, fl_ctx: FLContext) -> None:
         site, answer = _peer(fl_ctx), fl_ctx.get_peer_context().get_prop(FLContextKey.SHAREABLE)
@@ -159,20 +150,16 @@ class RunRecorder(Widget):
         refused = getattr(aggregator, "refused", {}).get(site)
         accepted = refused is None and bool(fl_ctx.get_prop(AppConstants.AGGREGATION_ACCEPTED))
         reason = given_reason(answer) if accepted else refused or said_reason(answer)
-        self._note(site, accepted, reason, fl_ctx, samples=getattr(aggregator, "accepted", {}).get(site))
+        self._note(site, accepted, reason, fl_ctx, getattr(aggregator, "accepted", {}).get(site))
 
-    def _note(self, site: str, accepted: bool, reason: str | None, fl_ctx: FLContext, task=None, samples=None) -> None:
+    def _note(self, site: str, accepted: bool, reason: str | None, fl_ctx: FLContext, samples=None) -> None:
         self._answered.add(site)
         if not accepted and self._failed.get(site) == reason:
             return  # the code of its answer said so already
-        kind, more = ("answer", {"samples": samples}) if self._training else ("result", {})
-        self._write(kind, site=site, accepted=accepted, reason=reason, **more, **self._where(task))
+        kind = "result" if self._round is None else "answer"
+        self._write(kind, site=site, accepted=accepted, reason=reason, samples=samples)
         if not accepted:
             self._fail(site, reason, fl_ctx)
-
-    def _where(self, task: str | None) -> dict:
-        """What a line says of a task: one that belongs to no round has a name."""
-        return {} if self._training else {"round": None, "task": task}
 
     def _fail(self, site: str, reason: str, fl_ctx: FLContext) -> None:
         self._failed[site] = reason
@@ -184,7 +171,7 @@ class RunRecorder(Widget):
 
     def _is_late(self, site: str, now: float) -> bool:
         if site in self._given:
-            return now > self._given[site][-1]
+            return now > self._given[site][1]
         # Of the others, who has asked for work in this round was not given any.
         return now > self._deadline and site not in self._answered and self._heard.get(site, 0.0) < self._begun
 
@@ -211,7 +198,7 @@ class RunRecorder(Widget):
                         told.add((site, id(runner.current_wf)))
                     elif site not in self._failed:
                         reason = f"it did not answer within round_timeout, {self.round_timeout:g} s"
-                        self._note(site, False, reason, fl_ctx, self._given.get(site, (None, None))[1])
+                        self._note(site, False, reason, fl_ctx)
                     # At each look: FLARE takes a site that asks for work as alive again.
                     runner.handle_dead_job(site, fl_ctx)
 

@@ -10,20 +10,22 @@ import pytest
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey, ReservedKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
-from nvflare.apis.shareable import make_reply
+from nvflare.apis.shareable import Shareable, make_reply
+from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
+from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from src.federation import server
 from src.federation.flare_2_9 import LOSS_IS_NOTED, SITE_IS_BACK
-from src.federation.reasons import REASON
+from src.federation.reasons import LAST_WORDS, REASON
 from src.federation.server import RECORD, RunRecorder
 
 
 class Server:
     """A record in its first round, with as much of FLARE's engine as it asks for. ``connected`` are the sites' processes."""
 
-    def __init__(self, folder, sites, min_clients, round_timeout=None, connected=None):
+    def __init__(self, folder, sites, min_clients, round_timeout=None, connected=None, first_contact=600.0):
         self.folder, self.connected = folder, {*(sites if connected is None else connected)}
         self.engine, self.runner, self.panics = MagicMock(), MagicMock(), []
         self.engine.get_clients.return_value = [SimpleNamespace(name=site) for site in sites]
@@ -31,7 +33,7 @@ class Server:
         self.engine.server.cell.is_cell_connected = lambda cell: cell.removesuffix(".job-1") in self.connected
         self.engine.fire_event, self.engine.new_context = self._fire, self.context
         self.runner.current_wf.controller.aggregator = None
-        self.recorder = RunRecorder(min_clients, round_timeout)
+        self.recorder = RunRecorder(min_clients, round_timeout, first_contact)
         self.event(EventType.START_RUN)
 
     def _fire(self, event_type, fl_ctx):
@@ -55,12 +57,30 @@ class Server:
     def start(self, number):
         self.event(AppEventType.ROUND_STARTED, **{AppConstants.CURRENT_ROUND: number})
 
-    def answer(self, site, failed=None):
-        peer, reply = FLContext(), make_reply(ReturnCode.EXECUTION_EXCEPTION, headers={REASON: failed})
+    def of(self, site, event, reply=None, **props):
+        """An event for which a site's process is the reason."""
+        peer = FLContext()
         for key, value in {ReservedKey.IDENTITY_NAME: site, FLContextKey.SHAREABLE: reply}.items():
             peer.set_prop(key, value, private=False, sticky=False)
+        self.event(event, peer, **props)
+
+    def answer(self, site, failed=None, said=None):
+        reply = make_reply(
+            ReturnCode.EXECUTION_EXCEPTION if failed else ReturnCode.OK, headers={REASON: failed or said}
+        )
         accepted = {AppConstants.AGGREGATION_ACCEPTED: failed is None}
-        self.event(AppEventType.AFTER_CONTRIBUTION_ACCEPT, peer, **accepted)
+        self.of(site, AppEventType.AFTER_CONTRIBUTION_ACCEPT, reply, **accepted)
+
+    def give(self, *sites):
+        """A task for each, outside of rounds."""
+        for site in sites:
+            self.of(site, EventType.BEFORE_PROCESS_TASK_REQUEST)
+            given = {FLContextKey.TASK_ID: f"task of {site}", FLContextKey.TASK_NAME: "fed_stats"}
+            self.of(site, EventType.AFTER_TASK_DATA_FILTER, **given)
+
+    def result(self, site, reply):
+        given = {FLContextKey.TASK_ID: f"task of {site}", FLContextKey.TASK_RESULT: reply}
+        self.of(site, EventType.BEFORE_PROCESS_SUBMISSION, **given)
 
     def dead(self):
         """Sites that FLARE was told are dead."""
@@ -155,3 +175,54 @@ def test_a_site_that_flare_has_lost_and_found_is_both_in_the_record(a_run):
     assert one.panics == [], "a counts again"
     one.event(EventType.CLIENT_DISCONNECTED, **{lost: "c"})
     assert one.panics == [f"round 3 needs 2 site(s). b: {server.GONE}; c: {server.GONE}"]
+
+
+GOOD, BAD = Shareable(), make_reply(ReturnCode.EXECUTION_RESULT_ERROR)
+WORDS = FLModelUtils.to_shareable(FLModel(metrics={}, meta={REASON: "no memory"}))
+LATE = "it did not answer within round_timeout, 0.4 s"
+
+
+def test_a_task_without_rounds_as_of_statistics_is_watched_as_a_round_is(a_run):
+    one = a_run(["a", "b", "c", "d", "e"], 2, round_timeout=0.4)
+    one.event(EventType.START_WORKFLOW)
+    one.give("a", "b", "c", "d")
+    for site, reply in {"a": GOOD, "b": BAD, "c": WORDS}.items():
+        one.result(site, reply)
+        one.result(site, BAD)  # to a task that it has not got any more
+    assert one.panics == []
+    one.wait_for("d")
+    found = [(e["site"], e["accepted"], e["reason"], e["round"]) for e in one.lines("result")]
+    said = {"b": "it answered with EXECUTION_RESULT_ERROR", "c": "no memory", "d": LATE}
+    assert found == [("a", True, None, None), *[(site, False, words, None) for site, words in said.items()]]
+    assert [e["site"] for e in one.lines("asked")] == ["a", "b", "c", "d"] and one.dead().count("e") == 0
+    hear = one.engine.register_aux_message_handler.call_args.args[1]
+    with one.context() as context:
+        context.set_peer_context(SimpleNamespace(get_identity_name=lambda: "e"))
+        hear(LAST_WORDS, {REASON: "an image cannot be read"}, context)
+    causes = "; ".join(f"{site}: {words}" for site, words in {**said, "e": "an image cannot be read"}.items())
+    assert one.panics == [f"the job needs 2 site(s). {causes}"]
+
+
+def test_whoever_never_comes_is_lost_and_whoever_is_not_asked_is_not_late(a_run):
+    one = a_run(["a", "b", "c"], 1, round_timeout=1.2, connected=(), first_contact=0.6)
+    one.of("a", EventType.BEFORE_PROCESS_TASK_REQUEST)
+    one.give("b")
+    one.wait_for("c")
+    (lost,) = one.lines("site lost")
+    assert (lost["site"], lost["reason"]) == ("c", server.NEVER_CAME) and one.panics == []
+    one.of("c", EventType.BEFORE_PROCESS_TASK_REQUEST)
+    assert [e["site"] for e in one.lines("site back")] == ["c"]
+    one.wait_for("b")
+    assert "a" not in one.dead(), "it asked for work in this round, and got none"
+
+
+def test_a_remark_beside_a_good_update_and_a_site_that_is_lost_again_and_again(a_run):
+    one = a_run(["a", "b"], 1)
+    one.answer("a", said="started without its own state")
+    (line,) = one.lines("answer")
+    assert (line["accepted"], line["reason"]) == (True, "started without its own state")
+    for _ in range(3):
+        one.event(EventType.CLIENT_DISCONNECTED, **{FLContextKey.DISCONNECTED_CLIENT_NAME: "b"})
+        one.event(EventType.CLIENT_RECONNECTED, **{FLContextKey.RECONNECTED_CLIENT_NAME: "b"})
+    reasons = [e["reason"] for e in one.lines("site lost")]
+    assert reasons[:2] == [server.GONE] * 2 and "is its kit used on a second machine?" in reasons[2]
