@@ -25,6 +25,12 @@ WHOLE = (
 )
 
 
+class Tensors(dict):
+    """Tensors by name that a site keeps as it keeps a network: by their ``state_dict``."""
+
+    state_dict, load_state_dict = dict.copy, dict.update
+
+
 class FedAvg:
     """Take the global weights, train them on the site's own items, and send them back as ``trained``.
 
@@ -32,9 +38,8 @@ class FedAvg:
     """
 
     def __init__(self, site: Site):
-        self.site, self.model = site, site.model
-        self.trained: dict[str, torch.Tensor] = {}
-        self.lacks_state = False
+        self.site, self.model, self.lacks_state = site, site.model, False
+        self.trained = site.keeps["trained"] = Tensors()
 
     def receive(self, received: FLModel) -> None:
         """Take over a model: the global one, or that of another site, which is tried as it is."""
@@ -45,8 +50,8 @@ class FedAvg:
         start = time.perf_counter()
         self.lacks_state = bool(received.current_round) and not self.site.has_state
         loss = self.fit(received)
-        self.trained = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.site.remember(trained=self.trained, **self.own())
+        self.trained.update((name, value.clone()) for name, value in self.model.state_dict().items())
+        self.site.remember()
         self.site.seconds["seconds_training"] = time.perf_counter() - start
         return loss
 
@@ -61,18 +66,8 @@ class FedAvg:
     def submit(self) -> FLModel:
         """The site's own last model, for the others to try on their images; a ``CourseError`` where it has not trained."""
         if not self.trained:
-            raise CourseError(
-                f"{self.site.name} has no model of its own: it has not trained in this job.", "it has not trained"
-            )
+            raise CourseError(f"{self.site.name} has no model of its own: it has not trained.", "it has not trained")
         return FLModel(params=self.trained, meta={WHOLE: True})
-
-    def own(self) -> dict[str, dict]:
-        """What the method keeps at this site, for it to read when it comes back; ``model`` are weights of the site's own."""
-        return {}
-
-    def recall(self, state: dict) -> None:
-        """Take up what the site kept, see :meth:`own`."""
-        self.trained = state["trained"]
 
 
 class FedProx(FedAvg):
@@ -99,6 +94,7 @@ class Scaffold(FedAvg):
         super().__init__(site)
         self.helper = PTScaffoldHelper()
         self.helper.init(self.model)
+        site.keeps["controls"] = self.helper.c_local
         site.trainer.add_event_handler(Events.ITERATION_COMPLETED, self.correct)
 
     def fit(self, received: FLModel) -> float:
@@ -118,13 +114,6 @@ class Scaffold(FedAvg):
     def meta(self) -> dict[str, object]:
         return super().meta() | {AlgorithmConstants.SCAFFOLD_CTRL_DIFF: self.helper.get_delta_controls()}
 
-    def own(self) -> dict[str, dict]:
-        return {"controls": self.helper.c_local.state_dict()}
-
-    def recall(self, state: dict) -> None:
-        super().recall(state)
-        self.helper.c_local.load_state_dict(state["controls"])
-
 
 class FedBN(FedAvg):
     """FedAvg in which each site keeps its own BatchNorm; a filter of FLARE's holds it back in the update.
@@ -134,7 +123,8 @@ class FedBN(FedAvg):
 
     def __init__(self, site: Site):
         super().__init__(site)
-        self.names, self.kept = batchnorm_tensors(self.model), {}
+        self.names, self.kept = batchnorm_tensors(self.model), Tensors()
+        site.keeps["model"] = self.kept
 
     def receive(self, received: FLModel) -> None:
         # What the server holds back need not be there; and in its first round, a site takes all of the model that it is given.
@@ -144,15 +134,8 @@ class FedBN(FedAvg):
 
     def fit(self, received: FLModel) -> float:
         loss = super().fit(received)
-        self.kept = {name: value.clone() for name, value in self.model.state_dict().items() if name in self.names}
+        self.kept.update((name, value.clone()) for name, value in self.model.state_dict().items() if name in self.names)
         return loss
-
-    def own(self) -> dict[str, dict]:
-        return {"model": self.kept}
-
-    def recall(self, state: dict) -> None:
-        super().recall(state)
-        self.kept = state["model"]
 
 
 class Ditto(FedAvg):
@@ -167,6 +150,7 @@ class Ditto(FedAvg):
     def __init__(self, site: Site):
         super().__init__(site)
         self.personal = site.another()
+        site.keeps |= {"model": self.personal.network, "steps": self.personal.optimizer}
         ProximalTerm(self.LAMBDA, towards=self.model).attach(self.personal)
 
     def fit(self, received: FLModel) -> float:
@@ -174,14 +158,6 @@ class Ditto(FedAvg):
             self.personal.network.load_state_dict(self.model.state_dict())
         self.site.train(received.current_round, self.personal)
         return super().fit(received)
-
-    def own(self) -> dict[str, dict]:
-        return {"model": self.personal.network.state_dict(), "steps": self.personal.optimizer.state_dict()}
-
-    def recall(self, state: dict) -> None:
-        super().recall(state)
-        self.personal.network.load_state_dict(state["model"])
-        self.personal.optimizer.load_state_dict(state["steps"])
 
 
 def batchnorm_tensors(model: torch.nn.Module) -> list[str]:
@@ -227,6 +203,5 @@ METHODS: dict[str, Method] = {
 def at_site(site: Site) -> FedAvg:
     """This site's part in its study's method, as it was where the site has been in this job before."""
     part = METHODS[site.settings.method].at_site(site)
-    if state := site.recall():
-        part.recall(state)
+    site.recall()
     return part

@@ -3,11 +3,10 @@
 import copy
 import gc
 import logging
-import os
-import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from monai.engines import SupervisedTrainer
@@ -42,8 +41,8 @@ class Site:
 
     ``name`` fixes, with the seed, the order of the items and the augmentation; ``cache`` is the path of a folder for prepared
     volumes, for tasks that keep them on disk; ``weights``, a ``state_dict`` to start from, are by default a new model's, of the
-    settings' seed. ``training`` and ``validation`` are the prepared items of ``parts``, ``seconds`` what the last round took;
-    ``has_state`` says whether it has trained in this job, now or in a process before. That one's state it reads from ``kept``.
+    settings' seed. ``training`` and ``validation`` are the prepared items of ``parts``, ``seconds`` what the last round took.
+    ``keeps`` is, by name, what has a ``state_dict`` that must outlive the site's process, in the folder ``kept``.
     """
 
     def __init__(
@@ -52,9 +51,9 @@ class Site:
         settings: StudySettings,
         parts: Mapping[str, Sequence],
         name: str,
-        cache: Path | None = None,
-        weights: Mapping | None = None,
-        kept: Path | None = None,
+        cache=None,
+        weights=None,
+        kept=None,
     ):
         self.task, self.settings, self.name, self.device, self.kept = task, settings, name, pick_device(), kept
         self.training = task.prepare(parts["training"], settings, cache)
@@ -64,15 +63,15 @@ class Site:
             self.model.load_state_dict(weights)
         self.trainer = self._trainer(self.model)
         self.seconds: dict[str, float] = {}
-        self.has_state = False
+        self.keeps: dict[str, Any] = {"optimizer": self.trainer.optimizer}
+        self.has_state = False  # whether it has trained in this job, now or in a process before
 
     @classmethod
     def open(cls, task: Task, name: str, job: Path, app: Path | None = None) -> Self:
         """A hospital's own: datalist and options are in its folder, settings in the job; a ``CourseError`` if one is wrong.
 
-        ``job`` is the settings' file, or the folder of the script that the job has brought along with them; ``app`` the job's own
-        folder in the site's workspace, by default the one above. FLARE empties that when the job comes again, to a site that was
-        away, so what the site keeps between rounds lies beside it.
+        ``job`` is the settings' file, or the folder of the script that the job has brought along with them; ``app``, by default the
+        one above, is the folder that FLARE empties when the job comes again, so what the site keeps lies beside it.
         """
         app = app or job.parent
         settings = task.settings.read(
@@ -114,34 +113,26 @@ class Site:
         epochs = self.settings.local_epochs
         return train_for(trainer or self.trainer, epochs, done=None if number is None else number * epochs)
 
-    def remember(self, **state: object) -> None:
-        """Keep what a method needs in the next round, with the optimiser's state; a ``CourseError`` if it cannot be written.
+    def remember(self) -> None:
+        """Write what the site keeps between rounds; a ``CourseError`` if it cannot. Of a simulated site, which never comes back, it
+        is ``model`` alone, weights of the site's own, which are a result."""
+        self.has_state, simulated = True, process_kind() == "simulated site"
+        state = {name: one.state_dict() for name, one in self.keeps.items() if name == "model" or not simulated}
+        if self.kept and state:
+            with writing(self.kept):
+                self.kept.mkdir(parents=True, exist_ok=True)
+                torch.save(state, self.kept / f".{STATE}")
+                (self.kept / f".{STATE}").replace(self.kept / STATE)
 
-        A simulated site never comes back. Of it only ``model`` is kept, weights of the site's own, which are a result.
-        """
-        self.has_state = True
-        if process_kind() == "simulated site":
-            state = {name: value for name, value in state.items() if name == "model"}
-        else:
-            state["optimizer"] = self.trainer.optimizer.state_dict()
-        if self.kept is None or not state:
-            return
-        file, beside = self.kept / STATE, self.kept / f".{STATE}-{os.getpid()}"
-        with writing(file):
-            self.kept.mkdir(parents=True, exist_ok=True)
-            torch.save(state, beside)
-            beside.replace(file)
-
-    def recall(self) -> dict:
-        """What :meth:`remember` kept in this job before the site's process ended; empty where it is not there, or is broken."""
+    def recall(self) -> None:
+        """Take up what the site kept in this job before its process ended, if it is there and whole."""
         file = self.kept and self.kept / STATE
         if not file or not file.is_file():
-            return {}
+            return
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
-            self.trainer.optimizer.load_state_dict(state["optimizer"])
-        except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+            for name, one in self.keeps.items():
+                one.load_state_dict(state[name])
+            self.has_state = True
+        except Exception as error:  # half a file makes PyTorch raise a dozen kinds; the site's answer will say so too
             logging.getLogger(__name__).warning("starts without its own state: cannot read %s: %s", file, error)
-            return {}
-        self.has_state = True
-        return state

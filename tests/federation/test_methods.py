@@ -190,7 +190,7 @@ def test_a_state_that_cannot_be_read_is_none(tmp_path, start, caplog):
     (tmp_path / STATE).write_bytes(whole[: len(whole) // 2])
     again = Hospital("scaffold", tmp_path)
     assert not again.site.has_state and "cannot read" in caplog.text
-    with pytest.raises(CourseError, match="north has no model of its own: it has not trained in this job"):
+    with pytest.raises(CourseError, match="north has no model of its own: it has not trained"):
         again.method.submit()
 
 
