@@ -106,8 +106,8 @@ def start(task: Task, sites: int, settings: StudySettings | None, initial: Path 
     the checkpoint, if there is one, from the current folder on, so that FLARE carries the file along."""
     settings = settings or task.settings()
     if not isinstance(settings, task.settings):
-        due = f"{task.settings.__module__}.{task.settings.__name__}"
-        raise CourseError(f"settings is a {type(settings).__name__}; give a {due}, or None.")
+        due = task.settings.__module__
+        raise CourseError(f"settings is a {type(settings).__name__}; give a {due}.Settings, or None.")
     if not isinstance(initial, str | os.PathLike | None):
         raise CourseError(f"initial is a {type(initial).__name__}; give the path of a checkpoint, or None.")
     model = task.new_model(settings.seed, settings.network)
