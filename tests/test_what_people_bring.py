@@ -30,11 +30,15 @@ import numpy as np
 import pytest
 import torch
 from monai.transforms import LoadImage
+from nvflare.app_common.app_constant import StatisticsConstants
+from nvflare.app_common.statistics.numeric_stats import get_global_stats
 from nvflare.app_opt.pt.fedopt import PTFedOptModelShareableGenerator
 from nvflare.client.config import TransferType
 from nvflare.fuel.flare_api.api_spec import JobNotFound, JobTimeout
+from nvflare.recipe.fedstats import FedStatsRecipe
 from PIL import Image
 
+from book import told
 from book.figures import confusion_matrix
 from book.show import tensorboard_through_hub
 from data_scripts import folders, mednist_sites, prostate_download
@@ -50,10 +54,14 @@ from src.common import paths
 from src.common.datalists import PARTS, read_datalist, read_site, site_names
 from src.common.errors import CourseError
 from src.common.files import write_json
+from src.federation.counts import whole
+from src.federation.flare_2_9 import server_of
 from src.federation.processes import plain_paths
-from src.federation.recipes import client_recipe, start
+from src.federation.recipes import add_record, client_recipe, start, weigh_selection
+from src.federation.record import failure_report, read_record, shortfall
 from src.federation.run import FINAL, Run
 from src.federation.server import RECORD
+from src.federation.simulator import CourseSimEnv
 from src.learners.recipe import learner_recipe
 from src.mednist.card import CARD as MEDNIST
 from src.mednist.card import Settings as MedNISTSettings
@@ -65,6 +73,7 @@ from src.prostate.transforms import LoadCase
 from src.prostate.transforms import prepare as prepare_cases
 from src.tasks import tasks
 from tests.data_support import AFFINE, SHAPE, affine_of, gland, heard, modality, named, raw_cases, signal, stored
+from tests.federation.test_run import BOTH, Lines
 from tests.tests_support import ball_case, failing, files_of, names_in, rows, through_the_door
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -1042,7 +1051,7 @@ GPU, PACKAGES = "CUDA_VISIBLE_DEVICES", "PYTHONPATH"
     ("the data of the owner", "COURSE_DATA", "/mine", {}, None),
     ("the data of the site", "COURSE_DATA", "/mine", {"COURSE_DATA": "/its own"}, "/its own"),
     ("another folder for a kit", "NVFL_WORKSPACE", "/one", {}, None),
-    ("packages of the user", "PYTHONUSERBASE", "/home/me/.local", {}, "/home/me/.local"),
+    ("packages of the user", "PYTHONUSERBASE", "/srv/me/.local", {}, "/srv/me/.local"),
     ("packages in folders, one of them relative", PACKAGES, "lib:/a", {}, f"{Path('lib').absolute()}:/a"),
 )  # fmt: skip
 def test_environments(name, mine, own, right, monkeypatch):
@@ -1390,3 +1399,134 @@ def test_metrics_of_a_run(read, right, tmp_path):
     (tmp_path / RECORD).write_text(f"{json.dumps({'time': 1, 'event': 'round started', 'round': 0, 'rounds': 1})}\n")
     write_json(tmp_path / "cross_val_results.json", {"a": {f"SRV_{FINAL}": {"val_accuracy": 0.5}}})
     agrees(outcome(lambda: read(Run(tmp_path))), right)
+
+
+# -- records: what a run says of itself, with rounds or without ---------------------------------------------------------
+
+
+def asked(*rounds: tuple[str, ...]) -> Lines:
+    """Rounds with the sites that are asked in each; all answer."""
+    lines = Lines(len(rounds))
+    for number, sites in enumerate(rounds):
+        lines.start(number, *sites)
+        for site in sites:
+            lines.add("asked", site=site, task="train")
+    return lines
+
+
+def counted(**reasons: str | None) -> Lines:
+    """A job without rounds, and why a site could not do its task."""
+    lines = Lines()
+    for site, reason in reasons.items():
+        lines.add("asked", site=site, task="fed_stats")
+        lines.add("result", site=site, accepted=not reason, reason=reason)
+    return lines
+
+
+def took_part(folder: Path) -> list[tuple]:
+    return list(Run(folder).contributions.fillna("").itertuples(index=False, name=None))
+
+
+def why(folder: Path) -> str:
+    return failure_report(folder, folder / "mednist", [*BOTH])
+
+
+UNREADABLE, BACK = "an image cannot be read", "started without its own state"
+SILENT = Lines(1).start(0, "north").add("asked", site="north", task="train").add("asked", site="south", task="train")
+REMARK = Lines(1).start(0, "north").add("answer", site="south", accepted=True, reason=BACK, samples=1)
+STOPPED = Lines().add("run stopped", reason="Not all required 2 statistics received")
+ONE, NONE = counted(north=None, south=UNREADABLE), "is no checkpoint of a run: "
+
+
+@rows(
+    ("a site that one round did not ask", asked(BOTH, ("north",)), took_part,
+     [(0, "north", True, ""), (0, "south", True, ""), (1, "north", True, "")]),
+    ("a site that no round asked", asked(("north",)), lambda run: Run(run).left_out, {"south": "it was not asked"}),
+    ("a site that was asked and said nothing", SILENT, lambda run: took_part(run)[1], (0, "south", False, "it did not answer")),
+    ("an update with a remark", REMARK, lambda run: repr(Run(run)), f"s, south {BACK})"),
+    ("its row", REMARK, lambda run: took_part(run)[1], (0, "south", True, BACK)),
+    ("statistics of both sites", counted(north=None, south=None), took_part, [("", "north", True, ""), ("", "south", True, "")]),
+    ("statistics of one site", ONE, lambda run: Run(run).left_out, {"south": UNREADABLE}),
+    ("statistics that need both", ONE, shortfall, "The job needs the answers of 2 site(s); 1 gave one."),
+    ("statistics that failed", ONE, why, f"The run failed at the task fed_stats. south: {UNREADABLE}. More"),
+    ("a server that stopped", STOPPED, why, "before the first round. server: Not all required 2 statistics received."),
+    ("a damaged record", asked(BOTH), lambda run: read_record(next(run.rglob(RECORD)).rename(run / RECORD).parent), []),
+    ("a matrix of no validation", asked(BOTH), lambda run: Run(run).cross_site("a"), "it needs add_cross_site_evaluation()."),
+    ("weights in a text", asked(BOTH), lambda run: Run.weights(run / "run.json"), NONE),
+    ("weights in a missing file", asked(BOTH), lambda run: Run.weights(run / "best.pt"), NONE),
+)  # fmt: skip
+def test_records(lines, read, right, tmp_path):
+    lines.write(tmp_path)
+    write_json(tmp_path / "run.json", {"status": "finished", "sites": BOTH})
+    write_json(tmp_path / "job" / "mednist" / "meta.json", {"min_clients": 2})
+    agrees(outcome(lambda: read(tmp_path)), right)
+
+
+@rows(
+    ("a job for three in a simulator of two", 2, {"num_clients": 3}, {}, "asks 3 sites, this simulator has 2 (site-1, site-2); give"),
+    ("one that goes on with one of three", 2, {"num_clients": 3}, {"min_clients": 1}, "The job asks 3 sites"),
+    ("one that needs three at the start", 2, {}, {"min_clients": 3}, "The job asks 3 sites"),
+    ("one for two in a simulator of three", 3, {"num_clients": 2}, {"min_clients": 2}, "toy"),
+    ("one for sites with other names", ["a", "b"], {}, {"deploy_map": {"x": ["server"], "y": ["a", "c"]}}, "The job is for a, c; this"),
+)  # fmt: skip
+def test_jobs_and_simulators(sites, controller, meta, right, tmp_path, monkeypatch):
+    def export_job(folder: str) -> None:
+        write_json(Path(folder, "toy/meta.json"), meta)
+        write_json(Path(folder, "toy/app/config/config_fed_server.json"), {"workflows": [{"args": controller}]})
+
+    started = []
+    monkeypatch.setattr(CourseSimEnv, "_simulate", lambda env, job: started.append(job))
+    env, job = CourseSimEnv(sites, folder=tmp_path / "run"), SimpleNamespace(name="toy", export_job=export_job)
+    found = outcome(lambda: env.deploy(job))
+    agrees(found, right)
+    assert started == ([found] if right == "toy" else []) and (tmp_path / "run/run.json").exists() == bool(started)
+
+
+# -- counts: the mean of all, and what a site's filter kept back --------------------------------------------------------
+
+
+@rows(
+    ("13 images at one site and 1 at another", {"north": (13, 35), "south": (1, None)}, "mean", 35 / 13),
+    ("their number", {"north": (13, 35), "south": (1, None)}, "count", 13),
+    ("13 and 12", {"north": (13, 35), "south": (12, 30)}, "mean", 65 / 25),
+    ("no site that told its sum", {"north": (3, None), "south": (1, None)}, "mean", None),
+    ("sites that are asked for their number alone", {"north": (13, "-"), "south": (1, "-")}, "count", 14),
+)  # fmt: skip
+def test_counts_of_all_sites(told_by, figure, right):
+    stats = {"count": {}, **({} if "-" in dict(told_by.values()).values() else {"sum": {}, "mean": {}})}
+    for site, (count, total) in told_by.items():
+        passed = {"count": count} | ({} if total in (None, "-") else {"sum": total, "mean": total / count})
+        for name in stats:
+            stats[name][site] = {"training": {"class": passed[name]} if name in passed else {}}
+    first = StatisticsConstants.STATS_1st_STATISTICS
+    found = get_global_stats({}, whole(stats), first, {})[figure]["training"].get("class")
+    assert found == (right and pytest.approx(right, abs=1e-4))
+
+
+ALL_BUT_BINS = {"count": {"a": {"t": 30}}, "mean": {"a": {"t": 2.5}, "Global": {"t": 2.5}}}
+FEW = "a kept back the mean, histogram of its class: it has too few values to tell more than their number."
+
+
+@rows(
+    ("more bins than a filter lets pass", ALL_BUT_BINS, 2.5, "the histogram of its class: it has too few values for so many bins."),
+    ("a site with few images", {"count": {"a": {"t": 1}}}, None, FEW),
+    ("a site that told all", ALL_BUT_BINS | {"histogram": {"a": {"t": [[0, 1, 30]]}}}, 2.5, ""),
+)  # fmt: skip
+def test_what_filters_keep_back(statistics, mean, says):
+    said = told.kept_back({"class": statistics}, ["a"], ["count", "mean", "histogram"])
+    assert says in " ".join(said) and len(said) == bool(says)
+    assert told.table({"class": statistics}, ["a"])["all"].get(("class", "mean")) == mean
+
+
+@rows(
+    ("more sites than the statistics name", add_record, {"min_clients": 3}, "min_clients is 3; the job asks 2 site(s)"),
+    ("no time for the first contact", add_record, {"first_contact": 0.0}, "first_contact is 0; give a number of seconds above 0"),
+    ("a weighed selection of models", weigh_selection, {}, "FedStatsRecipe selects no model; leave weigh_selection out."),
+    ("a record", add_record, {}, 2),
+    ("one that may lack a site", add_record, {"min_clients": 1}, 1),
+    ("a second record", lambda made: (add_record(made), add_record(made)), {}, "FedStatsRecipe has a record; call add_record once"),
+)  # fmt: skip
+def test_statistics_with_a_record(change, options, right, tmp_path):
+    made = FedStatsRecipe("toy", "toy.json", ["a", "b"], {"count": {}}, ImageStatistics("toy"))
+    found = outcome(lambda: change(made, **options))
+    agrees(found or server_of(made).components["recorder"].min_clients, right)
