@@ -17,6 +17,7 @@ import pytest
 
 from data_scripts.nifti import one_geometry
 from src.common.datalists import CHECKED
+from src.common.errors import CourseError
 from src.common.files import write_json
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -35,6 +36,12 @@ def rows(*table: tuple) -> Callable[[Callable], Callable]:
         return pytest.mark.parametrize(arguments, filled, ids=names)(test)
 
     return decorate
+
+
+def course_error(said: str, call: Callable, *arguments, **options) -> None:
+    """The call ends in the course's error, and its message matches."""
+    with pytest.raises(CourseError, match=said):
+        call(*arguments, **options)
 
 
 def at_once(count: int, call: Callable[[], object]) -> None:

@@ -15,8 +15,8 @@ import pytest
 from matplotlib.colors import to_hex
 
 from book import figs, figures
-from src.common.errors import CourseError
 from src.tasks import tasks
+from tests.tests_support import course_error
 
 FIGS = Path(__file__).resolve().parents[2] / "figs"
 
@@ -116,8 +116,7 @@ def test_a_mask_and_a_prediction_have_outlines_of_their_own():
     colors = [[to_hex(lines.get_edgecolor()[0]) for lines in axis.collections] for axis in grid.axes[:2]]
     mask, prediction = figures.OUTLINES.values()
     assert colors == [[mask], [mask, prediction]] and texts(grid.legends[0].texts) == ["mask", "prediction"]
-    with pytest.raises(CourseError, match=r"different grids.*prediction \(3, 3, 3\)"):
-        figures.upright(phantom(prediction=np.zeros((3, 3, 3))))
+    course_error(r"different grids.*prediction \(3, 3, 3\)", figures.upright, phantom(prediction=np.zeros((3, 3, 3))))
 
 
 def test_a_heat_map_shows_each_value_where_it_belongs():

@@ -13,8 +13,7 @@ from book import headline as module
 from book import show
 from book.headline import headline, headlines
 from data_scripts.together import pooled
-from src.common.errors import CourseError
-from tests.tests_support import rows
+from tests.tests_support import course_error, rows
 
 
 def example(first: int):
@@ -82,6 +81,5 @@ def test_headline_is_a_table_and_plain_data(shown):
     ("taken, too", {"error": "x"}, "taken"),
 )
 def test_headline_refuses_what_is_none(values, message, shown):
-    with pytest.raises(CourseError, match=message):
-        headline(**values)
+    course_error(message, headline, **values)
     assert shown == []

@@ -12,8 +12,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from book.tidy import COLAB_CELL, main, notebook_text, read_notebook, repository, tidy_all
-from src.common.errors import CourseError
-from tests.tests_support import files_of
+from tests.tests_support import course_error, files_of
 
 URL = "https://github.com/someone/a-course"
 
@@ -66,15 +65,13 @@ def test_what_cannot_be_used_changes_nothing(monkeypatch, checkout, capsys, tmp_
     monkeypatch.setattr("book.tidy.ROOT", checkout)
     for content in ("", "{", "[]", "{}", '{"nbformat": 4', "\x00"):
         (tmp_path / "broken.ipynb").write_text(content)
-        with pytest.raises(CourseError, match=r"broken\.ipynb is not a notebook"):
-            read_notebook(tmp_path / "broken.ipynb")
+        course_error(r"broken\.ipynb is not a notebook", read_notebook, tmp_path / "broken.ipynb")
     before = files_of(checkout)
     for url in ("nowhere", "https://gitlab.com/a/b", "git@github.com:a/b.git", "https://github.com/a", "a/b"):
         assert main(["--repository", url]) == 2
         assert capsys.readouterr().err.startswith(f"error: {url.removesuffix('.git')} is not of the form https://")
     assert files_of(checkout) == before
-    with pytest.raises(CourseError, match="a checkout"):
-        tidy_all(checkout / "notebooks")
+    course_error("a checkout", tidy_all, checkout / "notebooks")
 
 
 def test_a_fork_makes_the_course_its_own(checkout):

@@ -13,7 +13,7 @@ from data_scripts import folders
 from data_scripts.folders import GENERATED, generated, is_generated, link_or_copy, one_at_a_time, staged
 from src.common.errors import CourseError, all_of
 from src.common.files import read_json, write_file, write_json, writing
-from tests.tests_support import FULL, failing, files_of, names_in
+from tests.tests_support import FULL, course_error, failing, files_of, names_in
 
 
 def test_a_file_is_written_for_all_to_read(tmp_path):
@@ -120,8 +120,7 @@ def test_drawings_never_replace_what_was_not_drawn(tmp_path, monkeypatch):
     (tmp_path / "MedNIST" / GENERATED).unlink()
     (tmp_path / "file").write_text("thesis")
     for name, said in {"MedNIST": r"MedNIST is in the place .*COURSE_DATA", "file": "was not drawn by this"}.items():
-        with pytest.raises(CourseError, match=said):
-            generated(tmp_path / name, {}, lambda new: draw(new, []))
+        course_error(said, generated, tmp_path / name, {}, lambda new: draw(new, []))
     assert files_of(tmp_path) == {"MedNIST/image": b"drawing 1", "file": b"thesis"}
 
 

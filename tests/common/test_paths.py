@@ -7,7 +7,7 @@ import pytest
 
 from data_scripts.folders import data_source, raw_folder
 from src.common import paths
-from src.common.errors import CourseError
+from tests.tests_support import course_error
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,10 +53,8 @@ def test_drawings_lie_apart_from_real_data(tmp_path, monkeypatch):
         monkeypatch.setenv("COURSE_DATA_SOURCE", word)
         assert (data_source(), data_source("real")) == (source, "real"), "an argument goes before the environment"
     monkeypatch.setenv("COURSE_DATA_SOURCE", "Real")
-    with pytest.raises(CourseError, match=r"'Real'.*'generated'.*'real'"):
-        data_source()
-    with pytest.raises(CourseError, match="'both'"):
-        raw_folder("MedNIST", "both")
+    course_error(r"'Real'.*'generated'.*'real'", data_source)
+    course_error("'both'", raw_folder, "MedNIST", "both")
 
 
 def test_runs_at_once_never_share_a_folder_and_leave_a_half_written_one_alone(tmp_path):
@@ -66,5 +64,4 @@ def test_runs_at_once_never_share_a_folder_and_leave_a_half_written_one_alone(tm
     (folders[0] / "half").write_text("cut off")
     assert paths.new_run_folder("fedavg", tmp_path) not in folders and (folders[0] / "half").read_text() == "cut off"
     (tmp_path / "runs").write_text("I am a file")
-    with pytest.raises(CourseError, match=r"Cannot write \S+/runs/fedavg: Not a directory"):
-        paths.new_run_folder("fedavg", tmp_path / "runs")
+    course_error(r"Cannot write \S+/runs/fedavg: Not a directory", paths.new_run_folder, "fedavg", tmp_path / "runs")

@@ -13,7 +13,7 @@ import pytest
 
 from data_scripts import fetching
 from src.common.errors import CourseError
-from tests.tests_support import FULL, Server, at_once, failing, files_of, names_in, rows
+from tests.tests_support import FULL, Server, at_once, course_error, failing, files_of, names_in, rows
 
 CONTENT = {"imagesTr/a.nii.gz": b"image a" * 200, "labelsTr/a.nii.gz": b"mask a", "dataset.json": b"{}"}
 
@@ -62,8 +62,7 @@ def test_fetches_once_also_for_several_at_once_and_shows_progress(server, home, 
 def test_an_archive_that_was_brought_is_taken_and_stays(server, home):
     (home / "Task").mkdir(parents=True)  # an empty folder is as good as none
     (home / "Task.tar.gz").write_bytes(b"half")
-    with pytest.raises(CourseError, match=rf"Delete \S.*Task\.tar\.gz and run this again: it has another MD5 .* {MD5}"):
-        fetch(server, home)
+    course_error(rf"Delete \S.*Task\.tar\.gz and run this again: it has another MD5 .* {MD5}", fetch, server, home)
     assert files_of(home) == {"Task.tar.gz": b"half"}
     (home / "Task.tar.gz").write_bytes(ARCHIVE)
     assert_complete(fetch(server, home), ["Task.tar.gz"])
@@ -103,8 +102,7 @@ def test_the_next_source_is_asked_when_the_first_one_fails(server, home):
     def other(path: Path):
         path.write_bytes(b"a login page")
 
-    with pytest.raises(CourseError, match=r"(?s)3 problems.*503.*the mirror is closed.*what arrived"):
-        fetch(server, home, closed, other)
+    course_error(r"(?s)3 problems.*503.*the mirror is closed.*what arrived", fetch, server, home, closed, other)
     assert names_in(home) == []
     assert_complete(fetch(server, home, other, lambda path: path.write_bytes(ARCHIVE)))
 
@@ -126,8 +124,7 @@ def test_a_disk_that_fills_up_and_a_data_folder_that_may_not_be_written_to(serve
     with failing(monkeypatch, Path, "mkdir", PermissionError(errno.EACCES, os.strerror(errno.EACCES))), denied:
         fetch(server, tmp_path / "new")
     (tmp_path / "my file").write_text("a file")
-    with pytest.raises(CourseError, match=r"Cannot write \S.*/my file"):
-        fetch(server, tmp_path / "my file")
+    course_error(r"Cannot write \S.*/my file", fetch, server, tmp_path / "my file")
 
 
 @rows(
@@ -139,6 +136,5 @@ def test_a_disk_that_fills_up_and_a_data_folder_that_may_not_be_written_to(serve
 )
 def test_an_archive_that_lacks_something_leaves_nothing(content, reason, server, home):
     server.content = content
-    with pytest.raises(CourseError, match=rf"Task\.tar\.gz cannot be used: .*{reason}.*delete the archive"):
-        fetch(server, home, right=content)
+    course_error(rf"Task\.tar\.gz cannot be used: .*{reason}.*delete the archive", fetch, server, home, right=content)
     assert names_in(home) == ["Task.tar.gz"] and names_in(home.parent) == ["my data"]

@@ -13,9 +13,8 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from data_scripts.phantoms.mednist import STYLES, ScannerStyle, draw, parameters, write
-from src.common.errors import CourseError
 from src.mednist.card import CARD, SIZE
-from tests.tests_support import REFERENCE, files_of
+from tests.tests_support import REFERENCE, course_error, files_of
 
 REAL_SAMPLE = REFERENCE / "mednist_sample" / "MedNIST"
 PER_CLASS = 200
@@ -110,7 +109,5 @@ def test_styles_differ_measurably_each_varies_in_itself_and_what_cannot_be_drawn
     assert pictures_in(ScannerStyle("bright", offset=0.2)).mean() > pictures["standard"].mean() + 0.1
     assert all(values[:12].mean(axis=(1, 2)).std() > 0.005 for values in pictures.values())
     assert parameters(200, 3, STYLES[:1]) != parameters(200, 3)
-    with pytest.raises(CourseError, match="styles=0: it is a whole number"):
-        parameters(1, 0, ())
-    with pytest.raises(CourseError, match=r"'Knee'.*AbdomenCT"):
-        draw("Knee", np.random.default_rng(0))
+    course_error("styles=0: it is a whole number", parameters, 1, 0, ())
+    course_error(r"'Knee'.*AbdomenCT", draw, "Knee", np.random.default_rng(0))

@@ -18,7 +18,7 @@ from data_scripts.datalists_gen import share_out
 from data_scripts.together import read_sites
 from src.common.errors import CourseError
 from tests.data_support import AFFINE, gland, heard, named, raw_cases, signal, stored
-from tests.tests_support import FULL, REFERENCE, at_once, failing, files_of, flipped_bit, names_in, rows
+from tests.tests_support import FULL, REFERENCE, at_once, course_error, failing, files_of, flipped_bit, names_in, rows
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BOTH_ZONES = named("PZ", "TZ")
@@ -190,8 +190,7 @@ def test_foreign_output_is_left_alone(raw, out):
     before = files_of(out.parent)
     places = {out: "did not write", "theirs": "other hospital", raw / "t2": "inside the other", "file": "did not write"}
     for place, said in places.items():
-        with pytest.raises(CourseError, match=said):
-            convert(raw, out.parent / place)
+        course_error(said, convert, raw, out.parent / place)
     assert files_of(out.parent) == before
 
 
@@ -311,6 +310,5 @@ def test_hospitals_stay_together_and_do_not_depend_on_each_other(converted):
 def test_what_cannot_be_shared_out_is_named_and_nothing_is_written(arguments, said, converted, home):
     if "data" not in arguments:
         (converted / "labels/case_8.nii.gz").unlink()
-    with pytest.raises(CourseError, match=said):
-        share_out(**arguments, say=len)
+    course_error(said, share_out, **arguments, say=len)
     assert not (home / "sites").exists()

@@ -11,9 +11,8 @@ from data_scripts import datalists_gen, mednist_sites, prostate_download
 from data_scripts.folders import GENERATED
 from data_scripts.phantoms import mednist, prostate
 from data_scripts.together import read_sites
-from src.common.errors import CourseError
 from tests.data_support import grey_pictures, named, raw_cases
-from tests.tests_support import names_in
+from tests.tests_support import course_error, names_in
 
 
 def cases(folder: Path, _: int) -> None:
@@ -58,8 +57,7 @@ def test_drawings_are_made_once_called_drawings_and_made_again_for_another_versi
     assert raw.module.find_or_make() == folder and (folder / raw.part).is_dir() and raw.drawn == [(raw.number, 0)] * 2
     (folder / GENERATED).unlink()
     assert raw.module.describe(folder).startswith("real ")
-    with pytest.raises(CourseError, match=r"'both'; .*'generated' .*or 'real'"):
-        raw.module.find_or_make("both")
+    course_error(r"'both'; .*'generated' .*or 'real'", raw.module.find_or_make, "both")
 
 
 def test_real_data_that_are_there_are_used_as_they_are_and_refused_without_a_part(raw, home, tmp_path, monkeypatch):
@@ -69,8 +67,7 @@ def test_real_data_that_are_there_are_used_as_they_are_and_refused_without_a_par
     (home / raw.folder).symlink_to(tmp_path / "elsewhere")
     assert raw.module.find_or_make("real") == raw.module.find_or_make("real", home)
     shutil.rmtree(home / raw.folder / raw.part)
-    with pytest.raises(CourseError, match=raw.lacks):
-        raw.module.find_or_make("real")
+    course_error(raw.lacks, raw.module.find_or_make, "real")
 
 
 def test_real_data_that_are_missing_are_fetched_from_where_monai_keeps_them(raw, home, monkeypatch):
@@ -108,16 +105,14 @@ def test_parameters_say_what_the_drawings_are_and_impossible_ones_are_named(draw
     assert "drawings, not patients" in found["note"] and json.loads(json.dumps(found)) == found
     assert 200 in found.values() and (found["version"], found["seed"]) == (drawings.VERSION, 3)
     for number, seed, said in ((0, 0, "=0"), (1.5, 0, "=1.5"), (1, -1, "seed=-1")):
-        with pytest.raises(CourseError, match=f"{said}: it is a whole number"):
-            drawings.write(tmp_path, number, seed)
+        course_error(f"{said}: it is a whole number", drawings.write, tmp_path, number, seed)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_in_the_place_of_the_pictures_and_prostates_without_masks_and_names(home):
     folder = raw_cases(home, 4)
     (home / "MedNIST").write_text("a file")
-    with pytest.raises(CourseError, match=r"/my data/MedNIST is a file .*Delete it"):
-        mednist_sites.find_or_make("real")
+    course_error(r"/my data/MedNIST is a file .*Delete it", mednist_sites.find_or_make, "real")
     assert f" {prostate_download.DRAWN_CASES} drawn cases" in prostate_download.__doc__
     (folder / "imagesTs").mkdir()
     (folder / "imagesTs/case_50.nii.gz").write_text("")
@@ -142,5 +137,4 @@ def test_google_drive_is_asked_by_its_id_without_cookies(tmp_path, monkeypatch):
     monkeypatch.setattr(gdown, "download", stand_in)
     prostate_download._from_google_drive(tmp_path / "archive")
     assert (tmp_path / "archive").read_bytes() == b"an archive" and asked == [prostate_download.GOOGLE_DRIVE_ID]
-    with pytest.raises(CourseError, match="Google Drive: too many accesses"):
-        prostate_download._from_google_drive(tmp_path / "archive")
+    course_error("Google Drive: too many accesses", prostate_download._from_google_drive, tmp_path / "archive")
