@@ -111,9 +111,7 @@ def test_notebook_has_what_a_reader_looks_for(path):
     answers = re.findall(r"<details><summary>Answer</summary>\n\n(.+?)\n\n</details>", text, re.DOTALL)
     assert len(answers) == text.count("**Stop and predict.**") >= 5
     pictures = re.findall(r"!\[[^\]]*\]\(([^)\s]+)|<img[^>]+src=[\"']([^\"']+)", text)
-    assert [one or other for one, other in pictures if not urlsplit(one or other).scheme], (
-        "no picture of figs/ is shown"
-    )
+    assert not all(urlsplit(one or other).scheme for one, other in pictures), "no picture of figs/ is shown"
 
 
 def asserts_something(source: str) -> bool:
@@ -190,11 +188,9 @@ def test_every_picture_says_what_it_shows(path):
 @each_notebook
 def test_formulas_can_be_drawn(path):
     text = markdown(path)
-    formulas = re.findall(r"\$\$(.+?)\$\$", text, re.DOTALL)
-    formulas += re.findall(
-        r"(?<![\\$\w])\$(?=\S)([^$\n]+?)(?<=\S)\$(?![\d$])", re.sub(r"\$\$.+?\$\$", "", text, flags=re.S)
-    )
-    for formula in formulas:
+    lines = re.sub(r"\$\$.+?\$\$", "", text, flags=re.DOTALL)
+    formulas = re.findall(r"(?<![\\$\w])\$(?=\S)([^$\n]+?)(?<=\S)\$(?![\d$])", lines)
+    for formula in formulas + re.findall(r"\$\$(.+?)\$\$", text, re.DOTALL):
         assert tex2mathml(formula)  # raises for a command that pages cannot draw
 
 
@@ -249,10 +245,8 @@ def test_what_readers_make_is_ignored_and_what_we_write_is_not():
     made = ["data/MedNIST/Hand/000000.jpeg", "runs/mednist/x/log.txt", "build/course/index.html", ".venv/bin/python"]
     made += ["workspace/course/state/cert.json"]  # what `nvflare provision` makes where no folder is named
     assert ignored(*made) == made
-    assert (
-        ignored("src/data/x.py", "data_scripts/data_conversion.sh", "src/runs/x.py", "src/config/config_train.json")
-        == []
-    )
+    written = ("src/data/x.py", "data_scripts/data_conversion.sh", "src/runs/x.py", "src/config/config_train.json")
+    assert ignored(*written) == []
 
 
 def test_what_src_imports_of_itself_travels_with_a_job():
@@ -310,8 +304,7 @@ def loaded_by(path: Path) -> set[str]:
             names.add("".join(part.value if isinstance(part, ast.Constant) else "*" for part in node.values))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             names.add(node.value)
-    names = {name for name in names if re.fullmatch(r"\w+(\.(\w+|\*))+", name)}
-    return names
+    return {name for name in names if re.fullmatch(r"\w+(\.(\w+|\*))+", name)}
 
 
 def test_no_room_uses_one_above_it():
@@ -354,19 +347,14 @@ def test_what_drives_a_site_is_written_once():
     """No six lines stand twice among the clients, the learner and local training, whatever their names are."""
 
     def shapes(path: Path) -> list[str]:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        left_out = (ast.Import, ast.ImportFrom)
-        skipped = {
-            n for node in ast.walk(tree) if isinstance(node, left_out) for n in range(node.lineno, node.end_lineno + 1)
-        }
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):  # docstrings
+        text, skipped = path.read_text(encoding="utf-8"), set()
+        for node in ast.walk(ast.parse(text)):
+            docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            if docstring or isinstance(node, ast.Import | ast.ImportFrom):
                 skipped |= set(range(node.lineno, node.end_lineno + 1))
-        lines = path.read_text(encoding="utf-8").splitlines()
-        code = [line.split("  #")[0].strip() for number, line in enumerate(lines, start=1) if number not in skipped]
-        shape = [
-            re.sub(r"""[\w.]+|".*?"|'.*?'""", lambda m: m[0] if m[0] in keyword.kwlist else "x", line) for line in code
-        ]
+        code = [line.split("  #")[0].strip() for n, line in enumerate(text.splitlines(), start=1) if n not in skipped]
+        word = re.compile(r"""[\w.]+|".*?"|'.*?'""")
+        shape = [word.sub(lambda found: found[0] if found[0] in keyword.kwlist else "x", line) for line in code]
         return [line for line in shape if re.search(r"\w", line) and not line.startswith("#")]
 
     runs: dict[tuple, str] = {}
@@ -384,10 +372,9 @@ def test_the_house_is_small():
     """A reader reads ``src`` in an evening, and a hospital's engineer reviews it."""
 
     def lines(*folders: str) -> dict[str, int]:
-        files = [
-            path for path in repository_files() if path.suffix == ".py" and path.relative_to(ROOT).parts[0] in folders
-        ]
-        return {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+        files = [path.relative_to(ROOT) for path in repository_files() if path.suffix == ".py"]
+        ours = [path for path in files if path.parts[0] in folders]
+        return {str(path): len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in ours}
 
     assert sum(lines("src").values()) <= 3_100
     assert {name: count for name, count in lines("src").items() if count > 250} == {}
@@ -480,14 +467,13 @@ def test_every_wait_has_a_limit_and_words():
     endless = re.compile(r".*\.(wait|join|get|result|communicate|acquire)\(\)")
     assert [one for one in found if one[0] in said and endless.fullmatch(one[1])] == [], "a call without a limit"
     anywhere = [one.removeprefix("anywhere:") for one in WAITS if one.startswith("anywhere:")]
-    places = {
-        next((f"anywhere:{end}" for end in anywhere if called.removesuffix("()").endswith(end)), place)
-        for place, called in found
-    }
+    places = set()
+    for place, called in found:
+        ends = [f"anywhere:{end}" for end in anywhere if called.removesuffix("()").endswith(end)]
+        places.add(ends[0] if ends else place)
     assert sorted(places ^ set(WAITS)) == [], "places that are not in the table, or are there no more"
-    assert [
-        (place, one) for place, words in said.items() for one in words if one not in texts[place.split(":")[0]]
-    ] == []
+    unsaid = [(place, one) for place in said for one in said[place] if one not in texts[place.split(":")[0]]]
+    assert unsaid == []
 
 
 def test_a_checkout_by_windows_git_works_in_wsl(tmp_path):
@@ -505,11 +491,7 @@ def test_a_checkout_by_windows_git_works_in_wsl(tmp_path):
 
 def test_versions_of_requirements_are_all_pinned():
     """`make` installs with constraints.txt: what it does not pin could change under the tests."""
-    pins = {
-        line.split("==")[0].lower()
-        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-        if "==" in line and not line.startswith(("#", " "))
-    }
+    pins = re.findall(r"^([^#\s].*?)==", (ROOT / "constraints.txt").read_text(encoding="utf-8").lower(), re.MULTILINE)
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     wanted = [re.match(r"[\w.-]+", line)[0].lower() for line in lines if re.match(r"\w", line)]
     assert "torch" in wanted and lines[-1] == "."
@@ -522,7 +504,6 @@ def test_requirements_leave_a_torch_that_is_there():
     (ours,) = [Requirement(line) for line in lines if re.match(r"torch\b", line)]
     assert [one.operator for one in ours.specifier] == [">="]
     (lowest,) = [one.version for one in ours.specifier]
-    (monai,) = [
-        one for one in map(Requirement, metadata.requires("monai")) if one.name == "torch" and one.marker is None
-    ]
+    theirs = map(Requirement, metadata.requires("monai"))
+    (monai,) = [one for one in theirs if one.name == "torch" and one.marker is None]
     assert monai.specifier.contains(lowest)
