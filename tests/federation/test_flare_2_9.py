@@ -16,6 +16,7 @@ import pytest
 from nvflare.app_common.executors.client_api import in_process_backend
 from nvflare.app_common.widgets.component_path_authorizer import CLASS_ALLOW_LIST
 from nvflare.app_opt.pt.recipes import FedAvgRecipe, FedOptRecipe, ScaffoldRecipe
+from nvflare.app_opt.statistics.df.df_core_statistics import DFStatisticsCore
 from nvflare.client.api_spec import CLIENT_API_KEY
 from nvflare.client.in_process.api import InProcessClientAPI
 from nvflare.fuel.data_event.data_bus import DataBus
@@ -26,10 +27,12 @@ from nvflare.private.fed.app.simulator import simulator_runner
 from nvflare.private.fed.server.admin import check_client_replies
 from nvflare.private.fed.server.job_runner import JobRunner
 from nvflare.private.fed.utils.fed_utils import extract_participants
+from nvflare.recipe.fedstats import FedStatsRecipe
 from nvflare.recipe.sim_env import SimEnv
 from nvflare.recipe.utils import add_final_global_evaluation
 
 from src.federation import flare_2_9
+from src.federation.reasons import LastWords
 from tests.runs_support import configuration
 from tests.test_repository import ROOT, repository_files
 
@@ -54,6 +57,16 @@ def test_a_recipe_has_no_public_way_to_its_job(made):
     public = [getattr(one, name) for name in dir(one) if not name.startswith("_")]
     assert isinstance(flare_2_9.job_of(one), FedJob) and not any(isinstance(value, FedJob) for value in public)
     assert [type(workflow.controller).__name__ for workflow in flare_2_9.server_of(one).workflows] == ["FedAvg"]
+
+
+def test_a_recipe_neither_says_its_sites_nor_takes_a_component_for_them(made, tmp_path):
+    counts = FedStatsRecipe("toy", "toy.json", list(SITES), {"count": {}}, DFStatisticsCore())
+    assert flare_2_9.named_sites(counts) == [*SITES] and flare_2_9.named_sites(made()) == []
+    assert counts.configured_sites() == [], "which would be the public way"
+    assert not [name for name in dir(counts) if "component" in name and not name.startswith("_")]
+    one = made()
+    flare_2_9.add_to_sites(one, LastWords(), "last_words")
+    assert "last_words" in [part["id"] for part in configuration(one, tmp_path, "client")["components"]]
 
 
 CHANGES = {"looks often": (flare_2_9.look_often, "task_check_period", 0.02)}

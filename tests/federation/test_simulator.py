@@ -113,6 +113,12 @@ def test_a_run_that_ends_well_with_half_its_rounds_is_a_failure(simulator):
     assert env.get_job_status("toy") == "failed"
 
 
+def test_a_run_that_logs_nothing_is_ended(simulator):
+    simulator()
+    with pytest.raises(CourseError, match=r"has logged a line for 0\.01 s: it was ended\. All logs are in .*runs"):
+        CourseSimEnv(2, silence=0.01).deploy(JOB)
+
+
 BARS = {"rounds": (record(), ["round 2 of 2", "/4"]), "no rounds": ([], ["finished: 100%"])}
 
 

@@ -1,6 +1,8 @@
 """Federated statistics: what each site counts adds up to what one place would count, and images stay."""
 
 import json
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +11,10 @@ from PIL import Image
 
 from data_scripts.mednist_sites import share_out
 from data_scripts.together import pooled, read_sites
+from src.common.errors import CourseError
+from src.federation.recipes import add_record
 from src.mednist.evaluation import ImageStatistics
-from tests.runs_support import complaints, drawings
+from tests.runs_support import complaints, drawings, holders
 
 BINS = {"intensity": {"bins": 8, "range": [0, 1]}, "class": {"bins": 6, "range": [0, 6]}}
 
@@ -27,20 +31,25 @@ def pixels_of(items) -> np.ndarray:
     return np.concatenate([np.asarray(Image.open(item["image"])).ravel() / 255 for item in items])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("percent", [30, 10], ids=["enough bins", "too few bins"])
-def test_a_real_run_adds_up_and_the_filter_decides_what_leaves(shared, quick, percent):
-    """With six classes and some fifty images, a tenth of the images is too few bins for FLARE's filter, and 30% are enough."""
+def counting(data: str, percent: float) -> FedStatsRecipe:
     recipe = FedStatsRecipe(
         name="statistics",
         stats_output_path="statistics.json",
         sites=["site-1", "site-2"],
         statistic_configs={"count": {}, "sum": {}, "mean": {}, "stddev": {}, "histogram": BINS},
-        stats_generator=ImageStatistics(shared),
+        stats_generator=ImageStatistics(data),
         max_bins_percent=percent,
     )
+    add_record(recipe)
+    return recipe
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("percent", [30, 10], ids=["enough bins", "too few bins"])
+def test_a_real_run_adds_up_and_the_filter_decides_what_leaves(shared, quick, percent):
+    """With six classes and some fifty images, a tenth of the images is too few bins for FLARE's filter, and 30% are enough."""
     simulator = quick(2, "statistics")
-    recipe.execute(simulator)
+    counting(shared, percent).execute(simulator)
     assert not complaints(simulator.run_folder)
     found = json.loads(next(simulator.run_folder.rglob("statistics.json")).read_text())
     everything, one = pooled(read_sites(shared))["training"], read_sites(shared)["site-2"]["training"]
@@ -54,3 +63,14 @@ def test_a_real_run_adds_up_and_the_filter_decides_what_leaves(shared, quick, pe
     classes = found["class"].get("histogram", {}).get("Global", {}).get("training")
     labels = np.bincount([item["label"] for item in everything], minlength=6)
     assert ([bin[2] for bin in classes] == labels.tolist()) if percent == 30 else not classes
+
+
+@pytest.mark.slow
+def test_a_site_with_a_spoiled_image_ends_the_run_by_name(shared, quick):
+    """FLARE alone would wait for it without end."""
+    spoiled, simulator, started = Path(read_sites(shared)["site-2"]["training"][0]["image"]), quick(2), time.time()
+    spoiled.write_bytes(spoiled.read_bytes()[:200])
+    with pytest.raises(CourseError, match=r"failed at the task fed_stats\. site-2: an image cannot be read\. More is"):
+        counting(shared, 30).execute(simulator)
+    assert time.time() - started < 60
+    assert holders(spoiled.name, simulator.run_folder / "statistics" / "server") == []
