@@ -480,9 +480,8 @@ def test_pictures(suffix, write, right, notice, tmp_path):
         assert found.startswith(f"a cannot read the image {file}: ") and right in found
     else:
         assert type(found[0]["image"]) is torch.Tensor and found[0]["image"].dtype == torch.float32
-        np.testing.assert_allclose(
-            found[0]["image"][0].numpy(), right, atol=2.5e-3 if notice or suffix == "tif" else 1e-6
-        )
+        exact = 2.5e-3 if notice or suffix == "tif" else 1e-6
+        np.testing.assert_allclose(found[0]["image"][0].numpy(), right, atol=exact)
     assert [str(one.message) for one in warned] == ([f"a: {notice} (picture.{suffix})"] if notice else [])
 
 
@@ -921,13 +920,9 @@ DOORS = {
     "split into parts": lambda item, _: split([item], 0.1, 0.2)["training"][0]["label"],
     "written to a site's folder": written,
     "prepared for training": lambda item, _: prepare_pictures([item], MedNISTSettings())[0]["label"],
-    "in a table": lambda item, _: (
-        3 * who_has_what({"a": {"training": [item]}}, MEDNIST.labels).loc["a", "ChestCT"].item()
-    ),
-    "in a heat map": lambda item, _: (
-        confusion_matrix([item["label"]], [0], MEDNIST.labels, "").data.loc["ChestCT"].sum() * 3
-    ),
-}
+    "in a table": lambda item, _: 3 * who_has_what({"a": {"training": [item]}}, MEDNIST.labels).at["a", "ChestCT"].item(),
+    "in a heat map": lambda item, _: 3 * confusion_matrix([item["label"]], [0], MEDNIST.labels, "").data.loc["ChestCT"].sum(),
+}  # fmt: skip
 IN_JSON = {"3": 3, "3.0": 3.0, "-1": -1, "-100, which PyTorch passes over": -100, "6 of six classes": 6, "true": True,
            "3.5": 3.5, "NaN": float("nan"), "infinity": float("inf"), "3 in quotes": "3", "a list": [3]}  # fmt: skip
 IN_PYTHON = {"a NumPy integer": np.int64(3), "a NumPy float": np.float32(3), "a tensor": torch.tensor(3),
@@ -937,12 +932,9 @@ CLASS = "a whole number from 0, AbdomenCT, to 5, HeadCT"
 
 
 @rows(
-    *[
-        (f"{name}, {door}", label, door)
-        for door in DOORS
-        for name, label in (IN_JSON | (IN_PYTHON if door not in ("in a datalist", "in statistics") else {})).items()
-    ]
-)
+    *[(f"{name}, {door}", label, door) for door in DOORS for name, label in (IN_JSON | IN_PYTHON).items()
+      if name in IN_JSON or door not in ("in a datalist", "in statistics")],
+)  # fmt: skip
 def test_labels(label, door, tmp_path, home):
     """Who deals out or splits does not know the task: they take any number from 0 on."""
     found = outcome(lambda: DOORS[door](brought(tmp_path / "own", label), home))

@@ -31,8 +31,6 @@ def rows(*table: tuple) -> Callable[[Callable], Callable]:
 
     def decorate(test: Callable) -> Callable:
         arguments = [*inspect.signature(test).parameters][: width - 1]
-        if arguments[0] == "row":  # until all tests take their columns by name
-            return pytest.mark.parametrize("row", [one[1:] for one in table], ids=names)(test)
         return pytest.mark.parametrize(arguments, filled, ids=names)(test)
 
     return decorate
