@@ -8,9 +8,9 @@ from data_scripts import mednist_sites as data
 from data_scripts.folders import GENERATED
 from data_scripts.sharing import who_has_what
 from data_scripts.together import read_sites
-from src.common.errors import CourseError
 from src.mednist.card import CARD
 from tests.data_support import grey_pictures
+from tests.tests_support import course_error
 
 PER_CLASS = 20
 
@@ -40,8 +40,7 @@ def test_items_are_sorted_and_chosen_by_seed(folder, monkeypatch):
         ({"per_class": 0}, "per_class is 0"),
         ({"per_class": 5, "seed": -1}, "seed is -1"),
     ):
-        with pytest.raises(CourseError, match=said):
-            data.read_items(folder, **arguments)
+        course_error(said, data.read_items, folder, **arguments)
 
 
 def test_of_real_images_500_a_class_are_read_unless_told_otherwise(folder, tmp_path, monkeypatch):
@@ -49,8 +48,7 @@ def test_of_real_images_500_a_class_are_read_unless_told_otherwise(folder, tmp_p
     monkeypatch.setattr(data, "REAL_PER_CLASS", 4)
     for name in CARD.labels:
         (tmp_path / name).symlink_to(folder / name)
-    assert len(data.read_items(tmp_path)) == 4 * 6
-    assert len(data.read_items(tmp_path, per_class=6)) == 6 * 6
+    assert len(data.read_items(tmp_path)) == 4 * 6 and len(data.read_items(tmp_path, per_class=6)) == 6 * 6
 
 
 def test_a_hospital_has_plenty_of_its_own_kinds_and_a_few_of_the_others(folder):
@@ -76,6 +74,5 @@ REFUSED = {
 
 @pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_cannot_be_shared_out_is_refused(folder, home, arguments, message):
-    with pytest.raises(CourseError, match=message):
-        data.share_out(**{"folder": folder, "say": len, **arguments})
+    course_error(message, data.share_out, **{"folder": folder, "say": len, **arguments})
     assert not (home / "sites" / "mednist").exists()

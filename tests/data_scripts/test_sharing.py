@@ -14,7 +14,7 @@ from data_scripts.sharing import classes, distances, mixed, partition, split, wh
 from data_scripts.together import pooled, read_sites, sites_of
 from src.common.datalists import PARTS, read_datalist, read_site
 from src.common.errors import CourseError
-from tests.tests_support import FULL, failing, files_of, names_in
+from tests.tests_support import FULL, course_error, failing, files_of, names_in
 
 
 def fake_items(counts) -> list[dict]:  # so many images of each class, without files
@@ -40,8 +40,7 @@ def test_split_is_disjoint_complete_stratified_and_reproducible():
     assert sorted(image for part in parts.values() for image in names_of(part)) == sorted(names_of(items))
     for part, share in (("validation", 0.1), ("testing", 0.2)):
         assert np.abs(counts_of(parts[part]) - share * counts).max() <= 1
-    assert parts == split(items, 0.1, 0.2, seed=3)
-    assert parts != split(items, 0.1, 0.2, seed=4)
+    assert parts == split(items, 0.1, 0.2, seed=3) and parts != split(items, 0.1, 0.2, seed=4)
     assert parts != split(items, 0.1, 0.2, seed=3, site="north")
 
 
@@ -56,10 +55,8 @@ def test_few_items_go_to_training_first_and_parts_are_as_near_to_their_shares_as
 
 def test_a_split_that_cannot_be_made_is_refused():
     for shares in ((0.5, 0.5), (-0.1, 0.5)):
-        with pytest.raises(CourseError, match="must leave some for training"):
-            split(fake_cases(9), *shares)
-    with pytest.raises(CourseError, match="north has no items to split"):
-        split([], 0.1, 0.2, site="north")
+        course_error("must leave some for training", split, fake_cases(9), *shares)
+    course_error("north has no items to split", split, [], 0.1, 0.2, site="north")
 
 
 @pytest.mark.parametrize("number", [2, 3, 16])
@@ -83,8 +80,7 @@ def test_no_image_is_at_two_sites(how, number):
 def test_even_shares_and_every_stretch_of_a_mixed_list_have_the_same_mix_of_classes():
     shares = partition(fake_items([41, 30, 40, 40, 40, 7]), list("abcd"))
     table = np.array([counts_of(share) for share in shares.values()])
-    assert np.ptp(table, axis=0).max() <= 1
-    assert table.sum(axis=0).tolist() == [41, 30, 40, 40, 40, 7]
+    assert np.ptp(table, axis=0).max() <= 1 and table.sum(axis=0).tolist() == [41, 30, 40, 40, 40, 7]
     masks = partition(fake_cases(10), 3, seed=5)
     assert sorted(len(share) for share in masks.values()) == [3, 3, 4], "masks are like one class"
     order = mixed(fake_items([60, 30, 10]), np.random.default_rng(0))
@@ -98,8 +94,7 @@ def test_each_class_is_at_home_at_one_site_and_a_few_are_elsewhere():
         partition(items, ["a", "b"], "specialised", homes=(2, 0, 1), few=5, seed=seed) for seed in (4, 4, 5)
     )
     assert {site: counts_of(own, 3).tolist() for site, own in one.items()} == {"a": [35, 5, 15], "b": [5, 25, 5]}
-    assert len({image for share in one.values() for image in names_of(share)}) == 90
-    assert one == again != other
+    assert len({image for share in one.values() for image in names_of(share)}) == 90 and one == again != other
 
 
 def test_labels_are_the_more_skewed_the_smaller_alpha_is():
@@ -136,8 +131,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_a_partition_that_cannot_be_made_is_refused(arguments, message):
-    with pytest.raises(CourseError, match=message):
-        partition(fake_items([2] * 6), **{"sites": 2, **arguments})
+    course_error(message, partition, fake_items([2] * 6), **{"sites": 2, **arguments})
 
 
 @pytest.fixture
@@ -174,8 +168,7 @@ def write(base: Path, datalists: dict | None = None, **about) -> list[str]:
 
 def test_each_site_gets_a_folder_of_its_own_that_can_be_moved(base, toy, tmp_path):
     ends = ("north: 3 training, 1 validation, 1 testing", "south: 2 training, 1 validation, 1 testing")
-    assert write(base) == [f"{toy}/{end}" for end in ends]
-    assert names_in(toy) == ["about.json", "north", "south"]
+    assert write(base) == [f"{toy}/{end}" for end in ends] and names_in(toy) == ["about.json", "north", "south"]
     assert names_in(toy / "south") == ["checked.json", "datalist.json", "images", "labels"]
     assert names_in(toy / "south" / "images") == [f"case {i}.nii.gz" for i in (5, 6, 7, 8)]
     datalist = (toy / "south" / "datalist.json").read_text()
@@ -208,28 +201,23 @@ def test_the_same_again_does_nothing_and_a_change_writes_all(base, toy):
     assert write(base, seed=0) == [f"{toy}: shared out already over north, south, nothing to do."]
     (base / "images" / "case 5.nii.gz").unlink()
     (base / "images" / "case 5.nii.gz").write_text("another scan")
-    assert len(write(base, seed=0)) == 2
-    assert (toy / "south/images/case 5.nii.gz").read_text() == "another scan"
+    assert len(write(base, seed=0)) == 2 and (toy / "south/images/case 5.nii.gz").read_text() == "another scan"
     for lost in ("south/labels/case 6.nii.gz", "north/datalist.json", "north/checked.json"):
         (toy / lost).unlink()
         assert len(write(base, seed=0)) == 2, "what was lost is made again"
-    assert len(write(base, {"north": shared(base)["north"]}, seed=0)) == 1
-    assert sites_of("toy") == ["north"]
+    assert len(write(base, {"north": shared(base)["north"]}, seed=0)) == 1 and sites_of("toy") == ["north"]
     assert names_in(toy.parent) == ["toy"]
 
 
 def test_a_folder_that_was_not_shared_out_here_is_left_alone(base, toy):
     (toy / "north").mkdir(parents=True)
     (toy / "north" / "datalist.json").write_text("a hospital's own")
-    with pytest.raises(CourseError, match="sites/toy holds sites that were not made by sharing out here"):
-        write(base)
-    with pytest.raises(CourseError, match="'Hospital A' cannot be the name of a site"):
-        write(base, {"Hospital A": shared(base)["north"]})
+    course_error("sites/toy holds sites that were not made by sharing out here", write, base)
+    course_error("'Hospital A' cannot be the name of a site", write, base, {"Hospital A": shared(base)["north"]})
     assert files_of(toy) == {"north/datalist.json": b"a hospital's own"}
     shutil.rmtree(toy)
     toy.write_text("a file")
-    with pytest.raises(CourseError, match="were not made by sharing out here"):
-        write(base)
+    course_error("were not made by sharing out here", write, base)
 
 
 def test_a_full_disk_keeps_what_was_shared_out_before(base, toy, monkeypatch):

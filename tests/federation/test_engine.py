@@ -40,8 +40,7 @@ def test_the_rate_falls_along_half_a_cosine_over_the_whole_training_not_over_the
 def test_training_in_rounds_is_training_at_once(optimizer):
     whole, rounds = (line_trainer(line_batches(3), optimizer=optimizer, rate=0.01) for _ in range(2))
     assert train_for(whole, 4) == [train_for(rounds, epochs) for epochs in (2, 1, 1)][-1]
-    assert same(whole.network, rounds.network)
-    assert (rounds.state.epoch, rounds.state.iteration) == (4, 12)
+    assert same(whole.network, rounds.network) and (rounds.state.epoch, rounds.state.iteration) == (4, 12)
 
 
 def test_the_mean_loss_is_that_of_the_last_pass():
@@ -100,8 +99,7 @@ def test_a_broken_loss_stops_before_it_reaches_the_weights_and_the_next_round_st
     batches[1]["image"] = good
     assert math.isfinite(train_for(trainer, 1))
     assert len(steps) == 1 + 4, "a whole pass"
-    assert (trainer.state.epoch, trainer.state.iteration) == (2, 8)
-    assert not same(trainer.network, steps[0])
+    assert (trainer.state.epoch, trainer.state.iteration) == (2, 8) and not same(trainer.network, steps[0])
 
 
 def test_weights_that_overflow_are_found():

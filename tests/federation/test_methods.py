@@ -10,7 +10,6 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.app_constant import AlgorithmConstants
 
 from data_scripts.mednist_sites import share_out
-from src.common.errors import CourseError
 from src.federation import methods
 from src.federation.methods import METHODS, Method, at_site, batchnorm_tensors
 from src.federation.reasons import REASON, WITHOUT_STATE
@@ -20,6 +19,7 @@ from src.federation.site import STATE, Site
 from src.mednist.card import Settings
 from src.mednist.training import TASK
 from tests.runs_support import complaints, drawings
+from tests.tests_support import course_error
 from tests.training_support import LINE, LineSettings, line_batches, line_trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -190,8 +190,7 @@ def test_a_state_that_cannot_be_read_is_none(tmp_path, start, caplog):
     (tmp_path / STATE).write_bytes(whole[: len(whole) // 2])
     again = Hospital("scaffold", tmp_path)
     assert not again.site.has_state and "cannot read" in caplog.text
-    with pytest.raises(CourseError, match="north has no model of its own: it has not trained"):
-        again.method.submit()
+    course_error("north has no model of its own: it has not trained", again.method.submit)
 
 
 # -- real runs ---------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from typing import get_args
 
 import pytest
 
-from src.common.errors import CourseError
 from src.common.settings import CONFIG, StudySettings
 from src.federation import flare_2_9, recipes
 from src.federation.methods import METHODS, batchnorm_tensors
@@ -15,6 +14,7 @@ from src.mednist.card import Settings
 from src.prostate.card import Settings as ProstateSettings
 from src.tasks import tasks
 from tests.runs_support import configuration, toy_recipe
+from tests.tests_support import course_error
 
 TASKS = tasks()
 MEDNIST, PROSTATE = TASKS["mednist"], TASKS["prostate"]
@@ -40,8 +40,7 @@ def test_one_setting_changes_the_method_of_every_task(tmp_path, task, method):
     mu = 0.25 if method == "fedprox" else None
     settings = task.settings(data="shared-out", rounds=7, learning_rate=0.25, method=method, fedproxloss_mu=mu or 0)
     if (task.name, method) == ("prostate", "fedbn"):
-        with pytest.raises(CourseError, match="UNet has no BatchNorm"):
-            client_recipe(task, 3, settings)
+        course_error("UNet has no BatchNorm", client_recipe, task, 3, settings)
         return
     made = client_recipe(task, 3, settings)
     assert type(made).__name__ == METHODS[method].recipe
@@ -95,18 +94,15 @@ def test_how_many_sites_a_round_needs_and_for_how_long_it_waits(tmp_path, given,
 
 def test_a_refused_record_has_changed_nothing():
     made = client_recipe(MEDNIST, 3, Settings(method="fedadam"))
-    with pytest.raises(CourseError, match="FedOptRecipe has a record"):
-        add_record(made)
+    course_error("FedOptRecipe has a record", add_record, made)
     assert flare_2_9.server_of(made).components.pop("recorder").min_clients == 3
-    with pytest.raises(CourseError, match="FedOptRecipe needs every site"):
-        add_record(made, min_clients=1)
+    course_error("FedOptRecipe needs every site", add_record, made, min_clients=1)
     assert flare_2_9.job_of(made).job.min_clients == 3 and "recorder" not in flare_2_9.server_of(made).components
 
 
 def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(recipes.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(CourseError, match="pip install mlflow"):
-        toy_recipe(tmp_path, 1, 1, tracker="mlflow")
+    course_error("pip install mlflow", toy_recipe, tmp_path, 1, 1, tracker="mlflow")
 
 
 # -- what a hospital reviews -------------------------------------------------------------------------------------------

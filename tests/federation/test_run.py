@@ -9,6 +9,7 @@ from src.common.errors import CourseError
 from src.federation.record import failure_report, progress, read_record, shortfall
 from src.federation.run import BEST, FINAL, Run
 from src.federation.server import LOST, RECORD
+from tests.tests_support import course_error
 
 BOTH = ("north", "south")
 
@@ -76,12 +77,10 @@ def test_a_fetched_run_has_no_run_json_and_one_without_a_tracker_says_what_it_la
 
 
 def test_a_folder_that_is_not_one_run_is_refused_by_name(tmp_path):
-    with pytest.raises(CourseError, match=r"holds 0 runs with a record .*Give the folder of one run"):
-        Run(tmp_path)
+    course_error(r"holds 0 runs with a record .*Give the folder of one run", Run, tmp_path)
     for name in ("one", "two"):
         Lines().start(0, *BOTH).write(tmp_path / name)
-    with pytest.raises(CourseError, match="holds 2 runs"):
-        Run(tmp_path)
+    course_error("holds 2 runs", Run, tmp_path)
 
 
 # -- models ------------------------------------------------------------------------------------------------------------
@@ -134,8 +133,7 @@ def test_every_sites_last_model_and_the_global_one_are_tried_at_every_site(tmp_p
 
 
 def test_progress_counts_rounds_from_one_and_accepted_answers_and_a_line_in_the_writing_is_not_read(tmp_path):
-    assert read_record(tmp_path) == []
-    assert progress([]) == progress(Lines().lines) == (0, 0, 0)
+    assert read_record(tmp_path) == [] and progress([]) == progress(Lines().lines) == (0, 0, 0)
     server = Lines(3).start(0, "north").answer("south", "it sent nothing").start(1).write(tmp_path)
     with (server / RECORD).open("a") as file:
         file.write('{"time": 1, "eve')

@@ -17,6 +17,7 @@ from src.federation.processes import end_processes_below, processes_below
 from src.federation.server import RECORD
 from src.federation.simulator import LOG_CONFIG, CourseSimEnv
 from tests.runs_support import links
+from tests.tests_support import course_error
 
 SIMULATOR = """
 import json, os, sys, time
@@ -78,8 +79,7 @@ def test_an_environment_is_for_one_run_in_a_folder_of_its_own_and_leaves_signals
     assert env.deploy(JOB) == "toy" and env.get_job_result("toy") == str(env.run_folder)
     assert signal.getsignal(signal.SIGTERM) == before
     assert env.run_folder.parent == other.run_folder.parent == runs / "study" and env.run_folder != other.run_folder
-    with pytest.raises(CourseError, match=r"holds a run already\. Make a new CourseSimEnv"):
-        env.deploy(JOB)
+    course_error(r"holds a run already\. Make a new CourseSimEnv", env.deploy, JOB)
     for sites in ([], ["a", "a"]):
         with pytest.raises(CourseError):
             CourseSimEnv(sites, name="refused")
@@ -108,8 +108,7 @@ def test_a_run_that_ends_well_with_half_its_rounds_is_a_failure(simulator):
     """All that it may lack: see ``test_run.py``."""
     simulator(record()[:5])
     env = CourseSimEnv(2)
-    with pytest.raises(CourseError, match=r"ended in round 1 of 2\. All logs are in .*runs"):
-        env.deploy(JOB)
+    course_error(r"ended in round 1 of 2\. All logs are in .*runs", env.deploy, JOB)
     assert env.get_job_status("toy") == "failed"
 
 

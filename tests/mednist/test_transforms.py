@@ -35,8 +35,7 @@ def test_validation_has_every_image_once_in_order_and_unchanged_and_says_nothing
         warnings.simplefilter("error")
         chosen = prepare(items[::4], SETTINGS)
         loaded, _ = (list(batches(chosen, SETTINGS, train)) for train in (False, True))
-    assert capfd.readouterr() == ("", "")
-    assert [len(batch["label"]) for batch in loaded] == [8, 7]
+    assert capfd.readouterr() == ("", "") and [len(batch["label"]) for batch in loaded] == [8, 7]
     assert torch.cat([batch["label"] for batch in loaded]).tolist() == [item["label"] for item in items[::4]]
     assert loaded[0]["label"].dtype == torch.int64
     assert torch.equal(torch.cat([batch["image"] for batch in loaded]), torch.stack([one["image"] for one in chosen]))
@@ -58,8 +57,7 @@ def test_training_shuffles_and_augments_differently_in_each_epoch_and_the_same_w
     plain = torch.stack([one["image"] for one in prepared])
     orders, images = two_epochs(prepared)
     assert orders.sort(dim=1).values.tolist() == [list(range(len(prepared)))] * 2
-    assert type(images) is torch.Tensor and images.dtype == torch.float32
-    assert images.min() >= 0 and images.max() <= 1
+    assert type(images) is torch.Tensor and images.dtype == torch.float32 and images.min() >= 0 and images.max() <= 1
     changed = (images - plain).abs().amax(dim=(2, 3, 4)) > 0.02
     assert 0.4 < changed.float().mean() < 1, "three of four images are mirrored, moved or both"
     assert not torch.equal(*orders) and not torch.equal(*images)
