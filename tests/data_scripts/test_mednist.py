@@ -10,7 +10,7 @@ from data_scripts.sharing import who_has_what
 from data_scripts.together import read_sites
 from src.mednist.card import CARD
 from tests.data_support import grey_pictures
-from tests.tests_support import course_error
+from tests.tests_support import course_error, rows
 
 PER_CLASS = 20
 
@@ -62,17 +62,14 @@ def test_a_hospital_has_plenty_of_its_own_kinds_and_a_few_of_the_others(folder):
     assert three[three.index.isin(CARD.labels) & (three > 0)].to_dict() == {"CXR": 20, "HeadCT": 20}
 
 
-REFUSED = {
-    "more sites than classes": ({"sites": 7}, "6 classes cannot be at home at 7 sites"),
-    "too many of the few": ({"few": 11}, "few is 11: of the 20 items of class 0 11 would go"),
-    "less than none": ({"few": -1}, "few is -1"),
-    "a path as a name": ({"data": "../mine"}, "'data' is '../mine'; it must match"),
-    "no folder": ({"folder": Path("/nowhere")}, r"No images \(.*\) in /nowhere/AbdomenCT"),
-    "counts without their way": ({"counts": [9, 9]}, r"counts is \[9, 9\], which 'specialised' does not heed"),
-}
-
-
-@pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_cannot_be_shared_out_is_refused(folder, home, arguments, message):
+@rows(
+    ("more sites than classes", {"sites": 7}, "6 classes cannot be at home at 7 sites"),
+    ("too many of the few", {"few": 11}, "few is 11: of the 20 items of class 0 11 would go"),
+    ("less than none", {"few": -1}, "few is -1"),
+    ("a path as a name", {"data": "../mine"}, "'data' is '../mine'; it must match"),
+    ("no folder", {"folder": Path("/nowhere")}, r"No images \(.*\) in /nowhere/AbdomenCT"),
+    ("counts without their way", {"counts": [9, 9]}, r"counts is \[9, 9\], which 'specialised' does not heed"),
+)
+def test_what_cannot_be_shared_out_is_refused(arguments, message, folder, home):
     course_error(message, data.share_out, **{"folder": folder, "say": len, **arguments})
     assert not (home / "sites" / "mednist").exists()

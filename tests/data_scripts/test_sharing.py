@@ -14,7 +14,7 @@ from data_scripts.sharing import classes, distances, mixed, partition, split, wh
 from data_scripts.together import pooled, read_sites, sites_of
 from src.common.datalists import PARTS, read_datalist, read_site
 from src.common.errors import CourseError
-from tests.tests_support import FULL, course_error, failing, files_of, names_in
+from tests.tests_support import FULL, course_error, failing, files_of, names_in, rows
 
 
 def fake_items(counts) -> list[dict]:  # so many images of each class, without files
@@ -110,26 +110,23 @@ def test_labels_are_the_more_skewed_the_smaller_alpha_is():
     assert shares[0] > 0.5 and shares[-1] < 0.25
 
 
-REFUSED = {
-    "another way": ({"how": "fair"}, "Unknown partition 'fair'; choose one of specialised, even, counts, dirichlet"),
-    "no counts": ({"how": "counts"}, r"counts is \[\]; give one number .* 2 sites"),
-    "too few counts": ({"how": "counts", "counts": [3]}, r"counts is \[3\]"),
-    "a count of 0": ({"how": "counts", "counts": [0, 3]}, r"counts is \[0, 3\]"),
-    "more than there are": ({"how": "counts", "counts": [6, 7]}, "at most 12 in all"),
-    "alpha of 0": ({"how": "dirichlet", "alpha": 0}, "alpha is 0; it must be above 0"),
-    "alpha that is no number": ({"how": "dirichlet", "alpha": float("nan")}, "alpha is nan"),
-    "more sites than items": ({"sites": 13}, "12 items cannot be shared out over 13 sites"),
-    "a name twice": ({"sites": ["a", "a"]}, "names that differ"),
-    "a negative seed": ({"seed": -1}, "seed is -1; it must be 0 or more"),
-    "counts for even shares": ({"counts": [6, 6]}, r"counts is \[6, 6\], which 'even' does not heed"),
-    "alpha for counts": ({"how": "counts", "counts": [6, 6], "alpha": 0.5}, "alpha is 0.5, which 'counts' does not"),
-    "few for a random mix": ({"how": "dirichlet", "few": 0}, "few is 0, .* leave it out, or choose 'specialised'"),
-    "a class without a home": ({"how": "specialised", "homes": (0, 1, 2, 3, 5)}, r"no site would get .* of class 4\."),
-    "homes for scanners": ({"how": "scanners", "homes": (1, 2)}, r"homes is \(1, 2\), which 'scanners' does not heed"),
-}
-
-
-@pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED.keys())
+@rows(
+    ("another way", {"how": "fair"}, "Unknown partition 'fair'; choose one of specialised, even, counts, dirichlet"),
+    ("no counts", {"how": "counts"}, r"counts is \[\]; give one number .* 2 sites"),
+    ("too few counts", {"how": "counts", "counts": [3]}, r"counts is \[3\]"),
+    ("a count of 0", {"how": "counts", "counts": [0, 3]}, r"counts is \[0, 3\]"),
+    ("more than there are", {"how": "counts", "counts": [6, 7]}, "at most 12 in all"),
+    ("alpha of 0", {"how": "dirichlet", "alpha": 0}, "alpha is 0; it must be above 0"),
+    ("alpha that is no number", {"how": "dirichlet", "alpha": float("nan")}, "alpha is nan"),
+    ("more sites than items", {"sites": 13}, "12 items cannot be shared out over 13 sites"),
+    ("a name twice", {"sites": ["a", "a"]}, "names that differ"),
+    ("a negative seed", {"seed": -1}, "seed is -1; it must be 0 or more"),
+    ("counts for even shares", {"counts": [6, 6]}, r"counts is \[6, 6\], which 'even' does not heed"),
+    ("alpha for counts", {"how": "counts", "counts": [6, 6], "alpha": 0.5}, "alpha is 0.5, which 'counts' does not"),
+    ("few for a random mix", {"how": "dirichlet", "few": 0}, "few is 0, .* leave it out, or choose 'specialised'"),
+    ("a class without a home", {"how": "specialised", "homes": (0, 1, 2, 3, 5)}, r"no site would get .* of class 4\."),
+    ("homes for scanners", {"how": "scanners", "homes": (1, 2)}, r"homes is \(1, 2\), which 'scanners' does not heed"),
+)
 def test_a_partition_that_cannot_be_made_is_refused(arguments, message):
     course_error(message, partition, fake_items([2] * 6), **{"sites": 2, **arguments})
 

@@ -35,6 +35,7 @@ from src.federation import flare_2_9
 from src.federation.reasons import LastWords
 from tests.runs_support import configuration
 from tests.test_repository import ROOT, repository_files
+from tests.tests_support import rows
 
 SITES = ("site-1", "site-2", "site-3")
 
@@ -137,8 +138,8 @@ def flares():
     simulator_runner.get_open_ports, simulator_deployer.get_open_ports = ports
 
 
-@pytest.mark.parametrize(("mended", "names"), [(False, 1), (True, 3)], ids=["by FLARE", "mended"])
-def test_flare_alone_tells_some_sites_the_name_of_another(flares, monkeypatch, tmp_path, mended, names):
+@rows(("by FLARE", False, 1), ("mended", True, 3))
+def test_flare_alone_tells_some_sites_the_name_of_another(mended, names, flares, monkeypatch, tmp_path):
     """All threads have written their site's name before the first one sends it."""
     told, written, lock = {}, threading.Barrier(len(SITES)), threading.Lock()
 

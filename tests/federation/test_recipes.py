@@ -14,7 +14,7 @@ from src.mednist.card import Settings
 from src.prostate.card import Settings as ProstateSettings
 from src.tasks import tasks
 from tests.runs_support import configuration, toy_recipe
-from tests.tests_support import course_error
+from tests.tests_support import course_error, rows
 
 TASKS = tasks()
 MEDNIST, PROSTATE = TASKS["mednist"], TASKS["prostate"]
@@ -74,16 +74,13 @@ def test_a_recipe_has_all_that_the_course_adds_and_the_learners_job_has_the_same
     assert script["dead_client_grace_period"] == 1.0
 
 
-@pytest.mark.parametrize(
-    ("given", "recorder"),
-    [
-        pytest.param({}, {"min_clients": 3}, id="all by default"),
-        pytest.param({"min_clients": 3}, {"min_clients": 3}, id="all"),
-        pytest.param({"min_clients": 1}, {"min_clients": 1}, id="one"),
-        pytest.param({"round_timeout": 90.5}, {"min_clients": 3, "round_timeout": 90.5}, id="all, within a time"),
-    ],
+@rows(
+    ("all by default", {}, {"min_clients": 3}),
+    ("all", {"min_clients": 3}, {"min_clients": 3}),
+    ("one", {"min_clients": 1}, {"min_clients": 1}),
+    ("all, within a time", {"round_timeout": 90.5}, {"min_clients": 3, "round_timeout": 90.5}),
 )
-def test_how_many_sites_a_round_needs_and_for_how_long_it_waits(tmp_path, given, recorder):
+def test_how_many_sites_a_round_needs_and_for_how_long_it_waits(given, recorder, tmp_path):
     config = configuration(client_recipe(MEDNIST, 3, **given), tmp_path)
     needs, waits = recorder["min_clients"], 91 if "round_timeout" in given else None
     assert arguments(config, "RunRecorder") == recorder
@@ -116,15 +113,14 @@ OF_PROSTATE = {"unet.py", *(f"prostate/{name}.py" for name in PARTS)}
 OF_MEDNIST = {"densenet.py", *(f"mednist/{name}.py" for name in PARTS)}
 BY_SCRIPT = {"federation/methods.py"}
 BY_LEARNER = {f"learners/{name}.py" for name in ("supervised_learner", "supervised_monai_prostate_learner")}
-JOBS = {
-    "mednist": (lambda folder: client_recipe(MEDNIST, 2), {MEDNIST.client, *BY_SCRIPT, *OF_MEDNIST}),
-    "prostate": (lambda folder: client_recipe(PROSTATE, 2), {PROSTATE.client, *BY_SCRIPT, *OF_PROSTATE}),
-    "learner": (lambda folder: learner_recipe(folder, 2), {*BY_LEARNER, *OF_PROSTATE}),
-}
 
 
-@pytest.mark.parametrize(("make", "own"), JOBS.values(), ids=JOBS)
-def test_a_job_carries_these_files_and_so_many_lines(tmp_path, make, own):
+@rows(
+    ("mednist", lambda folder: client_recipe(MEDNIST, 2), {MEDNIST.client, *BY_SCRIPT, *OF_MEDNIST}),
+    ("prostate", lambda folder: client_recipe(PROSTATE, 2), {PROSTATE.client, *BY_SCRIPT, *OF_PROSTATE}),
+    ("learner", lambda folder: learner_recipe(folder, 2), {*BY_LEARNER, *OF_PROSTATE}),
+)
+def test_a_job_carries_these_files_and_so_many_lines(make, own, tmp_path):
     make(tmp_path / "config").export(job_dir=str(tmp_path / "jobs"))
     (src,) = (tmp_path / "jobs").glob("*/app/custom/src")
     code = {file.relative_to(src).as_posix(): len(file.read_text().splitlines()) for file in src.rglob("*.py")}

@@ -9,7 +9,7 @@ from src.common.errors import CourseError
 from src.federation.record import failure_report, progress, read_record, shortfall
 from src.federation.run import BEST, FINAL, Run
 from src.federation.server import LOST, RECORD
-from tests.tests_support import course_error
+from tests.tests_support import course_error, rows
 
 BOTH = ("north", "south")
 
@@ -49,15 +49,12 @@ BACK = Lines(5).start(0, *BOTH).start(1, "north").add("site lost", site="south",
 BACK.start(3, "north").add("site back", site="south").start(4, *BOTH)
 
 
-@pytest.mark.parametrize(
-    ("lines", "accepted", "reasons"),
-    [
-        pytest.param(BACK, [True, False, False, False, True], ["gone"] * 3, id="one that is back"),
-        pytest.param(Lines(1).start(0, "north"), [False], ["it did not answer"], id="one that said nothing"),
-        pytest.param(Lines(1).start(0, *BOTH), [True], [], id="none"),
-    ],
+@rows(
+    ("one that is back", BACK, [True, False, False, False, True], ["gone"] * 3),
+    ("one that said nothing", Lines(1).start(0, "north"), [False], ["it did not answer"]),
+    ("none", Lines(1).start(0, *BOTH), [True], []),
 )
-def test_missing_updates_are_in_the_table_and_show_when_the_run_is_printed(tmp_path, lines, accepted, reasons):
+def test_missing_updates_are_in_the_table_and_show_when_the_run_is_printed(lines, accepted, reasons, tmp_path):
     lines.write(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps({"status": "finished", "sites": BOTH, "seconds": 12.4}))
     run = Run(tmp_path)
@@ -86,21 +83,18 @@ def test_a_folder_that_is_not_one_run_is_refused_by_name(tmp_path):
 # -- models ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("best", "final", "samples", "expected"),
-    [
-        pytest.param((0.9, 0.9), (0.8, 0.8), (10, 30), BEST, id="FLARE's choice is better"),
-        pytest.param((0.8, 0.8), (0.9, 0.9), (10, 30), FINAL, id="the last one is better"),
-        pytest.param((0.8, 0.8), (0.8, 0.8), (10, 30), FINAL, id="equal"),
-        pytest.param((1.0, 0.5), (0.5, 0.7), (10, 30), FINAL, id="0.625 and 0.65"),
-        pytest.param((1.0, 0.5), (0.5, 0.7), (30, 10), BEST, id="0.875 and 0.55"),
-        pytest.param((-0.3, -0.3), (-0.5, -0.5), (10, 30), BEST, id="below zero"),
-        pytest.param((0.9, None), (0.8, None), (10, 30), BEST, id="a site that could not validate"),
-        pytest.param((None, None), (-0.5, -0.5), (10, 30), FINAL, id="the last one alone"),
-        pytest.param((None, None), (None, None), (10, 30), FINAL, id="no validation"),
-    ],
+@rows(
+    ("FLARE's choice is better", (0.9, 0.9), (0.8, 0.8), (10, 30), BEST),
+    ("the last one is better", (0.8, 0.8), (0.9, 0.9), (10, 30), FINAL),
+    ("equal", (0.8, 0.8), (0.8, 0.8), (10, 30), FINAL),
+    ("0.625 and 0.65", (1.0, 0.5), (0.5, 0.7), (10, 30), FINAL),
+    ("0.875 and 0.55", (1.0, 0.5), (0.5, 0.7), (30, 10), BEST),
+    ("below zero", (-0.3, -0.3), (-0.5, -0.5), (10, 30), BEST),
+    ("a site that could not validate", (0.9, None), (0.8, None), (10, 30), BEST),
+    ("the last one alone", (None, None), (-0.5, -0.5), (10, 30), FINAL),
+    ("no validation", (None, None), (None, None), (10, 30), FINAL),
 )
-def test_the_best_model_has_the_best_metric_weighed_by_samples(tmp_path, best, final, samples, expected):
+def test_the_best_model_has_the_best_metric_weighed_by_samples(best, final, samples, expected, tmp_path):
     lines = Lines(1).start(0)
     for site, number in zip(BOTH, samples, strict=True):
         lines.answer(site, samples=number)
@@ -143,20 +137,17 @@ def test_progress_counts_rounds_from_one_and_accepted_answers_and_a_line_in_the_
 ONE_MISSED = Lines().start(0, *BOTH).start(1, "north").answer("south", "no")
 
 
-@pytest.mark.parametrize(
-    ("lines", "demands", "says"),
-    [
-        pytest.param(Lines().start(0, *BOTH).start(1, *BOTH), 2, None, id="nothing"),
-        pytest.param(Lines().start(0, "north").start(1).answer("north"), 1, "ended in round 2 of 2", id="a model"),
-        pytest.param(Lines().start(0, "north"), 1, "ended in round 1 of 2", id="a round"),
-        pytest.param(Lines(), 1, "without a single update", id="all rounds"),
-        pytest.param(Lines().start(0), 1, "without a single update", id="all answers"),
-        pytest.param(Lines(1).start(0).answer("north", "no"), 1, "without a single", id="all that is accepted"),
-        pytest.param(ONE_MISSED, 1, None, id="a site that is not demanded"),
-        pytest.param(ONE_MISSED, 2, "2 site(s) in each round; there were fewer in round 2 of 2.", id="a site"),
-    ],
+@rows(
+    ("nothing", Lines().start(0, *BOTH).start(1, *BOTH), 2, None),
+    ("a model", Lines().start(0, "north").start(1).answer("north"), 1, "ended in round 2 of 2"),
+    ("a round", Lines().start(0, "north"), 1, "ended in round 1 of 2"),
+    ("all rounds", Lines(), 1, "without a single update"),
+    ("all answers", Lines().start(0), 1, "without a single update"),
+    ("all that is accepted", Lines(1).start(0).answer("north", "no"), 1, "without a single"),
+    ("a site that is not demanded", ONE_MISSED, 1, None),
+    ("a site", ONE_MISSED, 2, "2 site(s) in each round; there were fewer in round 2 of 2."),
 )
-def test_what_a_run_lacks_is_a_sentence(tmp_path, lines, demands, says):
+def test_what_a_run_lacks_is_a_sentence(lines, demands, says, tmp_path):
     lines.write(tmp_path)
     (tmp_path / "job" / "mednist").mkdir(parents=True)
     (tmp_path / "job" / "mednist" / "meta.json").write_text(json.dumps({"min_clients": demands}))

@@ -17,7 +17,7 @@ from src.federation.processes import end_processes_below, processes_below
 from src.federation.server import RECORD
 from src.federation.simulator import LOG_CONFIG, CourseSimEnv
 from tests.runs_support import links
-from tests.tests_support import course_error
+from tests.tests_support import course_error, rows
 
 SIMULATOR = """
 import json, os, sys, time
@@ -86,9 +86,9 @@ def test_an_environment_is_for_one_run_in_a_folder_of_its_own_and_leaves_signals
     assert not (runs / "refused").exists(), "before a folder is made"
 
 
-@pytest.mark.parametrize(("sites", "threads"), [(1, 8), (3, 2), (16, 1)], ids=["one site", "three", "sixteen"])
+@rows(("one site", 1, 8), ("three", 3, 2), ("sixteen", 16, 1))
 def test_sites_ask_for_no_more_threads_than_there_are_cores_and_log_to_files_only(
-    simulator, monkeypatch, sites, threads
+    sites, threads, simulator, monkeypatch
 ):
     names = [f"site-{i + 1}" for i in range(sites)]
     seen = simulator(record(names))
@@ -118,11 +118,8 @@ def test_a_run_that_logs_nothing_is_ended(simulator):
         CourseSimEnv(2, silence=0.01).deploy(JOB)
 
 
-BARS = {"rounds": (record(), ["round 2 of 2", "/4"]), "no rounds": ([], ["finished: 100%"])}
-
-
-@pytest.mark.parametrize(("lines", "seen"), BARS.values(), ids=BARS)
-def test_in_a_terminal_a_bar_counts_the_updates(simulator, capfd, monkeypatch, lines, seen):
+@rows(("rounds", record(), ["round 2 of 2", "/4"]), ("no rounds", [], ["finished: 100%"]))
+def test_in_a_terminal_a_bar_counts_the_updates(lines, seen, simulator, capfd, monkeypatch):
     """In a log, a round is one line: see ``test_jobs.py``."""
     simulator(lines)
     monkeypatch.setattr(module.sys.stderr, "isatty", lambda: True, raising=False)

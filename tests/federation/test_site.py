@@ -15,20 +15,18 @@ from src.common.files import write_json
 from src.common.settings import CONFIG
 from src.federation.reasons import REASON, said_reason, short_reason
 from src.federation.site import Site
+from tests.tests_support import rows
 from tests.training_support import LINE, LineSettings
 
 PATIENT = "SURNAME_FIRSTNAME_1950"
 
 
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        pytest.param(CourseError(f"no /data/{PATIENT}", "a file is missing"), "a file is missing", id="of a kind"),
-        pytest.param(CourseError(PATIENT), "something is wrong with its settings or its data", id="the course's"),
-        pytest.param(FloatingPointError(PATIENT), "its loss or its weights became NaN or infinite", id="NaN"),
-        pytest.param(MemoryError(PATIENT), "it ran out of memory", id="memory"),
-        pytest.param(FileNotFoundError(2, "No", PATIENT), "its software raised FileNotFoundError", id="any other"),
-    ],
+@rows(
+    ("of a kind", CourseError(f"no /data/{PATIENT}", "a file is missing"), "a file is missing"),
+    ("the course's", CourseError(PATIENT), "something is wrong with its settings or its data"),
+    ("NaN", FloatingPointError(PATIENT), "its loss or its weights became NaN or infinite"),
+    ("memory", MemoryError(PATIENT), "it ran out of memory"),
+    ("any other", FileNotFoundError(2, "No", PATIENT), "its software raised FileNotFoundError"),
 )
 def test_of_an_error_its_kind_leaves_and_never_its_message(error, words):
     assert short_reason(error) == words
@@ -38,16 +36,13 @@ NOTHING = "it sent nothing that can be averaged"
 SCRIPTS, LEARNERS = FLModel(metrics={}, meta={REASON: "an image is bad"}), {REASON: "no memory"}
 
 
-@pytest.mark.parametrize(
-    ("answer", "words"),
-    [
-        pytest.param(make_reply(ReturnCode.EXECUTION_EXCEPTION, headers=LEARNERS), "no memory", id="a learner's"),
-        pytest.param(FLModelUtils.to_shareable(SCRIPTS), "an image is bad", id="a script's"),
-        pytest.param(make_reply(ReturnCode.TASK_ABORTED), "it answered with TASK_ABORTED", id="stopped"),
-        pytest.param(Shareable(), NOTHING, id="empty"),
-        pytest.param(FLModelUtils.to_shareable(FLModel(metrics={"a": 1.0})), NOTHING, id="without weights"),
-        pytest.param(None, "it sent nothing", id="none"),
-    ],
+@rows(
+    ("a learner's", make_reply(ReturnCode.EXECUTION_EXCEPTION, headers=LEARNERS), "no memory"),
+    ("a script's", FLModelUtils.to_shareable(SCRIPTS), "an image is bad"),
+    ("stopped", make_reply(ReturnCode.TASK_ABORTED), "it answered with TASK_ABORTED"),
+    ("empty", Shareable(), NOTHING),
+    ("without weights", FLModelUtils.to_shareable(FLModel(metrics={"a": 1.0})), NOTHING),
+    ("none", None, "it sent nothing"),
 )
 def test_the_reason_is_read_from_an_answer_of_any_kind(answer, words):
     assert said_reason(answer) == words
@@ -77,14 +72,11 @@ def north(tmp_path, monkeypatch):
     return open_site
 
 
-@pytest.mark.parametrize(
-    ("options", "threads", "batch_size", "cached"),
-    [
-        pytest.param(None, 2, 32, True, id="nothing"),
-        pytest.param('{"threads": 1, "cache": false, "batch_size": 2}', 1, 2, False, id="all it can"),
-    ],
+@rows(
+    ("nothing", None, 2, 32, True),
+    ("all it can", '{"threads": 1, "cache": false, "batch_size": 2}', 1, 2, False),
 )
-def test_what_a_site_decides_for_itself(north, tmp_path, options, threads, batch_size, cached):
+def test_what_a_site_decides_for_itself(options, threads, batch_size, cached, north, tmp_path):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -100,23 +92,15 @@ def test_what_a_site_decides_for_itself(north, tmp_path, options, threads, batch
 WRONG, KEY = "its settings are wrong", r"options\.json cannot be used: .*"
 
 
-@pytest.mark.parametrize(
-    ("given", "says", "kind"),
-    [
-        pytest.param(['{"thread": 1}'], f"{KEY}thread", WRONG, id="unknown"),
-        pytest.param(['{"threads": "many"}'], f"{KEY}threads", WRONG, id="a word for a number"),
-        pytest.param(['{"batch_size": 0}'], f"{KEY}batch_size", WRONG, id="no items a step"),
-        pytest.param(['{"learning_rate": 1.0}'], f"{KEY}learning_rate", WRONG, id="the study's"),
-        pytest.param(
-            ["{threads: 1"],
-            r"options\.json cannot be read as a JSON object",
-            "its settings cannot be read",
-            id="no JSON",
-        ),
-        pytest.param([None, "south"], "datalist", "its datalist is missing or cannot be read", id="no data"),
-    ],
+@rows(
+    ("unknown", ['{"thread": 1}'], f"{KEY}thread", WRONG),
+    ("a word for a number", ['{"threads": "many"}'], f"{KEY}threads", WRONG),
+    ("no items a step", ['{"batch_size": 0}'], f"{KEY}batch_size", WRONG),
+    ("the study's", ['{"learning_rate": 1.0}'], f"{KEY}learning_rate", WRONG),
+    ("no JSON", ["{threads: 1"], r"options\.json cannot be read as a JSON object", "its settings cannot be read"),
+    ("no data", [None, "south"], "datalist", "its datalist is missing or cannot be read"),
 )
-def test_what_a_site_cannot_use_is_named(north, given, says, kind):
+def test_what_a_site_cannot_use_is_named(given, says, kind, north):
     with pytest.raises(CourseError, match=says) as caught:
         north(*given)
     assert caught.value.kind == kind
