@@ -52,9 +52,7 @@ def named(*labels: str) -> dict:
     return modality("T2", "ADC", labels={str(number): name for number, name in enumerate(("background", *labels))})
 
 
-def raw_cases(
-    folder: Path, count: int = 2, about: object = None, mask: Callable = gland, channels: int | None = 2
-) -> Path:
+def raw_cases(folder: Path, count: int = 2, about=None, mask: Callable = gland, channels: int | None = 2) -> Path:
     """``case_0``, ``case_1``, … in the Decathlon's layout, and a ``dataset.json`` that says ``about``."""
     for index in range(count):
         for kind, array in (("imagesTr", signal(index, channels)), ("labelsTr", mask())):

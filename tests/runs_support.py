@@ -49,9 +49,7 @@ def drawings(root: Path, per_class: int, seed: int = 0) -> Path:
     return folder
 
 
-def toy_recipe(
-    folder: Path, sites: int, rounds: int, body: str = "pass", initial: Path | None = None, **options
-) -> FedAvgRecipe:
+def toy_recipe(folder: Path, sites: int, rounds: int, body="pass", initial: Path | None = None, **options) -> Recipe:
     """FedAvg of a model with six numbers, each of which a site raises by one in each round; ``folder`` gets the client script.
 
     ``body`` are Python statements of the client between training and sending, with ``site``, ``number`` (of the round, from 1) and

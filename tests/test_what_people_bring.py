@@ -1363,9 +1363,8 @@ def test_a_process_that_works_for_an_hour_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(folders, "LOCK_SECONDS", 0.1)
     with folders.one_at_a_time(tmp_path):
         found = outcome(lambda: folders.one_at_a_time(tmp_path).__enter__())
-    assert (
-        found == f"Another process still works in {tmp_path} after 0.1 s. Wait for it, or end it, and run this again."
-    )
+    right = f"Another process still works in {tmp_path} after 0.1 s. Wait for it, or end it, and run this again."
+    assert found == right
     with folders.one_at_a_time(tmp_path):
         assert names_in(tmp_path) == []
 

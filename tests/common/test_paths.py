@@ -18,9 +18,7 @@ def no_settings(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_data_and_runs_lie_in_the_checkout_or_that_around_the_reader_or_else_where_the_reader_stands(
-    monkeypatch, tmp_path
-):
+def test_data_and_runs_lie_in_the_checkout_or_in_that_around_the_reader_or_beside_the_reader(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert (paths.data_root(), paths.runs_root()) == (ROOT / "data", ROOT / "runs")
     # Of an installed copy:

@@ -90,9 +90,8 @@ def test_even_shares_and_every_stretch_of_a_mixed_list_have_the_same_mix_of_clas
 
 def test_each_class_is_at_home_at_one_site_and_a_few_are_elsewhere():
     items = fake_items([40, 30, 20])
-    one, again, other = (
-        partition(items, ["a", "b"], "specialised", homes=(2, 0, 1), few=5, seed=seed) for seed in (4, 4, 5)
-    )
+    asked = {"sites": ["a", "b"], "how": "specialised", "homes": (2, 0, 1), "few": 5}
+    one, again, other = (partition(items, **asked, seed=seed) for seed in (4, 4, 5))
     assert {site: counts_of(own, 3).tolist() for site, own in one.items()} == {"a": [35, 5, 15], "b": [5, 25, 5]}
     assert len({image for share in one.values() for image in names_of(share)}) == 90 and one == again != other
 

@@ -87,9 +87,7 @@ def test_an_environment_is_for_one_run_in_a_folder_of_its_own_and_leaves_signals
 
 
 @rows(("one site", 1, 8), ("three", 3, 2), ("sixteen", 16, 1))
-def test_sites_ask_for_no_more_threads_than_there_are_cores_and_log_to_files_only(
-    sites, threads, simulator, monkeypatch
-):
+def test_sites_ask_for_no_more_threads_than_cores_and_log_to_files_only(sites, threads, simulator, monkeypatch):
     names = [f"site-{i + 1}" for i in range(sites)]
     seen = simulator(record(names))
     monkeypatch.setattr(module, "cores", lambda: 8)
