@@ -41,6 +41,7 @@ from src.federation.scaffold import RecordedScaffold
 from src.federation.server import FIRST_CONTACT, RunRecorder
 
 ASK_SECONDS = 0.1
+DAY = 24 * 3600  # that statistics wait for more sites than they need, and not for one that is gone
 SAVED_BY = {"module.": "DataParallel", "_orig_mod.": "torch.compile", "model.": "Lightning"}
 
 
@@ -204,7 +205,9 @@ def add_record(
     if min_clients < everyone:
         go_on_without(recipe)
     if counts:
-        server.workflows[0].controller = WholeStatistics.instead_of(controller, min_clients)
+        made = WholeStatistics(controller.statistic_configs, controller.writer_id, DAY, min_clients=min_clients)
+        made.enable_pre_run_task = controller.enable_pre_run_task
+        server.workflows[0].controller = made
     job.job.min_clients = min_clients
     job.to_server(RunRecorder(min_clients, round_timeout, first_contact), id="recorder")
     add_to_sites(recipe, LastWords(), "last_words")

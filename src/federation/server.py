@@ -33,7 +33,6 @@ EVENTS = {
     AppEventType.CROSS_VAL_INIT: "final validation",
     EventType.END_RUN: "run ended",
 }
-WELL = (ReturnCode.OK, ReturnCode.EARLY_TERMINATION)
 
 
 class RunRecorder(Widget):
@@ -108,6 +107,7 @@ class RunRecorder(Widget):
         """Ask the server who this job's sites are: one has registered anew. Says whether its loss has been noted. With
         a ``reason``, one is as good as lost."""
         if "reason" in data:
+            self._lost.pop(data["site"], None)  # this is the better reason
             self._note_loss(data["site"], data["reason"], fl_ctx)
             return {}
         self._expected.add(data["site"])
@@ -140,7 +140,8 @@ class RunRecorder(Widget):
             return  # to a task of a round that went on without it
         del self._given[site]
         given = given_reason(answer)
-        accepted = answer.get_return_code() in WELL and not (given and not from_shareable(answer).data)
+        well = answer.get_return_code() in (ReturnCode.OK, ReturnCode.EARLY_TERMINATION)
+        accepted = well and not (given and not from_shareable(answer).data)
         if self._round is None or not accepted:
             self._note(site, accepted, given if accepted else said_reason(answer), fl_ctx)
 

@@ -138,10 +138,9 @@ class CourseSimEnv(SimEnv):
                 if time.time() - heard > self.silence:
                     logs = [self.run_folder / "console.log", *self.run_folder.glob("*/*/log.txt")]
                     heard = max(log.stat().st_mtime for log in logs)
-                    if time.time() - heard > self.silence:
-                        since = f"has logged a line for {self.silence:g} s: it was ended"
-                        where = f"All logs are in {self.run_folder}; CourseSimEnv waits longer with another silence."
-                        raise CourseError(f"No process of this run {since}. {where}")
+                if time.time() - heard > self.silence:
+                    since = f"No process of this run has logged a line for {self.silence:g} s: it was ended"
+                    raise CourseError(f"{since}. All logs are in {self.run_folder}; a longer silence is an argument.")
                 number, rounds, answers = progress(read_record(self.run_folder))
                 if number and quiet and number > said:
                     print(f"round {number} of {rounds}", flush=True)
