@@ -90,7 +90,7 @@ class RunRecorder(Widget):
             self._write("asked", site=_peer(fl_ctx), task=fl_ctx.get_prop(FLContextKey.TASK_NAME))
         elif event_type == EventType.BEFORE_PROCESS_SUBMISSION:
             self._note_submission(fl_ctx)
-        elif event_type == AppEventType.AFTER_CONTRIBUTION_ACCEPT:
+        elif event_type == AppEventType.AFTER_CONTRIBUTION_ACCEPT and self._round is not None:
             self._note_answer(fl_ctx)
         elif event_type == EventType.CLIENT_DISCONNECTED:
             self._note_loss(fl_ctx.get_prop(FLContextKey.DISCONNECTED_CLIENT_NAME), GONE, fl_ctx)

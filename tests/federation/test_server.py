@@ -189,6 +189,7 @@ def test_a_task_without_rounds_as_of_statistics_is_watched_as_a_round_is(a_run):
     for site, reply in {"a": GOOD, "b": BAD, "c": WORDS}.items():
         one.result(site, reply)
         one.result(site, BAD)  # to a task that it has not got any more
+        one.answer(site, failed="as a controller without rounds says too")
     assert one.panics == []
     one.wait_for("d")
     found = [(e["site"], e["accepted"], e["reason"], e["round"]) for e in one.lines("result")]
