@@ -25,7 +25,7 @@ from nvflare.recipe.spec import Recipe
 from benchmarks import scale
 from src.federation.aggregation import SampleWeightedMean
 from src.federation.flare_2_9 import server_of
-from src.federation.recipes import add_everything, client_recipe
+from src.federation.recipes import Options, client_recipe
 from src.mednist.training import TASK
 from tests.runs_support import drawings
 
@@ -168,7 +168,7 @@ def test_flare_has_every_switch_of_the_page():
     where = {
         "client_memory_gc_rounds min_clients server_memory_gc_rounds": takes(FedAvgRecipe),
         "num_threads": takes(SimEnv),
-        "round_timeout min_clients": takes(add_everything),
+        "round_timeout min_clients": Options.model_fields,
         "ModelQuantizer": classes("app_opt.pt.quantization.quantizer"),
         "ModelDequantizer": classes("app_opt.pt.quantization.dequantizer"),
         "np_download_chunk_size tensor_download_chunk_size": [one.config_var_prefix + SIZE for one in chunks],
