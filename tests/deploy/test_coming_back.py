@@ -1,12 +1,9 @@
 """A site that is killed in mid-round and comes back, under each method, ends as well as in a run in which it stayed."""
 
-import time
-
 import pytest
 
 from data_scripts.mednist_sites import share_out
 from data_scripts.phantoms.mednist import write
-from data_scripts.together import read_sites
 from deploy.federation import Federation
 from src.federation.methods import METHODS
 from src.federation.recipes import client_recipe

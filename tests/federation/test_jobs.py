@@ -34,7 +34,7 @@ from src.mednist.training import TASK
 from src.prostate.card import Settings as ProstateSettings
 from src.prostate.training import TASK as PROSTATE
 from tests.runs_support import complaints, drawings, holders, links, processes_of, toy_recipe
-from tests.tests_support import ball_case, through_the_door
+from tests.tests_support import ball_case, course_error, through_the_door
 
 pytestmark = pytest.mark.slow
 
@@ -192,8 +192,7 @@ def moved(place, elsewhere):
 def test_every_job_runs_on_another_machine(moved, job):
     run = moved[0][job]
     assert run.sites == (["site-1"] if job == "mednist" else ["BIDMC", "HK"])
-    assert run.contributions["accepted"].all() and len(run.contributions) == 2
-    assert run.final_model.is_file()
+    assert run.contributions["accepted"].all() and len(run.contributions) == 2 and run.final_model.is_file()
     assert complaints(run.folder) == []
 
 
@@ -220,8 +219,7 @@ def test_script_and_learner_give_the_same_weights_and_both_trackers_the_same_cur
         curves = [run.curve(tag) for run in (script, learner)]
         assert all(list(curve.columns) == ["BIDMC", "HK"] and list(curve.index) == rounds for curve in curves)
         np.testing.assert_allclose(*curves, rtol=1e-3, atol=1e-4)
-    with pytest.raises(CourseError, match=r"No site streamed 'val_accuracy'; there are .*'train_loss', 'val_dice'"):
-        script.curve("val_accuracy")
+    course_error(r"No site streamed 'val_accuracy'; there are .*'train_loss', 'val_dice'", script.curve, "val_accuracy")
     assert {"seconds_training", "seconds_validation"} <= set(script.metrics.tag) == set(learner.metrics.tag)
 
 
@@ -311,8 +309,7 @@ def test_a_killed_site_is_missed_within_seconds_and_the_global_model_is_that_of_
     weights = hospitals.weights(hospitals.final_model)
     assert all(torch.isfinite(value).all() for value in weights.values())
     assert list(hospitals.final_validation[hospitals.final_model.name]) == ["healthy"]
-    assert hospitals.curve("train_loss")["healthy"].notna().all()
-    assert processes_of(hospitals.folder) == []
+    assert hospitals.curve("train_loss")["healthy"].notna().all() and processes_of(hospitals.folder) == []
 
 
 def held_by_the_server(run_folder: Path, sites) -> Path:
@@ -345,8 +342,7 @@ def test_where_all_are_needed_a_killed_site_ends_the_run_within_30_seconds(hospi
     own = env.run_folder / "mednist" / "killed" / "log.txt"
     said = "The run failed in round 2 of 3. killed: its process has ended; often a lack of memory."
     assert str(caught.value) == f"{said} More is in the log of its own: {own}."
-    assert own.is_file() and env.get_job_status("mednist") == "failed"
-    assert processes_of(env.run_folder) == []
+    assert own.is_file() and env.get_job_status("mednist") == "failed" and processes_of(env.run_folder) == []
     # And in a log a round is one line.
     assert [line for line in capfd.readouterr().out.splitlines() if "round" in line] == ["round 1 of 3", "round 2 of 3"]
 
