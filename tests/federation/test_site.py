@@ -72,10 +72,7 @@ def north(tmp_path, monkeypatch):
     return open_site
 
 
-@rows(
-    ("nothing", None, 2, 32, True),
-    ("all it can", '{"threads": 1, "cache": false, "batch_size": 2}', 1, 2, False),
-)
+@rows(("nothing", None, 2, 32, True), ("all it can", '{"threads": 1, "cache": false, "batch_size": 2}', 1, 2, False))
 def test_what_a_site_decides_for_itself(options, threads, batch_size, cached, north, tmp_path):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
