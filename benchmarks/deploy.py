@@ -32,6 +32,18 @@ FAULTS = (
         "test_a_run_that_needs_all_ends_when_one_is_lost",
     ),
     (
+        "a kit runs on two machines",
+        "each takes the other's place; FLARE by itself tells nobody",
+        "the log and the record name the site; the others go on if they are enough (with `ReturningSites`)",
+        "test_a_kit_that_runs_twice_is_named_and_the_job_goes_on",
+    ),
+    (
+        "a job for more sites than there are",
+        "it waits in the queue, and starts when they come",
+        "`not started: 3 of 4 sites are there`, and who is missing; it is taken out of the queue",
+        "test_a_job_for_more_sites_than_there_are_is_taken_out_of_the_queue",
+    ),
+    (
         "a foreign or an expired certificate",
         "mutual TLS refuses it",
         "the server ends the handshake; with a stranger's root the site does",

@@ -304,7 +304,8 @@ class Federation(contextlib.AbstractContextManager):
         error = shortfall(place)
         if about["status"] != RunStatus.FINISHED_COMPLETED:
             reasons = "".join(f" {name}: {said}." for name, said in refused.items())
-            error = f"The job ended with {about['status']}.{reasons}"
+            stopped = [f" {entry['reason']}." for entry in read_record(place) if entry["event"] == "run stopped"]
+            error = f"The job ended with {about['status']}.{reasons}{''.join(stopped[:1])}"
         lasted = pd.to_timedelta(about["duration"], errors="coerce")  # not a time for a job that never ran: "N/A"
         status = {"status": "failed" if error else "finished", "job": about["name"], "refused": refused}
         status |= {"seconds": 0.0 if pd.isna(lasted) else lasted.total_seconds()}

@@ -221,10 +221,7 @@ def knock(kit: Path) -> str | None:
     except ssl.SSLCertVerificationError as error:
         refusal = f"the site refuses the server: {error.verify_message}"
     except ssl.SSLError as error:
-        refusal = (error.reason or str(error)).lower().replace("_", " ")
-        if "alert" not in refusal:
-            return f"no FLARE server answers at {target}: {refusal}"
-        refusal = f"the server refuses the site: {refusal}"
+        refusal = f"the server refuses the site: {(error.reason or str(error)).lower().replace('_', ' ')}"
     except OSError as error:
         return f"no connection: {error.strerror or error}"
     certificates = {"site": own}
@@ -232,6 +229,8 @@ def knock(kit: Path) -> str | None:
     context.verify_mode, context.maximum_version = ssl.CERT_NONE, ssl.TLSVersion.MAXIMUM_SUPPORTED
     with contextlib.suppress(OSError), context.wrap_socket(socket.create_connection(address, KNOCK_SECONDS)) as shown:
         certificates["server"] = x509.load_der_x509_certificate(shown.getpeercert(binary_form=True))
+    if len(certificates) < 2:
+        return f"no FLARE server answers at {target}, but another program"
     dates = [
         f"the {name}'s certificate holds from {one.not_valid_before_utc:{MINUTE}} to {one.not_valid_after_utc:{MINUTE}}"
         for name, one in certificates.items()

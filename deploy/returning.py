@@ -36,7 +36,7 @@ class ReturningSites(FLComponent):
         super().__init__()
         self._busy: set[tuple[str, str]] = set()
         self._tries: Counter[tuple[str, str]] = Counter()
-        self._told: set[tuple[str, str]] = set()
+        self._told: set[str | tuple[str, str]] = set()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Look at each heartbeat, of which the first follows a registration, whether its site is missed by a job."""
@@ -46,12 +46,14 @@ class ReturningSites(FLComponent):
         engine, name = fl_ctx.get_engine(), fl_ctx.get_peer_context().get_identity_name()
         client = engine.client_manager.get_client_from_name(name)
         replaced = fl_ctx.get_prop(FLContextKey.COMMUNICATION_ERROR)  # the name is registered, and not by who sent this
+        if client and replaced and client.token not in self._told:
+            self._told.add(client.token)
+            self.logger.warning(f"{name}: {TWICE}")
         for job_id, process in list(engine.run_processes.items()) if client else ():
             before = {token for token, one in process[RunProcessKey.PARTICIPANTS].items() if one.name == name}
             case = (job_id, client.token)
-            if before and replaced and (job_id, name) not in self._told:
-                self._told.add((job_id, name))
-                self.logger.warning(f"{name}: {TWICE}")
+            if before and replaced and case not in self._told:
+                self._told.add(case)
                 engine.send_app_command(job_id, SITE_IS_BACK, {"site": name, "reason": TWICE}, timeout=2.0)
             elif before and client.token not in before and case not in self._busy and self._tries[case] < MOST_TRIES:
                 self._busy.add(case)

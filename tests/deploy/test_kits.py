@@ -4,17 +4,22 @@ import json
 import re
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from nvflare.apis.event_type import EventType
+from nvflare.apis.fl_constant import RunProcessKey
 from nvflare.fuel.sec.authz import AuthzContext, Person
 from nvflare.lighter.utils import load_crt
 from nvflare.security.security import FLAuthorizer
 
-from deploy import federation
+from deploy import federation, returning
+from deploy.guard import clear_away
 from deploy.kits import LEAD, ROOT_DAYS, SERVER, USERS, knock, project, provision, set_up_server, set_up_site
 from src.common.datalists import PARTS
 from src.common.errors import CourseError
+from src.federation import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 SITES = ("north", "south")
@@ -132,3 +137,38 @@ def test_a_path_that_flare_cannot_use_gets_a_plain_one_instead(tmp_path, monkeyp
         with pytest.raises(CourseError, match=said):
             federation.Federation(tmp_path / folder, {site: {}})
     assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("twin", [None, "already registered"], ids=["comes back in vain", "its kit runs twice"])
+def test_a_site_is_brought_back_some_times_and_a_twin_is_told_once(monkeypatch, caplog, twin):
+    client, told = SimpleNamespace(name="north", token="new"), []
+
+    def notify(*args) -> None:
+        told.append(args)
+        raise RuntimeError("it does not answer")
+
+    engine = SimpleNamespace(
+        notify_dead_job=notify, send_app_command=lambda job, topic, data, timeout: told.append(data)
+    )
+    engine.client_manager = SimpleNamespace(get_client_from_name=lambda name: client)
+    engine.run_processes = {"j": {RunProcessKey.PARTICIPANTS: {"new" if twin else "old": client}}}
+    peer = SimpleNamespace(get_identity_name=lambda: "north")
+    heartbeat = SimpleNamespace(get_engine=lambda: engine, get_peer_context=lambda: peer, get_prop=lambda name: twin)
+    monkeypatch.setattr(returning.threading.Thread, "start", lambda thread: thread.run())
+    component = returning.ReturningSites()
+    for _ in range(20):
+        component.handle_event(EventType.CLIENT_HEARTBEAT_PROCESSED, heartbeat)
+    assert len(told) == (1 if twin else returning.MOST_TRIES) == len(caplog.messages)
+    last = returning.TWICE if twin else "it stays away from this job: it does not answer"
+    assert caplog.messages[-1].endswith(last)
+
+
+def test_keys_go_even_where_a_process_does_not_end(tmp_path, monkeypatch):
+    stuck = SimpleNamespace(pid=4711, terminate=lambda: None, kill=lambda: None)
+    monkeypatch.setattr(processes, "processes_below", lambda *folders: [stuck])
+    monkeypatch.setattr(processes.psutil, "wait_procs", lambda family, timeout: ([], family))
+    monkeypatch.setattr(processes, "END_SECONDS", 0.01)
+    (tmp_path / "kits").mkdir()
+    with pytest.raises(CourseError, match="End them by hand: kill -9 4711"):
+        clear_away(tmp_path / "kits")
+    assert not (tmp_path / "kits").exists()
