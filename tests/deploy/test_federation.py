@@ -61,15 +61,14 @@ def place(tmp_path_factory) -> Iterator[tuple[Federation, dict[str, Path]]]:
             yield hospitals, folders
 
 
-def guard() -> psutil.Process:
-    """That of the federation of this process."""
-    return next(child for child in psutil.Process().children() if "deploy.guard" in child.cmdline())
+def guard(hospitals: Federation) -> psutil.Process:
+    return next(child for child in psutil.Process().children() if str(hospitals.folder) in child.cmdline())
 
 
 def test_all_import_the_owner_s_packages_and_who_runs_is_not_started_twice(place):
     before = {process.pid for process in processes_below(place[0].folder)}
     found = {file.name for file in (place[0].folder.parent / "packages of the user").iterdir()}
-    assert {str(pid) for pid in (*before, guard().pid)} <= found
+    assert {str(pid) for pid in (*before, guard(place[0]).pid)} <= found
     place[0].start()
     assert {process.pid for process in processes_below(place[0].folder)} == before
 
@@ -142,7 +141,7 @@ def test_no_key_is_left_after_close_whatever_became_of_the_guard(tmp_path, monke
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     hospitals = Federation(tmp_path / folder, {"site-1": {}})
     assert private_keys(tmp_path)
-    guard().send_signal(how)
+    guard(hospitals).send_signal(how)
     hospitals.close()
     hospitals.close()
     assert list(tmp_path.iterdir()) == [tmp_path / "temporary"] and not list((tmp_path / "temporary").iterdir())
