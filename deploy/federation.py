@@ -114,21 +114,17 @@ class Federation(contextlib.AbstractContextManager):
 
     def _start_guard(self) -> None:
         """Return when the guard has said that it is there: only then there may be keys."""
-        command, streams = [sys.executable, "-m", "deploy.guard", *self._to_clear], ("stdin", "stdout", "stderr")
-        options = dict.fromkeys(streams, subprocess.PIPE) | {
-            "start_new_session": True,  # Ctrl-C in a terminal is for its owner
-            "cwd": Path(__file__).resolve().parents[1],  # the course's folder: Python looks for modules there first
-        }
+        command = [sys.executable, "-m", "deploy.guard", *self._to_clear]
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        # Ctrl-C in a terminal is for its owner; in the course's folder Python finds the course's modules first.
+        options = {"start_new_session": True, "cwd": Path(__file__).resolve().parents[1], "text": True}
         alarm = threading.Timer(GUARD_SECONDS, lambda: self._guard.kill())
         try:
-            self._guard = guard = subprocess.Popen(command, **options, text=True, env=handed_on())
+            self._guard = guard = subprocess.Popen(command, **pipes, **options, env=handed_on())
             alarm.start()
             if any(line.strip() == READY for line in guard.stdout):
                 return
-            said = (
-                guard.stderr.read()[-2000:].strip()
-                or f"it said nothing in {GUARD_SECONDS:.0f} s, or ended without a word"
-            )
+            said = guard.stderr.read()[-2000:].strip() or f"it said nothing in {GUARD_SECONDS:.0f} s, or at its end"
         except OSError as error:
             said = str(error)
         finally:
@@ -139,11 +135,7 @@ class Federation(contextlib.AbstractContextManager):
         self.close()
 
     def close(self) -> None:
-        """End all processes and remove the folder; twice is as good as once.
-
-        Raises:
-            CourseError: if a process does not end, or the folder cannot be removed.
-        """
+        """End all processes and remove the folder, twice as well as once; a ``CourseError`` if a process or the folder stays."""
         if self._guard:
             self._guard.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -200,11 +192,7 @@ class Federation(contextlib.AbstractContextManager):
             )
 
     def kill(self, name: str) -> None:
-        """End a participant as a power failure does: at once, with all that it does for jobs, and without a word to anybody.
-
-        Raises:
-            CourseError: if it does not run.
-        """
+        """End a participant as a power failure does: at once, with all that it does for jobs, and without a word to anybody."""
         if not self.is_running(name):
             runs = [one for one in self._participants if self.is_running(one)]
             raise CourseError(f"{name} does not run. Of this federation there run: {some_of(runs) or 'none'}.")
@@ -350,9 +338,9 @@ class Federation(contextlib.AbstractContextManager):
         connected = {one.name for one in session.get_connected_client_list()}
         missing = [one for one in asked if one not in connected or not self.is_running(one)]
         who = f" (missing: {some_of(missing)})" if missing else ""
-        said = f"Job {job} not started: {len(asked) - len(missing)} of {len(asked)} sites are there{who}"
         last = (about.get("schedule_history") or ["nothing"])[-1]
-        said += f"; it needs {about.get('min_clients')}, and the scheduler said last: {last}."
+        said = f"Job {job} not started: {len(asked) - len(missing)} of {len(asked)} sites are there{who}; it needs "
+        said += f"{about.get('min_clients')}, and the scheduler said last: {last}."
         return CourseError(
             f"{said} After {timeout:.0f} s it was taken out of the queue; submit it again when they are there."
         )
