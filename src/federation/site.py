@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from monai.engines import SupervisedTrainer
+from nvflare.apis.fl_constant import WorkspaceConstants
 from typing_extensions import Self
 
 from src.common.datalists import cache_folder, read_site
@@ -70,10 +71,10 @@ class Site:
     def open(cls, task: Task, name: str, job: Path, app: Path | None = None) -> Self:
         """A hospital's own: datalist and options are in its folder, settings in the job; a ``CourseError`` if one is wrong.
 
-        ``job`` is the settings' file, or the folder of the script that the job has brought along with them; ``app``, by default the
-        one above, is the folder that FLARE empties when the job comes again, so what the site keeps lies beside it.
+        ``job`` is the settings' file, or the folder of the script that the job has brought along with them, somewhere in the job's
+        folder ``app``. FLARE empties that when the job comes again, so what the site keeps lies in its workspace.
         """
-        app = app or job.parent
+        app = app or next((one for one in job.parents if one.name.startswith(WorkspaceConstants.APP_PREFIX)), job)
         settings = task.settings.read(
             next(filter(Path.is_file, (job, job / CONFIG, job / "src" / CONFIG)), job / CONFIG)
         )
