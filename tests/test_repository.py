@@ -41,16 +41,10 @@ def repository_files() -> list[Path]:
     listed = git("ls-files", "-z", "--cached", "--others", "--exclude-standard")
     if listed is not None:
         return [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
-    files = []
-    for folder, folders, names in os.walk(ROOT):
-        folders[:] = [
-            name
-            for name in folders
-            if not (Path(folder) == ROOT and name in NOT_OURS)
-            and not name.endswith(("_cache", "__pycache__", ".egg-info", ".ipynb_checkpoints"))
-        ]
-        files += [Path(folder) / name for name in names]
-    return files
+    made = re.compile("_cache/|__pycache__/|\\.egg-info/|\\.ipynb_checkpoints/")
+    tops = [path for path in ROOT.iterdir() if path.name not in NOT_OURS]
+    files = [file for top in tops for file in (top, *top.rglob("*")) if file.is_file()]
+    return [file for file in files if not made.search(file.relative_to(ROOT).as_posix())]
 
 
 def markdown(path: Path) -> str:
@@ -112,6 +106,10 @@ def test_notebook_has_what_a_reader_looks_for(path):
     assert len(answers) == text.count("**Stop and predict.**") >= 5
     pictures = re.findall(r"!\[[^\]]*\]\(([^)\s]+)|<img[^>]+src=[\"']([^\"']+)", text)
     assert not all(urlsplit(one or other).scheme for one, other in pictures), "no picture of figs/ is shown"
+    lines = re.sub(r"\$\$.+?\$\$", "", text, flags=re.DOTALL)
+    formulas = re.findall(r"(?<![\\$\w])\$(?=\S)([^$\n]+?)(?<=\S)\$(?![\d$])", lines)
+    for formula in formulas + re.findall(r"\$\$(.+?)\$\$", text, re.DOTALL):
+        assert tex2mathml(formula)  # raises for a command that pages cannot draw
 
 
 def asserts_something(source: str) -> bool:
@@ -121,17 +119,12 @@ def asserts_something(source: str) -> bool:
 
 
 @each_notebook
-def test_notebook_checks_the_reader_s_progress(path):
-    checks = [cell for cell in read_notebook(path).cells if "check" in cell.metadata.get("tags", ())]
-    assert checks, "no cell is tagged 'check'"
-    assert [cell.id for cell in checks if not asserts_something(cell.source)] == []
-
-
-@each_notebook
-def test_notebook_lets_the_reader_do_something(path):
+def test_notebook_checks_the_reader_s_progress_and_lets_the_reader_do_something(path):
     """Two to four exercises: a task, an empty cell, and a solution that is hidden at first and asserts its result."""
     cells = read_notebook(path).cells
     tags = [cell.metadata.get("tags", ()) for cell in cells]
+    checks = [cell for cell, tag in zip(cells, tags, strict=True) if "check" in tag]
+    assert checks and [cell.id for cell in checks if not asserts_something(cell.source)] == []
     exercises = [place for place, tag in enumerate(tags) if "exercise" in tag]
     assert 2 <= len(exercises) <= 4
     for place in exercises:
@@ -157,56 +150,36 @@ def test_the_prostate_notebook_takes_names_and_settings_from_one_place():
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.stem)
-def test_links_and_pictures_lead_somewhere(path):
+def test_links_and_pictures_lead_somewhere_and_pictures_say_what_they_show(path):
     lost = []
     for address in addresses(markdown(path)):
         parts = urlsplit(address)
-        if parts.scheme:
-            if parts.scheme != "mailto" and not (
-                parts.scheme in ("https", "http") and re.fullmatch(r"[\w-]+(\.[\w-]+)+(:\d+)?", parts.netloc)
-            ):
-                lost.append(address)
-            continue
         target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
-        if not target.exists() or ROOT not in (target, *target.parents):
-            lost.append(address)
-        elif parts.fragment and target.suffix in (".md", ".ipynb"):
+        if parts.scheme in ("https", "http"):
+            found = re.fullmatch(r"[\w-]+(\.[\w-]+)+(:\d+)?", parts.netloc)
+        else:
+            found = parts.scheme == "mailto" or (not parts.scheme and target.exists() and target.is_relative_to(ROOT))
+        if not parts.scheme and parts.fragment and target.suffix in (".md", ".ipynb"):
             # JupyterLab keeps the capitals and turns only blanks into hyphens, GitHub has its own rules.
             plain = re.sub(r"[^\w\- ]", "", unquote(parts.fragment).lower()).replace(" ", "-")
-            if plain not in anchors(target):
-                lost.append(address)
+            found = found and plain in anchors(target)
+        lost += [] if found else [address]
     assert lost == []
-
-
-@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.stem)
-def test_every_picture_says_what_it_shows(path):
-    """For those who do not see it. A picture inside a link is a thumbnail beside the words that name it."""
+    # For those who do not see it. A picture inside a link is a thumbnail beside the words that name it.
     text = re.sub(r"\[!\[[^\]]*\]\([^)]*\)\]\([^)]*\)", "", markdown(path))
     assert [address for alt, address in re.findall(r"!\[([^\]]*)\]\(([^)]*)\)", text) if not alt.strip()] == []
 
 
-@each_notebook
-def test_formulas_can_be_drawn(path):
-    text = markdown(path)
-    lines = re.sub(r"\$\$.+?\$\$", "", text, flags=re.DOTALL)
-    formulas = re.findall(r"(?<![\\$\w])\$(?=\S)([^$\n]+?)(?<=\S)\$(?![\d$])", lines)
-    for formula in formulas + re.findall(r"\$\$(.+?)\$\$", text, re.DOTALL):
-        assert tex2mathml(formula)  # raises for a command that pages cannot draw
-
-
-def test_pictures_of_the_repository_are_all_shown():
-    """A picture that no text shows is left over, or missing where it belongs."""
-    shown = "\n".join(path.read_text(encoding="utf-8") for path in TEXTS)
-    assert [path.name for path in repository_files() if path.parent == ROOT / "figs" and path.name not in shown] == []
-
-
-def test_the_readme_names_its_two_commands_all_notebooks_and_targets_that_exist():
+def test_the_readme_names_its_commands_all_notebooks_and_targets_that_exist_and_every_picture_is_shown():
     readme, makefile = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "Makefile"))
     top = "\n".join(readme.splitlines()[:20])
     assert "make course" in top and "make test" in top
     assert [path.name for path in NOTEBOOKS if f"notebooks/{path.name}" not in readme] == []
     named = set(re.findall(r"(?:`|^)make ([a-z-]+)", readme, re.MULTILINE))
     assert named and named <= set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    # And a picture that no text shows is left over, or missing where it belongs.
+    shown = "\n".join(path.read_text(encoding="utf-8") for path in TEXTS)
+    assert [path.name for path in repository_files() if path.parent == ROOT / "figs" and path.name not in shown] == []
 
 
 def test_two_processes_collect_the_same_tests(tmp_path):
@@ -280,15 +253,13 @@ FLOORS = (
 
 def floors_of(module: str) -> set[int]:
     """Numbers of the floors that a dotted name, in which ``*`` stands for any word, may lead to; none for modules of others."""
-    words = module.split(".")
-    found = set()
-    for number, rooms in enumerate(FLOORS):
-        for room in rooms:
-            parts = room.removesuffix(".py").split("/")
-            any_word = "*" if not room.endswith(".py") else None  # a file has nothing inside that a name could lead to
-            same = all(word in (part, any_word) for word, part in zip(words, parts, strict=False))
-            if len(words) >= len(parts) and same:
-                found.add(number)
+    words, found = module.split("."), set()
+    for number, room in ((number, room) for number, rooms in enumerate(FLOORS) for room in rooms):
+        parts = room.removesuffix(".py").split("/")
+        any_word = "*" if not room.endswith(".py") else None  # a file has nothing inside that a name could lead to
+        same = all(word in (part, any_word) for word, part in zip(words, parts, strict=False))
+        if len(words) >= len(parts) and same:
+            found.add(number)
     return found
 
 
@@ -333,14 +304,9 @@ def test_tasks_have_the_same_rooms():
     assert rooms["mednist"] == rooms["prostate"] == {"card.py", "transforms.py", "training.py", "evaluation.py"}
 
 
-DRIVERS = (
-    "src/monai_mednist_train.py",
-    "src/monai_prostate_train.py",
-    "src/learners/supervised_learner.py",
-    "src/learners/supervised_monai_prostate_learner.py",
-    "src/federation/site.py",
-    "benchmarks/local.py",
-)
+DRIVERS = [f"src/{name}.py" for name in ("monai_mednist_train", "monai_prostate_train", "federation/site")]
+DRIVERS += [f"src/learners/supervised_{name}.py" for name in ("learner", "monai_prostate_learner")]
+DRIVERS.append("benchmarks/local.py")
 
 
 def test_what_drives_a_site_is_written_once():
@@ -357,14 +323,11 @@ def test_what_drives_a_site_is_written_once():
         shape = [word.sub(lambda found: found[0] if found[0] in keyword.kwlist else "x", line) for line in code]
         return [line for line in shape if re.search(r"\w", line) and not line.startswith("#")]
 
-    runs: dict[tuple, str] = {}
-    twice = []
+    runs, twice = {}, []
     for name in DRIVERS:
         lines = shapes(ROOT / name)
-        for start in range(len(lines) - 5):
-            run = tuple(lines[start : start + 6])
-            if runs.setdefault(run, name) != name:
-                twice.append((name, runs[run], run))
+        for run in zip(*(lines[start:] for start in range(6)), strict=False):
+            twice += [(name, runs[run], run)] if runs.setdefault(run, name) != name else []
     assert len(runs) > 100 and twice == []
 
 
@@ -466,10 +429,9 @@ def test_every_wait_has_a_limit_and_words():
     said = {place: words for place, words in WAITS.items() if not isinstance(words, str)}
     endless = re.compile(r".*\.(wait|join|get|result|communicate|acquire)\(\)")
     assert [one for one in found if one[0] in said and endless.fullmatch(one[1])] == [], "a call without a limit"
-    anywhere = [one.removeprefix("anywhere:") for one in WAITS if one.startswith("anywhere:")]
-    places = set()
+    anywhere, places = [one for one in WAITS if one.startswith("anywhere:")], set()
     for place, called in found:
-        ends = [f"anywhere:{end}" for end in anywhere if called.removesuffix("()").endswith(end)]
+        ends = [one for one in anywhere if called.removesuffix("()").endswith(one.removeprefix("anywhere:"))]
         places.add(ends[0] if ends else place)
     assert sorted(places ^ set(WAITS)) == [], "places that are not in the table, or are there no more"
     unsaid = [(place, one) for place in said for one in said[place] if one not in texts[place.split(":")[0]]]
@@ -489,17 +451,13 @@ def test_a_checkout_by_windows_git_works_in_wsl(tmp_path):
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("usage: data_conversion.sh")
 
 
-def test_versions_of_requirements_are_all_pinned():
+def test_versions_of_requirements_are_all_pinned_and_leave_a_torch_that_is_there():
     """`make` installs with constraints.txt: what it does not pin could change under the tests."""
     pins = re.findall(r"^([^#\s].*?)==", (ROOT / "constraints.txt").read_text(encoding="utf-8").lower(), re.MULTILINE)
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     wanted = [re.match(r"[\w.-]+", line)[0].lower() for line in lines if re.match(r"\w", line)]
     assert "torch" in wanted and lines[-1] == "." and [name for name in wanted if name not in pins] == []
-
-
-def test_requirements_leave_a_torch_that_is_there():
-    """A lower bound, no pin, and none below what MONAI accepts: Colab's own PyTorch, built for its GPUs, stays."""
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    # A lower bound, no pin, and none below what MONAI accepts: Colab's own PyTorch, built for its GPUs, stays.
     (ours,) = [Requirement(line) for line in lines if re.match(r"torch\b", line)]
     assert [one.operator for one in ours.specifier] == [">="]
     (lowest,) = [one.version for one in ours.specifier]
