@@ -17,12 +17,10 @@ FINAL, BEST = "FL_global_model.pt", "best_FL_global_model.pt"
 
 
 class Run:
-    """One run folder: what an environment's ``get_result()`` names. The server's results lie somewhere below it.
+    """One run folder: what an environment's ``get_result()`` names; a ``CourseError`` if it does not hold one run with a record.
 
     ``sites`` should have taken part in ``rounds``; ``seconds`` is the wall time of the whole execution where that is known, else
     between the first and the last line of the record; ``tensorboard_folder`` is for ``tensorboard --logdir``, a subfolder a site.
-
-    A ``CourseError`` if it holds no run with a record; see :func:`src.federation.recipes.add_record`.
     """
 
     def __init__(self, folder: Path | str):
@@ -59,28 +57,28 @@ class Run:
     @cached_property
     def final_validation(self) -> dict[str, dict[str, dict[str, float]]]:
         """Model file → site → metrics of FLARE's ``add_final_global_evaluation``; empty where the recipe has none."""
-        results = next(iter(self.server.rglob("cross_val_results.json")), None)
+        tried = next(map(read_json, self.server.rglob("cross_val_results.json")), None) or {}
         found: dict[str, dict] = {}
-        for site, models in (read_json(results) or {}).items() if results else ():
-            for model, metrics in models.items():
-                if metrics:
-                    found.setdefault(model.removeprefix("SRV_"), {})[site] = metrics
+        for site, models in tried.items():
+            for model in filter(models.get, models):
+                found.setdefault(model.removeprefix("SRV_"), {})[site] = models[model]
         return found
 
     def cross_site(self, metric: str) -> pd.DataFrame:
         """Scores of FLARE's ``add_cross_site_evaluation``: a row for each site's last model, then for ``all``; a column a site."""
-        scores = {"all" if model == FINAL else model: sites for model, sites in self._scores(metric).items()}
-        if not scores:
+        scores = self._scores(metric).rename(columns={FINAL: "all"})
+        if scores.empty:
             raise CourseError(f"The run in {self.folder} validated nothing; it needs add_cross_site_evaluation().")
-        return pd.DataFrame(scores, index=self.sites, columns=[*self.sites, "all"]).T
+        return scores.reindex(columns=[*self.sites, "all"]).T
 
-    def _scores(self, metric: str) -> dict[str, dict[str, float]]:
-        """Model file → site → one metric of the final validation; a ``CourseError`` where no site has it."""
+    def _scores(self, metric: str) -> pd.DataFrame:
+        """One metric of the final validation: a row a site, a column a model file; a ``CourseError`` where no site has it."""
         tried = self.final_validation
         known = {name for sites in tried.values() for metrics in sites.values() for name in metrics}
         if known and metric not in known:
             raise CourseError(f"No site validated {metric!r}; there are {sorted(known)}.")
-        return {model: {site: own[metric] for site, own in of.items() if metric in own} for model, of in tried.items()}
+        scores = {model: {site: own.get(metric) for site, own in sites.items()} for model, sites in tried.items()}
+        return pd.DataFrame(scores, index=self.sites, dtype=float)
 
     @property
     def final_model(self) -> Path:
@@ -88,19 +86,13 @@ class Run:
         return self._checkpoint(FINAL)
 
     def best_model(self, key_metric: str) -> Path:
-        """Checkpoint of the global model with the best ``key_metric`` on the sites' validation parts, weighed by training items.
-
-        FLARE's selector never sees the last round's model; the final validation judges both, and the better one is the best. A
-        ``CourseError`` for a metric that no site has.
-        """
+        """Checkpoint of the model with the best ``key_metric`` on the sites' validation parts, weighed by training items: the
+        last, or that of FLARE's selector, which never sees the last. A ``CourseError`` for a metric that no site has."""
+        scores = self._scores(key_metric)
         samples = {entry["site"]: entry["samples"] for entry in self.record if entry.get("samples")}
-
-        def score(model: str) -> float:
-            values = self._scores(key_metric).get(model, {})
-            weights = {site: samples.get(site, 1) for site in values}
-            return sum(values[site] * weights[site] for site in values) / sum(weights.values()) if values else -inf
-
-        return self._checkpoint(BEST if score(BEST) > score(FINAL) else FINAL)
+        weights = scores.notna().mul(pd.Series(samples, dtype=float).reindex(self.sites, fill_value=1.0), axis=0)
+        mean = (scores * weights).sum() / weights.sum()
+        return self._checkpoint(BEST if mean.get(BEST, -inf) > mean.get(FINAL, -inf) else FINAL)
 
     def _checkpoint(self, name: str) -> Path:
         path = next(iter(self.server.rglob(name)), None)
@@ -122,8 +114,7 @@ class Run:
     @cached_property
     def metrics(self) -> pd.DataFrame:
         """What the sites streamed to TensorBoard or MLflow, as ``site``, ``tag``, ``step`` and ``value``."""
-        events = self.tensorboard_folder
-        rows = list(_tensorboard_rows(events) if events.is_dir() else _mlflow_rows(self))
+        rows = list(_tensorboard_rows(self) if self.tensorboard_folder.is_dir() else _mlflow_rows(self))
         for site, metrics in self.final_validation.get(FINAL, {}).items():
             rows += [(site, tag, self.rounds, value) for tag, value in metrics.items()]
         return pd.DataFrame(rows, columns=["site", "tag", "step", "value"])
@@ -137,36 +128,29 @@ class Run:
 
     @cached_property
     def contributions(self) -> pd.DataFrame:
-        """Who took part: a row for each round and site that was asked, with ``accepted`` and a ``reason``, where there is one.
-
-        An accepted answer may have one too. A run without rounds has a row for each site, whose ``round`` is None.
-        """
-        kind = "answer" if self.rounds else "result"
-        answers = {(entry["round"], entry["site"]): entry for entry in self.record if entry["event"] == kind}
-        asked = {(entry["round"], entry["site"]) for entry in self.record if entry["event"] == "asked"}
-        lost, refused, rows, last = {}, self.about.get("refused", {}), [], 0
-        for entry in self.record:  # why a site was lost, for each round at some moment of which it was
+        """Who took part: a row for each ``round``, None in a run without any, and ``site`` that was asked, with ``accepted`` and,
+        where there is one, a ``reason``: also of an accepted answer."""
+        answers = {(one["round"], one["site"]): one for one in self.record if "accepted" in one}
+        asked = [(one["round"], one["site"]) for one in self.record if one["event"] == "asked"]
+        rounds, lost, last, rows = range(self.rounds) or [None], {}, 0, []
+        for entry in self.record:
             last = last if entry["round"] is None else entry["round"]
-            rounds = range(last, self.rounds) or [None]
-            if entry["event"] == "site lost":
-                lost |= {(number, entry["site"]): entry["reason"] for number in rounds}
-            elif entry["event"] == "site back":  # in the round that goes on, it still has no part
-                for number in rounds[1:]:
-                    lost.pop((number, entry["site"]), None)
-        for number, site in product(range(self.rounds) or [None], self.sites):
-            entry = answers.get((number, site), {})
-            accepted, why = bool(entry.get("accepted")), entry.get("reason")
-            if not accepted:
-                why = why or refused.get(site) or lost.get((number, site))
-            if accepted or why or (number, site) in asked or number not in dict(asked):
-                rows.append((number, site, accepted, why or (None if accepted else "it did not answer")))
+            if entry["event"] in ("site lost", "site back"):  # which has no part yet in the round that goes on
+                since = last + (entry["event"] == "site back")
+                lost |= dict.fromkeys(product(rounds[since:], [entry["site"]]), entry.get("reason"))
+        for number, site in product(rounds, self.sites):
+            absent = self.about.get("refused", {}).get(site) or lost.get((number, site))
+            if answer := answers.get((number, site)):
+                rows.append((number, site, answer["accepted"], answer["reason"]))
+            elif absent or (number, site) in asked or number not in dict(asked):
+                rows.append((number, site, False, absent or "it did not answer"))
         return pd.DataFrame(rows, columns=["round", "site", "accepted", "reason"])
 
 
-def _tensorboard_rows(folder: Path):
+def _tensorboard_rows(run: Run):
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
-    for site in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for site in sorted(filter(Path.is_dir, run.tensorboard_folder.iterdir())):
         events = EventAccumulator(str(site), size_guidance={SCALARS: 0})
         events.Reload()
         for tag in events.Tags()[SCALARS]:
