@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 from src.common.errors import CourseError
@@ -10,8 +11,7 @@ from src.federation.server import RECORD
 
 
 def read_record(folder: Path) -> list[dict]:
-    """The lines of the record below a folder, oldest first; empty as long as the server has not started. A ``CourseError`` if one
-    is damaged."""
+    """The lines of the record below a folder, oldest first; none before the server starts; a ``CourseError`` if one is damaged."""
     file = next(iter(Path(folder).rglob(RECORD)), None)
     lines = file.read_text(errors="replace").splitlines(keepends=True) if file else []
     try:
@@ -35,44 +35,37 @@ def shortfall(folder: Path) -> str | None:
         jobs = Path(folder).glob("job/*/*/config/config_fed_server.json")
         wants_record = any("RunRecorder" in file.read_text() for file in jobs)
         return "The run ended before the server started: no site took part." if wants_record else None
-    number, rounds, answers = progress(record)
-    results = {entry["site"] for entry in record if entry["event"] == "result" and entry["accepted"]}
-    if not answers and not results:
+    number, rounds, _ = progress(record)
+    accepted = {(entry["round"], entry["site"]) for entry in record if entry.get("accepted")}
+    told = Counter(number for number, _ in accepted)  # how many sites in each round, or outside of rounds
+    if not told:
         return "The run ended without a single update from a site."
     if number < rounds or sum(entry["event"] == "model saved" for entry in record) < rounds:
         return f"The run ended in round {number} of {rounds}."
-    meta = next((read_json(file) for file in Path(folder).glob("job/*/meta.json")), None) or {}
-    demanded = meta.get("min_clients", 1)
-    if not rounds and len(results) < demanded:
-        return f"The job needs the answers of {demanded} site(s); {len(results)} gave one."
-    for number in range(rounds):
-        if len({entry["site"] for entry in record if entry.get("accepted") and entry["round"] == number}) < demanded:
-            said = f"there were fewer in round {number + 1} of {rounds}."
-            return f"The job needs {demanded} site(s) in each round; {said}"
+    demanded = (next(map(read_json, Path(folder).glob("job/*/meta.json")), None) or {}).get("min_clients", 1)
+    if not rounds and told[None] < demanded:
+        return f"The job needs the answers of {demanded} site(s); {told[None]} gave one."
+    if few := [number + 1 for number in range(rounds) if told[number] < demanded]:
+        return f"The job needs {demanded} site(s) in each round; there were fewer in round {few[0]} of {rounds}."
     return None
 
 
 def failure_report(run_folder: Path, workspace: Path, sites: list[str]) -> str:
     """Why a run failed: round, sites and kinds of fault, and which process's own log in the simulator's ``workspace`` says more."""
     record = read_record(run_folder)
-    failed = [entry for entry in record if entry["event"] in ("answer", "result") and not entry["accepted"]]
-    lost = [entry for entry in record if entry["event"] == "site lost"]
-    causes = {entry["site"]: entry["reason"] for entry in failed + lost}
+    failed = [entry for entry in record if entry["event"] == "site lost" or not entry.get("accepted", True)]
+    causes = {entry["site"]: entry["reason"] for entry in failed}
     for name in () if causes else (*sites, "server"):
-        if kind := _first_error(workspace / name / "error_log.txt"):
-            causes[name] = f"its software raised {kind}"
-    stopped = [entry["reason"] for entry in record if entry["event"] == "run stopped"]
-    causes = causes or dict.fromkeys(["server"] if stopped else [], "".join(stopped[:1]))
+        log = workspace / name / "error_log.txt"
+        # The kind of the first exception: the name of its class, never its message.
+        kind = r"^(?:[\w.]+\.)?([A-Z]\w*(?:Error|Exception|Interrupt|Exit))\b"
+        if found := re.search(kind, log.read_text(errors="replace") if log.is_file() else "", re.MULTILINE):
+            causes[name] = f"its software raised {found[1]}"
+    stopped = [{"server": entry["reason"]} for entry in record if entry["event"] == "run stopped"]
+    causes = causes or dict(*stopped[:1])
     number, rounds, _ = progress(record)
     tasks = [f"at the task {entry['task']}" for entry in record if entry["event"] == "asked" and entry["round"] is None]
     where = f"in round {number} of {rounds}" if number else tasks[-1] if tasks else "before the first round"
     said = "; ".join(f"{name}: {cause}" for name, cause in causes.items()) or "no process left an error"
     logs = ", ".join(str(workspace / name / "log.txt") for name in causes) or run_folder / "console.log"
     return f"The run failed {where}. {said}. More is in the log of its own: {logs}."
-
-
-def _first_error(log: Path) -> str | None:
-    """The kind of the first exception in a process's error log: the name of its class, never its message."""
-    text = log.read_text(errors="replace") if log.is_file() else ""
-    found = re.search(r"^(?:[\w.]+\.)?([A-Z]\w*(?:Error|Exception|Interrupt|Exit))\b", text, re.MULTILINE)
-    return found and found[1]
