@@ -105,6 +105,11 @@ def agrees(found: object, right: object) -> None:
         assert found == right
 
 
+def alike(inputs: dict, *more: object) -> list[tuple]:
+    """Rows that differ in their input alone."""
+    return [(name, given, *more) for name, given in inputs.items()]
+
+
 # -- geometry: the affine in mm that everybody reads, and what is said of it -------------------------------------------
 
 
@@ -166,12 +171,9 @@ CONVERT = "; convert it with data_scripts/data_conversion.sh first, or take it o
 @rows(
     ("a scan as its scanner writes it", forms(AFFINE, AFFINE), AFFINE, None, TRAINS),
     ("sform alone, with its voxel sizes", forms(AFFINE, pixdim=(0.6, 0.6, 3.6)), AFFINE, None),
-    ("qform alone", forms(None, AFFINE), AFFINE, None),
     ("strongly oblique", forms(OBLIQUE, OBLIQUE), OBLIQUE, None, TRAINS),
-    ("sagittal", forms(None, SAGITTAL), SAGITTAL, None),
-    ("coronal", forms(None, CORONAL), CORONAL, None),
-    ("mirrored: a left-handed grid", forms(None, MIRRORED), MIRRORED, None),
-    ("slices from head to feet", forms(None, UPSIDE_DOWN), UPSIDE_DOWN, None),
+    *[(name, forms(None, own), own) for name, own in {"qform alone": AFFINE, "sagittal": SAGITTAL, "coronal": CORONAL,
+      "mirrored: a left-handed grid": MIRRORED, "slices from head to feet": UPSIDE_DOWN}.items()],
     ("a sform rounded to 4 digits", forms(AFFINE.round(4), AFFINE), AFFINE, None, TRAINS),
     ("0.781 mm in the sform, 0.78125 in the qform", forms(ROUNDED, EXACT), ROUNDED, None),
     ("0.781 mm in the sform, 0.78125 in pixdim", forms(ROUNDED, pixdim=(0.78125, 0.78125, 3)), ROUNDED, None),
@@ -187,9 +189,7 @@ CONVERT = "; convert it with data_scripts/data_conversion.sh first, or take it o
     ("a microscope's voxels", forms(np.diag([0.05, 0.8, 3, 1.0])), "its voxels are 0.05 × 0.8 × 3 mm", None),
     ("slices of 12 mm", forms(np.diag([0.8, 0.8, 12, 1.0])), "its voxels are 0.8 × 0.8 × 12 mm", None),
     ("sform and qform with other axes", forms(LPS, np.eye(4)), "its sform and qform contradict each other, with axes LPS and RAS"),
-    ("a sagittal sform, an axial qform", forms(SAGITTAL, AFFINE), "its sform and qform contradict each other", None),
     ("an affine with a zero column", forms(np.diag([0, 0.8, 3, 1.0])), "its affine is singular: [[0.0", None),
-    ("an affine of zeros", forms(np.diag([0, 0, 0, 1.0])), "its affine is singular", None),
     ("an affine with the same axis twice", forms(AFFINE[:, [0, 0, 2, 3]]), "its affine is singular", None),
     ("a sheared affine", forms(SHEARED), "its axes are not at right angles (a sheared affine)", None),
 )  # fmt: skip
@@ -222,33 +222,6 @@ def test_geometry(image, right, remark, trains, tmp_path, home):
 
 
 @rows(
-    ("a sform rounded to 0.781, pixdim of 0.78125", np.diag([0.781, 0.781, 3, 1]), (0.78125, 0.78125, 3)),
-    ("a repaired sform, pixdim still 1", np.diag([0.78125, 0.78125, 3, 1]), (1, 1, 1)),
-    ("the same in micrometres", None, (0.78125, 0.78125, 3)),
-)
-def test_two_preparations_of_one_scan(sform, pixdim, tmp_path, home):
-    """Whatever became of its header, the network sees the converted gland where it was."""
-    exact, other = (ball_case(tmp_path / name, spacing=(0.78125, 0.78125, 3.0), radius=12) for name in ("one", "other"))
-    for key in ("image", "label"):
-        given = nib.load(other[key])
-        edited = nib.Nifti1Image(np.asanyarray(given.dataobj), None)
-        if sform is None:
-            edited.header.set_xyzt_units("micron")
-            edited.set_qform(np.diag([1e3, 1e3, 1e3, 1]) @ given.affine, code=1)
-        else:
-            edited.set_qform(np.diag([*pixdim, 1]), code=0)
-            edited.set_sform(nib.affines.from_matvec(sform[:3, :3], given.affine[:3, 3]), code=1)
-        (tmp_path / "own" / f"{key}s").mkdir(parents=True)
-        nib.save(edited, tmp_path / "own" / f"{key}s/case.nii.gz")
-    heard(tmp_path / "own", home / "t2")
-    other = {key: str(home / "t2" / f"{key}s/case.nii.gz") for key in ("image", "label")}
-    one, two = prepare_cases([exact, other], Settings(field_of_view=(64, 64), patch_size=(32, 32, 16)))
-    assert one["label"].sum() > 500 and one["label"].shape == two["label"].shape
-    overlap = 2 * float((one["label"] * two["label"]).sum()) / float(one["label"].sum() + two["label"].sum())
-    assert overlap > 0.99
-
-
-@rows(
     ("a mask with the affine's absolute values", np.abs(LPS), "its affine puts it up to"),
     ("a mask that is 5 mm away", moved(LPS, 5, 0, 0), "its affine puts it up to 5 mm away from its image"),
     ("a mask with x and y exchanged", LPS[:, [1, 0, 2, 3]], "its affine puts it up to"),
@@ -268,42 +241,41 @@ def test_masks_on_another_grid(affine, right, tmp_path, home):
 
 # -- channels and labels: which channel was taken, and which values became gland ---------------------------------------
 
-BOTH_ZONES, ADC_FIRST = [1, 2], json.dumps(modality("ADC", "T2"))
+ZONES, ADC_FIRST = [1, 2], json.dumps(modality("ADC", "T2"))
 
 
 @rows(
-    ("T2 and ADC, as the Decathlon has them", named("PZ", "TZ"), {}, (0, BOTH_ZONES, "channel 0 (T2), labels 1, 2.")),
-    ("ADC before T2", modality("ADC", "T2w"), {}, (1, BOTH_ZONES, "channel 1 (T2w)")),
-    ("T1 before T2", modality("T1", "T2"), {}, (1, BOTH_ZONES, "channel 1 (T2)")),
-    ("nnU-Net's channel_names", {"channel_names": {"0": "ADC", "1": "T2"}}, {}, (1, BOTH_ZONES, "channel 1 (T2)")),
-    ("no dataset.json", None, {}, (0, BOTH_ZONES, "channel 0 (not named)")),
-    ("a modality that is one word", {"modality": "MR"}, {}, (0, BOTH_ZONES, "channel 0 (not named)")),
-    ("dataset.json with a byte-order mark", ADC_FIRST.encode("utf-8-sig"), {}, (1, BOTH_ZONES, "channel 1")),
-    ("dataset.json in UTF-16", ADC_FIRST.encode("utf-16"), {}, "dataset.json cannot be read as JSON"),
-    ("half a dataset.json", b'{"modality": ', {}, "dataset.json cannot be read as JSON"),
-    ("one 3D image, whatever its name", modality("MRI"), {}, (None, BOTH_ZONES, "channel 0 (MRI)")),
-    ("two channels, none called T2", modality("ADC", "DWI"), {},
-     "which of the channels {0: 'ADC', 1: 'DWI'} is T2? Say it with --channel"),
-    ("two channels called T2", modality("T2 axial", "T2 sagittal"), {}, "is T2? Say it with --channel"),
-    ("more channels than names", modality("T2"), {}, "has 2 channel(s), not 1 as dataset.json or the first case says"),
-    ("fewer channels than names", modality("T2", "ADC", "DWI"), {}, "has 2 channel(s), not 3 as dataset.json"),
-    ("--channel 1", named("PZ", "TZ"), {"channel": 1}, (1, BOTH_ZONES, "channel 1 (ADC)")),
-    ("--channel 2, of two", None, {"channel": 2}, "has 2 channel(s), so there is no channel 2"),
-    ("--channel -1", None, {"channel": -1}, "channel is -1; count from 0"),
-    ("labels of another organ", named("bladder", "prostate"), {},
+    ("T2 and ADC, as the Decathlon has them", named("PZ", "TZ"), (0, ZONES, "channel 0 (T2), labels 1, 2.")),
+    ("ADC before T2", modality("ADC", "T2w"), (1, ZONES, "channel 1 (T2w)")),
+    ("T1 before T2", modality("T1", "T2"), (1, ZONES, "channel 1 (T2)")),
+    ("nnU-Net's channel_names", {"channel_names": {"0": "ADC", "1": "T2"}}, (1, ZONES, "channel 1 (T2)")),
+    ("no dataset.json", None, (0, ZONES, "channel 0 (not named)")),
+    ("a modality that is one word", {"modality": "MR"}, (0, ZONES, "channel 0 (not named)")),
+    ("dataset.json with a byte-order mark", ADC_FIRST.encode("utf-8-sig"), (1, ZONES, "channel 1")),
+    ("dataset.json in UTF-16", ADC_FIRST.encode("utf-16"), "dataset.json cannot be read as JSON"),
+    ("half a dataset.json", b'{"modality": ', "dataset.json cannot be read as JSON"),
+    ("one 3D image, whatever its name", modality("MRI"), (None, ZONES, "channel 0 (MRI)")),
+    ("two channels, none called T2", modality("ADC", "DWI"), "which of the channels {0: 'ADC', 1: 'DWI'} is T2? Say it with --channel"),
+    ("two channels called T2", modality("T2 axial", "T2 sagittal"), "is T2? Say it with --channel"),
+    ("more channels than names", modality("T2"), "has 2 channel(s), not 1 as dataset.json or the first case says"),
+    ("fewer channels than names", modality("T2", "ADC", "DWI"), "has 2 channel(s), not 3 as dataset.json"),
+    ("--channel 1", named("PZ", "TZ"), (1, ZONES, "channel 1 (ADC)"), {"channel": 1}),
+    ("--channel 2, of two", None, "has 2 channel(s), so there is no channel 2", {"channel": 2}),
+    ("--channel -1", None, "channel is -1; count from 0", {"channel": -1}),
+    ("labels of another organ", named("bladder", "prostate"),
      "which of the labels {0: 'background', 1: 'bladder', 2: 'prostate'} are the gland? Say it with --labels"),
-    ("--labels 2, with another organ", named("bladder", "prostate"), {"labels": [2]}, (0, [2], "labels 2.")),
-    ("--labels 7, in no mask", None, {"labels": [7]}, "no mask has a voxel of the labels 7; choose with --labels"),
-    ("zones with long names", named("Peripheral Zone", "Transition zone"), {}, (0, BOTH_ZONES, "labels 1, 2.")),
-    ("nnU-Net's labels, name before number", modality("T2", "ADC", labels={"background": 0, "PZ": 1, "TZ": 2}), {},
-     (0, BOTH_ZONES, "labels 1, 2.")),
-    ("a gland and a lesion in it", named("prostate", "prostate_lesion"), {}, (0, BOTH_ZONES, "labels 1, 2.")),
-    ("a label that has no name", named("prostate"), {}, "labels outside 0, 1: 2"),
+    ("--labels 2, with another organ", named("bladder", "prostate"), (0, [2], "labels 2."), {"labels": [2]}),
+    ("--labels 7, in no mask", None, "no mask has a voxel of the labels 7; choose with --labels", {"labels": [7]}),
+    ("zones with long names", named("Peripheral Zone", "Transition zone"), (0, ZONES, "labels 1, 2.")),
+    ("nnU-Net's labels, name before number", modality("T2", "ADC", labels={"background": 0, "PZ": 1, "TZ": 2}),
+     (0, ZONES, "labels 1, 2.")),
+    ("a gland and a lesion in it", named("prostate", "prostate_lesion"), (0, ZONES, "labels 1, 2.")),
+    ("a label that has no name", named("prostate"), "labels outside 0, 1: 2"),
 )  # fmt: skip
-def test_channels_and_labels(about, arguments, right, tmp_path, home):
+def test_channels_and_labels(about, right, arguments, tmp_path, home):
     channels = None if right[0] is None else 2
     raw = raw_cases(tmp_path / "own", about=about, channels=channels)
-    found = outcome(lambda: heard(raw, home / "t2", **arguments))
+    found = outcome(lambda: heard(raw, home / "t2", **(arguments or {})))
     if isinstance(right, str):
         assert found.startswith(("Nothing was converted", str(raw))) and right in found
         return
@@ -425,28 +397,15 @@ def picture(values: np.ndarray, kind: str, **options) -> Callable[[Path], None]:
     return lambda file: image.save(file, **options)
 
 
-def turned_by_exif(file: Path) -> None:
-    """Taken with the camera on its side: stored turned by 90°, with the note that says so."""
-    image = Image.fromarray((np.rot90(SQUARE) * 255).astype(np.uint8))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn it clockwise to see it upright
-    image.save(file, exif=exif)
-
-
-def several_pages(file: Path) -> None:
-    page = Image.new("L", (64, 64))
-    page.save(file, save_all=True, append_images=[page, page])
-
-
+ON_ITS_SIDE, PAGE = Image.Exif(), Image.new("L", (64, 64))
+ON_ITS_SIDE[0x0112] = 6  # the note that says: turn it clockwise to see it upright
 DEEP = "1 of 1 pictures: each was scaled by the file's own range of values, for it has more than 8 bits"
 PAD = "1 of 1 pictures: each was padded with black, for it is not square"
 
 
-PICTURES = rows(
-    ("8 bits, grey", "png", picture(RAMP * 200, "uint8"), np.floor(RAMP * 200) / 255, None),
-    ("a grey picture stored in colours", "png", picture(RAMP * 200, "RGB"), np.floor(RAMP * 200) / 255, None),
-    ("a picture with an alpha channel", "png", picture(RAMP * 200, "RGBA"), np.floor(RAMP * 200) / 255, None),
-    ("a palette", "png", picture(RAMP * 200, "P"), np.floor(RAMP * 200) / 255, None),
+@rows(
+    *[(name, "png", picture(RAMP * 200, mode), np.floor(RAMP * 200) / 255, None) for name, mode in {"8 bits, grey": "uint8",
+      "a grey picture stored in colours": "RGB", "a picture with an alpha channel": "RGBA", "a palette": "P"}.items()],
     ("black and white, 1 bit", "png", picture(SQUARE * 255, "1"), SQUARE, None),
     ("a colour that is not grey", "png", lambda file: Image.new("RGB", (64, 64), (255, 0, 0)).save(file),
      np.full((64, 64), 76 / 255), None),
@@ -460,25 +419,30 @@ PICTURES = rows(
     ("twice as wide as high", "png", picture(np.full((50, 100), 51), "uint8"), ACROSS, PAD),
     ("twice as high as wide", "png", picture(np.full((512, 256), 51), "uint8"), UPWARDS, PAD),
     ("larger, and square", "png", picture(np.full((256, 256), 51), "uint8"), np.full((64, 64), 0.2), None),
-    ("turned by EXIF", "png", turned_by_exif, SQUARE, "1 of 1 pictures: each was turned as its EXIF data say"),
-    ("three pages in one file", "tif", several_pages, "it holds 3 pictures, not one", None),
+    ("turned by EXIF", "png", picture(np.rot90(SQUARE) * 255, "uint8", exif=ON_ITS_SIDE), SQUARE, "1 of 1 pictures: each was turned as its EXIF data say"),
+    ("three pages in one file", "tif", lambda file: PAGE.save(file, save_all=True, append_images=[PAGE, PAGE]),
+     "it holds 3 pictures, not one", None),
 )  # fmt: skip
-
-
-@PICTURES
-def test_pictures(suffix, write, right, notice, tmp_path):
-    file = tmp_path / f"picture.{suffix}"
-    write(file)
+def test_pictures(suffix, write, right, notice, tmp_path, home):
+    """One reader: what is counted, and what a scanner's style starts from, is what the network sees."""
+    item = brought(tmp_path / "raw", 3, write, f"a.{suffix}")
+    file = item["image"]
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        found = outcome(lambda: prepare_pictures([{"image": str(file), "label": 0, "site": "a"}], MedNISTSettings()))
+        found = outcome(lambda: prepare_pictures([item | {"site": "a"}], MedNISTSettings())[0]["image"])
+        said = [str(one.message) for one in warned]
+        styled = outcome(lambda: rescan({"a": [item]}, tmp_path / "raw", tmp_path / "styled")["a"][0]["image"])
+        values = outcome(lambda: counted(item, home)["intensity"].to_numpy())
     if isinstance(right, str):
         assert found.startswith(f"a cannot read the image {file}: ") and right in found
+        assert all(f"a.{suffix}: {right}" in said for said in (values, styled)) and not (tmp_path / "styled").exists()
     else:
-        assert type(found[0]["image"]) is torch.Tensor and found[0]["image"].dtype == torch.float32
+        assert type(found) is torch.Tensor and found.dtype == torch.float32
         exact = 2.5e-3 if notice or suffix == "tif" else 1e-6
-        np.testing.assert_allclose(found[0]["image"][0].numpy(), right, atol=exact)
-    assert [str(one.message) for one in warned] == ([f"a: {notice} (picture.{suffix})"] if notice else [])
+        np.testing.assert_allclose(found[0].numpy(), right, atol=exact)
+        for other in (values.reshape(64, 64), np.asarray(Image.open(styled)) / 255):
+            np.testing.assert_allclose(other, right, atol=2.5e-3)
+    assert said == ([f"a: {notice} (a.{suffix})"] if notice else [])
 
 
 def copied(to: str, what: str = "Hand/0.jpeg") -> Callable[[Path], None]:
@@ -599,47 +563,30 @@ def test_names(change, right, notice, tmp_path, home):
         assert [line for line in found.splitlines() if "Left out" in line] == ([notice] if notice else [])
 
 
-@rows(
-    ("folders that cannot be read", os, "listdir", "convert", "imagesTr: Permission denied. Mend its permissions, or copy it"),
-    ("an image that cannot be read", Path, "read_bytes", "convert", "case_0.nii.gz: cannot be read: Permission denied"),
-    ("a scan that cannot be read when it is shared out", Path, "read_bytes", "share", "nii.gz: Permission denied"),
-    ("folders that cannot be written", Path, "mkdir", "convert",
-     "my data: Permission denied. Choose a folder that you can write to"),
-)  # fmt: skip
-def test_permissions(owner, name, step, right, tmp_path, home, monkeypatch):
-    raw = raw_cases(tmp_path / "own", 3)
-    home.mkdir()
-    steps = {"convert": lambda: heard(raw, home / "t2"), "share": lambda: share_out(1, folder=raw, say=len)}
-    with failing(monkeypatch, owner, name, PermissionError(13, "Permission denied")):
-        found = outcome(steps[step])
-    assert right in found
-
-
 # -- settings and lists in files: what is read of them -----------------------------------------------------------------
 
-READERS = {"settings.json": lambda file: MedNISTSettings.read(file).rounds, "hospitals.json": read_hospitals}
+READERS = {"settings": lambda file: MedNISTSettings.read(file).rounds, "hospitals": read_hospitals}
+NO_MAP = "hospitals.json is no map of sites to cases; write"
 
 
 @rows(
-    ("settings: UTF-8", "settings.json", b'{"rounds": 7}', 7),
-    ("settings: a byte-order mark, as Windows writes it", "settings.json", b'\xef\xbb\xbf{"rounds": 7}', 7),
-    ("settings: UTF-16", "settings.json", '{"rounds": 7}'.encode("utf-16"), "They must be one JSON object in UTF-8."),
-    ("settings: half a file", "settings.json", b"{", "Cannot read the settings"),
-    ("settings: a list", "settings.json", b"[]", "must hold one JSON object with the settings, not a list"),
-    ("settings: no file", "settings.json", None, "settings.json: No such file or directory"),
-    ("settings: a misspelt key", "settings.json", b'{"ronds": 7}', "unknown key 'ronds'; did you mean 'rounds'?"),
-    ("hospitals: names of people", "hospitals.json", '\ufeff{"Köln": ["Müller"], "b": []}'.encode(), {"Köln": ["Müller"], "b": []}),
-    ("hospitals: UTF-16", "hospitals.json", '{"a": ["x"]}'.encode("utf-16"), "is no map of sites to cases; write"),
-    ("hospitals: nothing", "hospitals.json", b"", "is no map of sites to cases; write"),
-    ("hospitals: a list", "hospitals.json", b"[]", "is no map of sites to cases; write"),
-    ("hospitals: one case that is not in a list", "hospitals.json", b'{"a": "x"}', "is no map of sites to cases; write"),
-    ("hospitals: numbers", "hospitals.json", b'{"a": [1]}', "is no map of sites to cases; write"),
-    ("hospitals: no file", "hospitals.json", None, "hospitals.json is no map of sites to cases"),
+    ("settings: UTF-8", b'{"rounds": 7}', 7),
+    ("settings: a byte-order mark, as Windows writes it", b'\xef\xbb\xbf{"rounds": 7}', 7),
+    ("settings: UTF-16", '{"rounds": 7}'.encode("utf-16"), "They must be one JSON object in UTF-8."),
+    ("settings: half a file", b"{", "Cannot read the settings"),
+    ("settings: a list", b"[]", "must hold one JSON object with the settings, not a list"),
+    ("settings: no file", None, "settings.json: No such file or directory"),
+    ("settings: a misspelt key", b'{"ronds": 7}', "unknown key 'ronds'; did you mean 'rounds'?"),
+    ("hospitals: names of people", '\ufeff{"Köln": ["Müller"], "b": []}'.encode(), {"Köln": ["Müller"], "b": []}),
+    *alike({"hospitals: UTF-16": '{"a": ["x"]}'.encode("utf-16"), "hospitals: nothing": b"", "hospitals: a list": b"[]",
+            "hospitals: one case that is not in a list": b'{"a": "x"}', "hospitals: numbers": b'{"a": [1]}',
+            "hospitals: no file": None}, NO_MAP),
 )  # fmt: skip
-def test_settings_and_who_has_which_case(name, content, right, tmp_path):
+def test_settings_and_who_has_which_case(content, right, tmp_path, request):
+    what = request.node.callspec.id.partition(":")[0]
     if content is not None:
-        (tmp_path / name).write_bytes(content)
-    agrees(outcome(lambda: READERS[name](tmp_path / name)), right)
+        (tmp_path / f"{what}.json").write_bytes(content)
+    agrees(outcome(lambda: READERS[what](tmp_path / f"{what}.json")), right)
 
 
 RULE = "cannot be the name of a site: use letters, digits, - and _ alone"
@@ -648,17 +595,9 @@ RULE = "cannot be the name of a site: use letters, digits, - and _ alone"
 @rows(
     ("a number", 3, ["site-1", "site-2", "site-3"]),
     ("names", ["BIDMC", "HK", "north_2"], ["BIDMC", "HK", "north_2"]),
-    ("server, which FLARE has itself", ["server", "a"], RULE),
-    ("Server, which a Mac takes for the same", ["Server"], RULE),
-    ("all", ["all"], RULE),
-    ("a blank", ["Hospital A"], RULE),
-    ("a comma", ["a,b"], RULE),
-    ("a path", ["../d"], RULE),
-    ("a dot", ["a.b"], RULE),
-    ("a dash in front", ["-x"], RULE),
-    ("an umlaut", ["münchen"], RULE),
-    ("an empty name", [""], RULE),
-    ("a number among names", [3], RULE),
+    *alike({"server, which FLARE has itself": ["server", "a"], "Server, which a Mac takes for the same": ["Server"], "all": ["all"],
+            "a blank": ["Hospital A"], "a comma": ["a,b"], "a path": ["../d"], "a dot": ["a.b"], "a dash in front": ["-x"],
+            "an umlaut": ["münchen"], "an empty name": [""], "a number among names": [3]}, RULE),
     ("the same name twice", ["a", "a"], "a list of names that differ"),
     ("names that differ in capitals alone", ["North", "north"], "a list of names that differ in more than capitals"),
     ("a word instead of a list", "north", "give a number of at least 1, or a list of names"),
@@ -726,17 +665,15 @@ def test_datalists(content, right, change, tmp_path):
 
 @rows(
     ("no folder", [], "No site has data in"),
-    ("an empty folder", ["site-1/"], "Share the data out first: data_scripts/mednist_sites.sh, or the prostate's"),
+    ("a folder without a list", ["site-1/notes.txt"], "Share the data out first: data_scripts/mednist_sites.sh, or the prostate's"),
     ("two sites", ["site-1/datalist.json", "site-2/datalist.json"], ["site-1", "site-2"]),
     ("a Mac's companion of a site", ["site-1/datalist.json", "._site-1/datalist.json"], ["site-1"]),
     ("a Mac's companion of a list", ["site-1/datalist.json", "._site-1.json"], ["site-1"]),
 )  # fmt: skip
 def test_folders_of_sites(files, right, home):
     for name in files:
-        file = home / "sites/toy" / name
-        (file if name.endswith("/") else file.parent).mkdir(parents=True, exist_ok=True)
-        if not name.endswith("/"):
-            file.write_text("")
+        (home / "sites/toy" / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / "sites/toy" / name).write_text("")
     agrees(outcome(lambda: sites_of("toy")), right)
 
 
@@ -756,21 +693,22 @@ def test_cases_that_were_not_converted(image, mask, right, tmp_path):
 
 
 @rows(
-    ("no case in two places", {"a": [0, 1, 2], "b": [3, 4, 5]}, None),
+    ("no case in two places", {"a": [0, 1, 2], "b": [3, 4, 5]}, "toy"),
     ("a test case of one site in another's training", {"a": [0, 1, 2], "b": [2, 4, 5]}, same(2, "a testing", "b training")),
     ("a training case in the same site's validation", {"a": [0, 0, 2]}, same(0, "a training", "a validation")),
     ("a scan under two names at one site", {"a": [0, 6, 2]}, same(6, "a training", "a validation")),
     ("a scan under two names at two sites", {"a": [0, 1, 2], "b": [3, 4, 6]}, same(6, "a training", "b testing")),
+    ("the same scan twice, as paths", {"a": [0], "b": [6]}, same(6, "a training", "b training"), Path),
+    ("one scan, as paths", {"a": [0]}, "toy", Path),
 )  # fmt: skip
-def test_leaks(sites, right, tmp_path, home):
+def test_leaks(sites, right, kind, tmp_path, home):
     """Case 6 is a copy of case 0."""
     items = [pair(tmp_path / "t2", stored(signal(number % 6)), name=str(number)) for number in range(7)]
-    lists = {site: {part: [items[n]] for part, n in zip(PARTS, own, strict=True)} for site, own in sites.items()}
-    found = outcome(lambda: write_sites("toy", lists, tmp_path / "t2", {}, len))
-    if right:
-        assert right in found and not (home / "sites/toy").exists()
-    else:
-        assert list(read_sites("toy")) == ["a", "b"]
+    items = [{key: (kind or str)(item[key]) for key in ("image", "label")} for item in items]
+    lists = {site: {part: [items[n]] for part, n in zip(PARTS, own, strict=False)} for site, own in sites.items()}
+    found = outcome(lambda: write_sites("toy", lists, tmp_path / "t2", {}, len, PROSTATE.classes))
+    agrees(found, right)
+    assert sites_of("toy") == [*sites] if right == "toy" else not (home / "sites/toy").exists()
 
 
 # -- runs and paths ----------------------------------------------------------------------------------------------------
@@ -794,12 +732,17 @@ def test_paths_of_runs(name, tmp_path):
 @rows(
     ("a relative COURSE_DATA", "COURSE_DATA", "my data", paths.data_root, ROOT / "my data"),
     ("a relative COURSE_RUNS", "COURSE_RUNS", "../my runs", paths.runs_root, ROOT.parent / "my runs"),
+    ("COURSE_DATA is a file", "COURSE_DATA", "{}/thesis", prostate_download.find_or_make, "Cannot write"),
+    ("COURSE_RUNS is a file", "COURSE_RUNS", "{}/thesis", lambda: paths.new_run_folder("toy"), "/toy: Not a directory. Choose a folder"),
+    ("COURSE_DATA is a file that sites look in", "COURSE_DATA", "{}/thesis", lambda: sites_of("toy"), "No site has data in"),
 )  # fmt: skip
-def test_folders_of_data_and_runs(variable, value, read, right, monkeypatch, tmp_path):
+def test_folders_of_data_and_runs(variable, value, use, right, monkeypatch, tmp_path):
     """The same folder in a shell and in a notebook: it starts from the course's folder, wherever one stands."""
-    monkeypatch.setenv(variable, value)
+    (tmp_path / "thesis").write_text("mine")
+    monkeypatch.setenv(variable, value.format(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert read() == right
+    agrees(outcome(use), right)
+    assert files_of(tmp_path) == {"thesis": b"mine"}
 
 
 @rows(("a path with %20", "50%20"), ("a path with ?", "really?"), ("a path with #", "runs#1"))
@@ -830,7 +773,7 @@ def ready_database(tmp_path_factory) -> bytes:
 
 
 @rows(
-    ("a notebook or a site", [sys.executable, "-c", "import src.federation.site"]),
+    ("a notebook or a site, which look for data", [sys.executable, "-c", "import src.common.datalists"]),
     ("a data script", ["bash", "data_scripts/data_conversion.sh"]),
 )
 def test_a_system_that_says_that_it_is_windows(command, tmp_path):
@@ -861,11 +804,7 @@ def test_tensorboard_in_a_notebook(environment, right, said, monkeypatch, capsys
     """The page that ``%tensorboard`` shows looks for TensorBoard where a browser finds it."""
     from tensorboard import notebook
 
-    for name in ("JUPYTERHUB_SERVICE_PREFIX", "TENSORBOARD_PROXY_URL"):
-        monkeypatch.setenv(name, "")  # so that it is set back afterwards, whatever is done to it
-        monkeypatch.delenv(name)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "environ", dict(environment))
     tensorboard_through_hub()
     assert said in capsys.readouterr().out if said else not capsys.readouterr().out
     shown = []
@@ -953,30 +892,6 @@ FOR_A_MASK = {
 )  # fmt: skip
 def test_numbers_and_files(label, right, door, tmp_path, home):
     assert f"a.png: {WRONG.format(label)}{right}" in outcome(lambda: door(brought(tmp_path / "own", label), home))
-
-
-@rows(("the same scan twice, as paths", 2, "images/1.nii.gz: the same image is in a training and in b training"),
-      ("one scan, as paths", 1, "toy"))  # fmt: skip
-def test_files_as_paths(count, right, tmp_path):
-    pairs = [pair(tmp_path / "t2", stored(signal(0)), name=str(number)) for number in range(count)]
-    items = [{key: Path(one[key]) for key in ("image", "label")} for one in pairs]
-    lists = {site: {"training": [item]} for site, item in zip("ab", items, strict=False)}
-    assert right in outcome(lambda: write_sites("toy", lists, tmp_path / "t2", {}, len, PROSTATE.classes))
-
-
-@PICTURES
-def test_pictures_in_statistics_and_through_scanners(suffix, write, right, _, tmp_path, home):
-    """One reader: what is counted, and what a scanner's style starts from, is what the network sees."""
-    item = brought(tmp_path / "raw", 3, write, f"a.{suffix}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # test_pictures looks at what is said
-        styled = outcome(lambda: rescan({"a": [item]}, tmp_path / "raw", tmp_path / "styled")["a"][0]["image"])
-        values = outcome(lambda: counted(item, home)["intensity"].to_numpy())
-    if isinstance(right, str):
-        assert all(f"a.{suffix}: {right}" in said for said in (values, styled)) and not (tmp_path / "styled").exists()
-    else:
-        for found in (values.reshape(64, 64), np.asarray(Image.open(styled)) / 255):
-            np.testing.assert_allclose(found, right, atol=2.5e-3)
 
 
 # -- real federations: what an engineer asks for, and the words where it cannot be -------------------------------------
@@ -1249,7 +1164,7 @@ def test_checkpoints(make, right, tmp_path, monkeypatch):
         assert found.startswith(f"The checkpoint {file} cannot be the start of Small: ") and right in found
 
 
-EVERYONE, FULL = "needs every site in each round; leave min_clients out", TransferType.FULL
+FULL = TransferType.FULL
 ITSELF, TIME = "decides itself what a site sends", "give a number of seconds above 0"
 NUMBER, UNFIT = "give a number of at least 1", "The settings in a recipe's options cannot be used: "
 
@@ -1277,8 +1192,6 @@ NUMBER, UNFIT = "give a number of at least 1", "The settings in a recipe's optio
     ("differences in small letters", {"transfer": "diff"}, "transfer is 'diff'; choose TransferType.FULL or"),
     ("what sites of FedBN send", {"settings": "fedbn", "transfer": FULL}, f"FedBN {ITSELF}"),
     ("what sites of FedOpt send", {"settings": "fedavgm", "transfer": FULL}, f"FedOpt, momentum {ITSELF}"),
-    ("some sites of FedOpt", {"settings": "fedadam", "min_clients": 2}, f"FedOptRecipe {EVERYONE}"),
-    ("some sites of SCAFFOLD", {"settings": "scaffold", "min_clients": 2}, f"ScaffoldRecipe {EVERYONE}"),
     ("weights instead of a file", {"initial": {"0.bias": 1}}, "initial is a dict; give the path of a checkpoint, or None"),
     ("settings of another task", {"settings": Settings()}, "settings is a Settings; give a src.mednist.card.Settings"),
     ("settings in a dict", {"settings": {"rounds": 2}}, "settings is a dict; give a src.mednist.card.Settings, or None"),
@@ -1336,18 +1249,6 @@ def test_drives(where, number, right, tmp_path, monkeypatch):
     with failing(monkeypatch, *where, refusing(number)):
         agrees(outcome(write), right)
     assert names_in(place) == (["data"] if right == WRITTEN else []) and names_in(tmp_path)[-1] == "drive"
-
-
-@rows(
-    ("COURSE_DATA is a file", "COURSE_DATA", lambda: prostate_download.find_or_make(), "Cannot write"),
-    ("COURSE_RUNS is a file", "COURSE_RUNS", lambda: paths.new_run_folder("toy"), "/toy: Not a directory. Choose a folder"),
-    ("COURSE_DATA is a file that sites look in", "COURSE_DATA", lambda: sites_of("toy"), "No site has data in"),
-)  # fmt: skip
-def test_a_file_in_a_folder_s_place(variable, use, right, tmp_path, monkeypatch):
-    (tmp_path / "thesis").write_text("mine")
-    monkeypatch.setenv(variable, str(tmp_path / "thesis"))
-    agrees(outcome(use), right)
-    assert files_of(tmp_path) == {"thesis": b"mine"}
 
 
 def test_a_process_that_works_for_an_hour_is_named(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from nvflare.apis.job_scheduler_spec import DispatchInfo
 from nvflare.fuel.utils.constants import FrameworkType
 
 SCRIPT_SECONDS = 0.02  # between two looks for a task or an answer
+DAY = 24 * 3600
 
 # -- recipes and jobs: a recipe has no public way to what it has put together ------------------------------------------
 
@@ -41,9 +42,12 @@ def look_often(recipe) -> None:
         workflow.controller._task_check_period = SCRIPT_SECONDS
 
 
-def go_on_without(recipe) -> None:
-    """Let a round go on when a site answers with an error. FLARE would end the run at the first one."""
-    server_of(recipe).workflows[0].controller._ignore_result_error = True
+def go_on_without(recipe, least: int) -> None:
+    """Let a round go on when a site answers with an error. FLARE would end the run at the first one, or, for FedOpt, go on without
+    those who are not the first ``least``."""
+    controller = server_of(recipe).workflows[0].controller
+    controller._ignore_result_error = controller.ignore_result_error = True
+    controller._min_clients, controller._wait_time_after_min_received = least, DAY
 
 
 def forget_script_folder(recipe) -> None:

@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 import torch
 from nvflare.app_common.abstract.model import ModelLearnableKey
 from nvflare.app_common.filters.exclude_vars import ExcludeVars
-from nvflare.app_common.workflows.fedavg import FedAvg
+from nvflare.app_common.workflows.base_fedavg import BaseFedAvg
+from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
 from nvflare.app_common.workflows.statistics_controller import StatisticsController
 from nvflare.app_opt.pt import recipes
 from nvflare.app_opt.pt.model_persistence_format_manager import PTModelPersistenceFormatManager
@@ -26,6 +27,7 @@ from src.common.task import Task
 from src.federation.aggregation import SampleWeightedMean, shapes, unlike
 from src.federation.counts import WholeStatistics
 from src.federation.flare_2_9 import (
+    DAY,
     add_to_sites,
     forget_script_folder,
     go_on_without,
@@ -41,7 +43,6 @@ from src.federation.scaffold import RecordedScaffold
 from src.federation.server import FIRST_CONTACT, RunRecorder
 
 ASK_SECONDS = 0.1
-DAY = 24 * 3600  # that statistics wait for more sites than they need, and not for one that is gone
 SAVED_BY = {"module.": "DataParallel", "_orig_mod.": "torch.compile", "model.": "Lightning"}
 
 
@@ -197,13 +198,13 @@ def add_record(
     if not 1 <= min_clients <= everyone:
         said = f"the job asks {everyone} site(s), so give a number from 1 to that."
         raise CourseError(f"min_clients is {min_clients}; {said}")
-    if min_clients < everyone and not (counts or isinstance(controller, FedAvg)):
+    if min_clients < everyone and not (counts or isinstance(controller, BaseFedAvg | ScatterAndGather)):
         said = "needs every site in each round; leave min_clients out, or choose another method."
         raise CourseError(f"{type(recipe).__name__} {said}")
     if "recorder" in server.components:
         raise CourseError(f"{type(recipe).__name__} has a record; call add_record once, and not after add_everything.")
     if min_clients < everyone:
-        go_on_without(recipe)
+        go_on_without(recipe, min_clients)
     if counts:
         made = WholeStatistics(controller.statistic_configs, controller.writer_id, DAY, min_clients=min_clients)
         made.enable_pre_run_task = controller.enable_pre_run_task

@@ -1,5 +1,7 @@
 """FLARE's SCAFFOLD for the server of a job that keeps a record."""
 
+from nvflare.apis.fl_constant import FLMetaKey
+from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.app_constant import AlgorithmConstants
 from nvflare.app_common.app_event_type import AppEventType
@@ -7,10 +9,15 @@ from nvflare.app_common.workflows.scaffold import Scaffold
 
 
 class RecordedScaffold(Scaffold):
-    """FLARE's SCAFFOLD with what its FedAvg has: an event at the start of each round, and checkpoints that can be read back.
+    """FLARE's SCAFFOLD with what its FedAvg has: an event at the start of each round, checkpoints that can be read back, rounds
+    without a site.
 
     FLARE's leaves the control terms in the model's ``meta``, and so in the checkpoint, from which it then reads tensors alone.
     """
+
+    def initialize(self, fl_ctx: FLContext) -> None:
+        super().initialize(fl_ctx)
+        self.samples: dict[str, float] = {}  # of each site that has answered
 
     def sample_clients(self, num_clients: int | None = None) -> list[str]:
         self.set_fl_context(self.model)
@@ -20,7 +27,16 @@ class RecordedScaffold(Scaffold):
     def send_model_and_wait(self, **options) -> list[FLModel]:
         answers = super().send_model_and_wait(**options)
         self.model.meta.pop(AlgorithmConstants.SCAFFOLD_CTRL_GLOBAL, None)
-        return answers
+        return [answer for answer in answers if answer.params]  # a site that failed sends a reason alone
+
+    def aggregate(self, results: list[FLModel], aggregate_fn=None) -> FLModel:
+        made = super().aggregate(results, aggregate_fn)
+        # The global control is the mean of all sites' terms, also of those that are away and keep theirs as they are.
+        self.samples |= {one.meta["client_name"]: one.meta[FLMetaKey.NUM_STEPS_CURRENT_ROUND] for one in results}
+        share = sum(self.samples[one.meta["client_name"]] for one in results) / sum(self.samples.values())
+        changes = made.meta[AlgorithmConstants.SCAFFOLD_CTRL_DIFF]
+        made.meta[AlgorithmConstants.SCAFFOLD_CTRL_DIFF] = {name: share * change for name, change in changes.items()}
+        return made
 
     def save_model(self, model: FLModel) -> None:
         model.meta.pop(AlgorithmConstants.SCAFFOLD_CTRL_DIFF, None)

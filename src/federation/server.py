@@ -17,7 +17,7 @@ from nvflare.app_common.app_event_type import AppEventType
 from nvflare.widgets.widget import Widget
 
 from src.federation.flare_2_9 import LOSS_IS_NOTED, SITE_IS_BACK
-from src.federation.reasons import LAST_WORDS, REASON, given_reason, said_reason
+from src.federation.reasons import LAST_WORDS, REASON, WITHOUT_STATE, given_reason, said_reason
 
 RECORD, LOOK_SECONDS, FIRST_CONTACT = "course_record.jsonl", 0.5, 600.0
 LOST = "its process has ended; often a lack of memory"
@@ -51,17 +51,18 @@ class RunRecorder(Widget):
         self._begun = 0.0  # of this round, or of the workflow
         self._heard: dict[str, float] = {}  # when a site asked for work last
         self._given: dict[str, tuple[str, float]] = {}  # its task, and until when
-        self._answered: set[str] = set()  # in this round
+        self._trained, self._answered = set(), set()  # who has, in any round, and who in this one
         self._failed: dict[str, str] = {}  # in this round
         self._lost: dict[str, str] = {}  # until it is back
         self._losses: Counter[str] = Counter()
         self._expected: set[str] = set()  # of those, who is on the way
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        prop, site, now = fl_ctx.get_prop, _peer(fl_ctx), time.monotonic()
         if event_type == EventType.START_RUN:
             engine, job_id = fl_ctx.get_engine(), fl_ctx.get_job_id()
             self._file = Path(engine.get_workspace().get_run_dir(job_id)) / RECORD
-            self._contact = time.monotonic() + self.first_contact
+            self._contact = now + self.first_contact
             engine.register_app_command(SITE_IS_BACK, self._look_who_is_there)
             engine.register_aux_message_handler(LAST_WORDS, self._hear_last_words)
             threading.Thread(target=self._watch, args=(engine, job_id), name="site_watch", daemon=True).start()
@@ -69,50 +70,44 @@ class RunRecorder(Widget):
             self._ended.set()
         if self._file is None:
             return
-        if event_type == AppEventType.ROUND_STARTED:
-            self._begin(fl_ctx.get_prop(AppConstants.CURRENT_ROUND), self.round_timeout or inf)
-        elif event_type == EventType.START_WORKFLOW:
-            self._begin(None, inf)
+        if event_type in (AppEventType.ROUND_STARTED, EventType.START_WORKFLOW):  # whoever is not lost may fail anew
+            in_rounds = event_type == AppEventType.ROUND_STARTED
+            self._round, self._begun = prop(AppConstants.CURRENT_ROUND) if in_rounds else None, now
+            self._deadline = now + ((in_rounds and self.round_timeout) or inf)
+            self._answered, self._given, self._failed = set(), {}, dict(self._lost)
         elif event_type == AppEventType.BEFORE_AGGREGATION:
             self._deadline, self._given = inf, {}
-        self._rounds = fl_ctx.get_prop(AppConstants.NUM_ROUNDS) or self._rounds
+        self._rounds = prop(AppConstants.NUM_ROUNDS) or self._rounds
         if event_type in EVENTS:
             self._write(EVENTS[event_type], rounds=self._rounds)
         elif event_type == EventType.FATAL_SYSTEM_ERROR:
-            self._write("run stopped", reason=str(fl_ctx.get_prop(FLContextKey.EVENT_DATA)))
+            self._write("run stopped", reason=str(prop(FLContextKey.EVENT_DATA)))
         elif event_type == EventType.BEFORE_PROCESS_TASK_REQUEST:
-            if self._lost.get(_peer(fl_ctx)) == NEVER_CAME:
-                self._note_return(_peer(fl_ctx))
-            self._heard[_peer(fl_ctx)] = time.monotonic()
+            if self._lost.get(site) == NEVER_CAME:
+                self._note_return(site)
+            self._heard[site] = now
         elif event_type == EventType.AFTER_TASK_DATA_FILTER:
-            until = time.monotonic() + (self.round_timeout or inf)
-            self._given[_peer(fl_ctx)] = fl_ctx.get_prop(FLContextKey.TASK_ID), until
-            self._write("asked", site=_peer(fl_ctx), task=fl_ctx.get_prop(FLContextKey.TASK_NAME))
+            self._given[site] = prop(FLContextKey.TASK_ID), now + (self.round_timeout or inf)
+            self._write("asked", site=site, task=prop(FLContextKey.TASK_NAME))
         elif event_type == EventType.BEFORE_PROCESS_SUBMISSION:
-            self._note_submission(fl_ctx)
+            self._note_submission(site, fl_ctx)
         elif event_type == AppEventType.AFTER_CONTRIBUTION_ACCEPT and self._round is not None:
-            self._note_answer(fl_ctx)
+            self._note_answer(site, fl_ctx)
         elif event_type == EventType.CLIENT_DISCONNECTED:
-            self._note_loss(fl_ctx.get_prop(FLContextKey.DISCONNECTED_CLIENT_NAME), GONE, fl_ctx)
+            self._note_loss(prop(FLContextKey.DISCONNECTED_CLIENT_NAME), GONE, fl_ctx)
         elif event_type == EventType.CLIENT_RECONNECTED:
-            self._note_return(fl_ctx.get_prop(FLContextKey.RECONNECTED_CLIENT_NAME))
-
-    def _begin(self, number: int | None, seconds: float) -> None:
-        """A round, or a workflow, in which whoever is not lost may fail anew."""
-        self._round, self._begun = number, time.monotonic()
-        self._deadline, self._answered, self._given = self._begun + seconds, set(), {}
-        self._failed = dict(self._lost)
+            self._note_return(prop(FLContextKey.RECONNECTED_CLIENT_NAME))
 
     def _look_who_is_there(self, topic: str, data: dict, fl_ctx: FLContext) -> dict:
-        """Ask the server who this job's sites are: one has registered anew. Says whether its loss has been noted. With
-        a ``reason``, one is as good as lost."""
+        """Note a loss, where there is a ``reason``; else ask the server who this job's sites are, for one has registered anew."""
+        site = data["site"]
         if "reason" in data:
-            self._lost.pop(data["site"], None)  # this is the better reason
-            self._note_loss(data["site"], data["reason"], fl_ctx)
-            return {}
-        self._expected.add(data["site"])
-        fl_ctx.get_engine().sync_clients_from_main_process()
-        return {LOSS_IS_NOTED: data["site"] in self._lost}
+            self._lost.pop(site, None)  # this is the better reason
+            self._note_loss(site, data["reason"], fl_ctx)
+        else:
+            self._expected.add(site)
+            fl_ctx.get_engine().sync_clients_from_main_process()
+        return {LOSS_IS_NOTED: site in self._lost}
 
     def _hear_last_words(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
         self._note_loss(_peer(fl_ctx), request[REASON], fl_ctx)
@@ -133,9 +128,9 @@ class RunRecorder(Widget):
             self._write("site lost", site=site, reason=reason)
             self._fail(site, reason, fl_ctx)
 
-    def _note_submission(self, fl_ctx: FLContext) -> None:
-        """Note what no aggregator judges: an answer outside of a round, and one with the code of an error."""
-        site, answer = _peer(fl_ctx), fl_ctx.get_prop(FLContextKey.TASK_RESULT)
+    def _note_submission(self, site: str, fl_ctx: FLContext) -> None:
+        """Note what no aggregator judges: an answer outside of a round, and one that failed."""
+        answer = fl_ctx.get_prop(FLContextKey.TASK_RESULT)
         if self._given.get(site, (None, 0.0))[0] != fl_ctx.get_prop(FLContextKey.TASK_ID):
             return  # to a task of a round that went on without it
         del self._given[site]
@@ -145,8 +140,8 @@ class RunRecorder(Widget):
         if self._round is None or not accepted:
             self._note(site, accepted, given if accepted else said_reason(answer), fl_ctx)
 
-    def _note_answer(self, fl_ctx: FLContext) -> None:
-        site, answer = _peer(fl_ctx), fl_ctx.get_peer_context().get_prop(FLContextKey.SHAREABLE)
+    def _note_answer(self, site: str, fl_ctx: FLContext) -> None:
+        answer = fl_ctx.get_peer_context().get_prop(FLContextKey.SHAREABLE)
         aggregator = getattr(fl_ctx.get_prop(FLContextKey.RUNNER).current_wf.controller, "aggregator", None)
         refused = getattr(aggregator, "refused", {}).get(site)
         accepted = refused is None and bool(fl_ctx.get_prop(AppConstants.AGGREGATION_ACCEPTED))
@@ -154,9 +149,12 @@ class RunRecorder(Widget):
         self._note(site, accepted, reason, fl_ctx, getattr(aggregator, "accepted", {}).get(site))
 
     def _note(self, site: str, accepted: bool, reason: str | None, fl_ctx: FLContext, samples=None) -> None:
+        if self._round is not None and site in self._answered:
+            return  # it failed, and that is noted
+        if accepted and reason == WITHOUT_STATE and site not in self._trained:
+            reason = None  # it begins, and has none to lack
         self._answered.add(site)
-        if not accepted and self._failed.get(site) == reason:
-            return  # the code of its answer said so already
+        self._trained |= {site} if accepted else set()
         kind = "result" if self._round is None else "answer"
         self._write(kind, site=site, accepted=accepted, reason=reason, samples=samples)
         if not accepted:
@@ -208,5 +206,6 @@ class RunRecorder(Widget):
             file.write(json.dumps({"time": time.time(), "event": event, "round": self._round, **more}) + "\n")
 
 
-def _peer(fl_ctx: FLContext) -> str:
-    return fl_ctx.get_peer_context().get_identity_name()
+def _peer(fl_ctx: FLContext) -> str | None:
+    peer = fl_ctx.get_peer_context()
+    return peer and peer.get_identity_name()

@@ -71,11 +71,11 @@ def test_a_recipe_neither_says_its_sites_nor_takes_a_component_for_them(made, tm
 
 
 CHANGES = {"looks often": (flare_2_9.look_often, "task_check_period", 0.02)}
-CHANGES["goes on without a site"] = (flare_2_9.go_on_without, "ignore_result_error", True)
+CHANGES["goes on without a site"] = (lambda recipe: flare_2_9.go_on_without(recipe, 1), "ignore_result_error", True)
 
 
 @pytest.mark.parametrize(("change", "argument", "value"), CHANGES.values(), ids=CHANGES)
-@pytest.mark.parametrize("kind", [FedAvgRecipe, ScaffoldRecipe])
+@pytest.mark.parametrize("kind", [FedAvgRecipe, ScaffoldRecipe, FedOptRecipe])
 def test_a_recipe_has_no_argument_for_what_its_controller_can(made, tmp_path, kind, change, argument, value):
     assert argument not in inspect.signature(kind).parameters
     one = made(kind)

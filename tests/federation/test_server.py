@@ -18,7 +18,7 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
 from src.federation import server
 from src.federation.flare_2_9 import LOSS_IS_NOTED, SITE_IS_BACK
-from src.federation.reasons import LAST_WORDS, REASON
+from src.federation.reasons import LAST_WORDS, REASON, WITHOUT_STATE
 from src.federation.server import RECORD, RunRecorder
 
 
@@ -219,9 +219,11 @@ def test_whoever_never_comes_is_lost_and_whoever_is_not_asked_is_not_late(a_run)
 
 def test_a_remark_beside_a_good_update_and_a_site_that_is_lost_again_and_again(a_run):
     one = a_run(["a", "b"], 1)
-    one.answer("a", said="started without its own state")
-    (line,) = one.lines("answer")
-    assert (line["accepted"], line["reason"]) == (True, "started without its own state")
+    for number in range(2):
+        one.event(AppEventType.ROUND_STARTED, **{AppConstants.CURRENT_ROUND: number})
+        one.answer("a", said=WITHOUT_STATE)
+    # Who has not trained before has no state to lack.
+    assert [(e["accepted"], e["reason"]) for e in one.lines("answer")] == [(True, None), (True, WITHOUT_STATE)]
     for _ in range(3):
         one.event(EventType.CLIENT_DISCONNECTED, **{FLContextKey.DISCONNECTED_CLIENT_NAME: "b"})
         one.event(EventType.CLIENT_RECONNECTED, **{FLContextKey.RECONNECTED_CLIENT_NAME: "b"})
