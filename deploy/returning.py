@@ -1,6 +1,6 @@
 """Lets a site that went down come back into the jobs that are running: a component of the *server*, not of a job.
 
-It stands in the server's ``local/resources.json``. What FLARE lacks here, see the end of :mod:`src.federation.flare_2_9`.
+It stands in the server's ``local/resources.json``. What FLARE lacks here, see :mod:`deploy.flare_2_9`.
 """
 
 import threading
@@ -13,7 +13,8 @@ from nvflare.apis.fl_constant import FLContextKey, ReturnCode, RunProcessKey, Se
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_def import JobMetaKey
 
-from src.federation.flare_2_9 import LOSS_IS_NOTED, SITE_IS_BACK, deploy_again, start_again
+from deploy.flare_2_9 import deploy_again, start_again
+from src.federation.flare_2_9 import LOSS_IS_NOTED, SITE_IS_BACK
 
 LOSS_SECONDS = 120.0
 """How long a job's process may take to note the loss; FLARE takes up to 60 s, and a second with the recipes of the course."""
@@ -25,8 +26,8 @@ TWICE = "its start-up kit runs on two machines, and each takes the other's place
 class ReturningSites(FLComponent):
     """Starts running jobs again on a site whose process was lost and that has registered anew.
 
-    Which data and models the site had in memory is lost; it gets the global model of the round, as in each round. The site decides
-    anew whether it runs the job: its policy is asked as it was the first time.
+    It gets the global model of the round, as in each round, and reads what it kept itself (:meth:`src.federation.site.Site.recall`).
+    It decides anew whether it runs the job: its policy is asked as it was the first time.
 
     If a kit runs on two machines, each takes the other's place, and FLARE tells nobody. The server knows by a heartbeat of the one
     that was replaced, which a dead one does not send: it says so in its log and, once, in the record of each job of that site.

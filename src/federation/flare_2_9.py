@@ -1,6 +1,6 @@
 """Everything private of FLARE 2.9's that the course touches: what each thing mends, and the symptom without it.
 
-``tests/federation/test_flare_2_9.py`` fails when FLARE needs one no more. Every site imports this file, so it loads little itself.
+``tests/federation/test_flare_2_9.py`` fails when FLARE needs one no more. Every site imports this file, so it loads little.
 """
 
 import copy
@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 from nvflare.apis.job_def import ALL_SITES, SERVER_SITE_NAME
-from nvflare.apis.job_scheduler_spec import DispatchInfo
 from nvflare.fuel.utils.constants import FrameworkType
 
 SCRIPT_SECONDS = 0.02  # between two looks for a task or an answer
@@ -95,8 +94,8 @@ def answer_quickly() -> None:
 
 # -- the simulator -----------------------------------------------------------------------------------------------------
 #
-# FLARE starts each site in a thread of its own. Each looks for a free port that its process opens seconds later: two may find the
-# same, and train on each other's data. And all write their site's name into one dictionary before they send it, where it may be
+# FLARE starts each site in a thread. Each looks for a free port that its process opens seconds later: two may find the same, and
+# train on each other's data. And all write their site's name into one dictionary before they send it, where it may be
 # overwritten. Here a port is held until the run ends, and every thread has its own dictionary.
 
 _held: list[socket.socket] = []
@@ -138,44 +137,9 @@ def allow_usual_classes(workspace: str) -> None:
     SimEnv._ensure_default_component_policy(workspace)
 
 
-# -- sites that come back ------------------------------------------------------------------------------------------------
-#
-# FLARE gives a site that registers anew a new token, and the jobs that it was part of neither start there again nor hear of it: a
-# round without a time limit waits for ever, others go by without the site. The two functions do what the job runner does for a
-# site at a job's start. test_flare_by_itself_does_not_take_a_site_back in tests/deploy/test_faults.py fails when FLARE does it.
+# -- sites that come back: what the server and a job's process, which loads more, both must know; see deploy/flare_2_9.py -
 
-# Here and not in ``server.py``, which would load PyTorch into the server's own process; see ``RunRecorder``.
 SITE_IS_BACK = (
     "course.site_is_back"  # the command by which the server tells a job's process to look who its sites are now
 )
 LOSS_IS_NOTED = "loss is noted"  # a key of the answer
-
-
-def deploy_again(engine, job, client, fl_ctx) -> DispatchInfo:
-    """Send the job to the site and reserve what it needs there. Raises RuntimeError if the site does not agree."""
-    from nvflare.private.fed.utils.fed_utils import extract_participants
-
-    deployment = [(app, extract_participants(places)) for app, places in job.get_deployment().items()]
-    app = next(app for app, names in deployment if {client.name, ALL_SITES} & set(names))
-    message = engine.job_runner._make_deploy_message(job, job.get_application(app, fl_ctx), app, fl_ctx)
-    admin = engine.server.admin_server
-    _all_well(admin.send_requests({client.token: message}, fl_ctx, timeout_secs=admin.timeout), client.name, "deploy")
-    needs = job.get_resource_requirements().get(client.name, {})
-    enough, reserved = engine.check_client_resources(job, {client.name: needs}, fl_ctx)[client.name]
-    if not enough:
-        raise RuntimeError(f"it lacks resources: {reserved}")
-    return DispatchInfo(app, needs, reserved)
-
-
-def start_again(engine, job, site: str, dispatch: DispatchInfo, fl_ctx) -> None:
-    """Start the job's process at the site; the job's end then waits for its last word too. Raises RuntimeError too."""
-    with engine.job_runner.lock:
-        engine.job_runner._pending_client_outcomes.setdefault(job.job_id, set()).add(site)
-    _all_well(engine.start_client_job(job, {site: dispatch}, fl_ctx), site, "start")
-
-
-def _all_well(replies: list, site: str, what: str) -> None:
-    from nvflare.private.fed.server.admin import check_client_replies
-
-    if check_client_replies(replies, [site], what, strict=True):
-        raise RuntimeError(f"it did not answer to: {what}")
