@@ -10,6 +10,7 @@ import errno
 import gzip
 import inspect
 import json
+import math
 import os
 import shlex
 import shutil
@@ -24,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock, call
 
 import nibabel as nib
 import numpy as np
@@ -35,6 +37,7 @@ from nvflare.app_common.statistics.numeric_stats import get_global_stats
 from nvflare.app_opt.pt.fedopt import PTFedOptModelShareableGenerator
 from nvflare.client.config import TransferType
 from nvflare.fuel.flare_api.api_spec import JobNotFound, JobTimeout
+from nvflare.fuel.flare_api.flare_api import Session
 from nvflare.recipe.fedstats import FedStatsRecipe
 from PIL import Image
 
@@ -74,7 +77,7 @@ from src.prostate.transforms import prepare as prepare_cases
 from src.tasks import tasks
 from tests.data_support import AFFINE, SHAPE, affine_of, gland, heard, modality, named, raw_cases, signal, stored
 from tests.federation.test_run import Lines
-from tests.tests_support import ball_case, failing, files_of, names_in, rows, through_the_door
+from tests.tests_support import failing, files_of, names_in, rows, through_the_door
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -255,7 +258,8 @@ ZONES, ADC_FIRST = [1, 2], json.dumps(modality("ADC", "T2"))
     ("dataset.json in UTF-16", ADC_FIRST.encode("utf-16"), "dataset.json cannot be read as JSON"),
     ("half a dataset.json", b'{"modality": ', "dataset.json cannot be read as JSON"),
     ("one 3D image, whatever its name", modality("MRI"), (None, ZONES, "channel 0 (MRI)")),
-    ("two channels, none called T2", modality("ADC", "DWI"), "which of the channels {0: 'ADC', 1: 'DWI'} is T2? Say it with --channel"),
+    ("two channels, none called T2", modality("ADC", "DWI"),
+     "which of the channels {0: 'ADC', 1: 'DWI'} is T2? Say it with --channel"),
     ("two channels called T2", modality("T2 axial", "T2 sagittal"), "is T2? Say it with --channel"),
     ("more channels than names", modality("T2"), "has 2 channel(s), not 1 as dataset.json or the first case says"),
     ("fewer channels than names", modality("T2", "ADC", "DWI"), "has 2 channel(s), not 3 as dataset.json"),
@@ -419,7 +423,8 @@ PAD = "1 of 1 pictures: each was padded with black, for it is not square"
     ("twice as wide as high", "png", picture(np.full((50, 100), 51), "uint8"), ACROSS, PAD),
     ("twice as high as wide", "png", picture(np.full((512, 256), 51), "uint8"), UPWARDS, PAD),
     ("larger, and square", "png", picture(np.full((256, 256), 51), "uint8"), np.full((64, 64), 0.2), None),
-    ("turned by EXIF", "png", picture(np.rot90(SQUARE) * 255, "uint8", exif=ON_ITS_SIDE), SQUARE, "1 of 1 pictures: each was turned as its EXIF data say"),
+    ("turned by EXIF", "png", picture(np.rot90(SQUARE) * 255, "uint8", exif=ON_ITS_SIDE), SQUARE,
+     "1 of 1 pictures: each was turned as its EXIF data say"),
     ("three pages in one file", "tif", lambda file: PAGE.save(file, save_all=True, append_images=[PAGE, PAGE]),
      "it holds 3 pictures, not one", None),
 )  # fmt: skip
@@ -566,27 +571,25 @@ def test_names(change, right, notice, tmp_path, home):
 # -- settings and lists in files: what is read of them -----------------------------------------------------------------
 
 READERS = {"settings": lambda file: MedNISTSettings.read(file).rounds, "hospitals": read_hospitals}
-NO_MAP = "hospitals.json is no map of sites to cases; write"
 
 
 @rows(
-    ("settings: UTF-8", b'{"rounds": 7}', 7),
-    ("settings: a byte-order mark, as Windows writes it", b'\xef\xbb\xbf{"rounds": 7}', 7),
-    ("settings: UTF-16", '{"rounds": 7}'.encode("utf-16"), "They must be one JSON object in UTF-8."),
-    ("settings: half a file", b"{", "Cannot read the settings"),
-    ("settings: a list", b"[]", "must hold one JSON object with the settings, not a list"),
-    ("settings: no file", None, "settings.json: No such file or directory"),
-    ("settings: a misspelt key", b'{"ronds": 7}', "unknown key 'ronds'; did you mean 'rounds'?"),
-    ("hospitals: names of people", '\ufeff{"Köln": ["Müller"], "b": []}'.encode(), {"Köln": ["Müller"], "b": []}),
+    ("settings: UTF-8", b'{"rounds": 7}', "settings", 7),
+    ("settings: a byte-order mark, as Windows writes it", b'\xef\xbb\xbf{"rounds": 7}', "settings", 7),
+    ("settings: UTF-16", '{"rounds": 7}'.encode("utf-16"), "settings", "They must be one JSON object in UTF-8."),
+    ("settings: half a file", b"{", "settings", "Cannot read the settings"),
+    ("settings: a list", b"[]", "settings", "must hold one JSON object with the settings, not a list"),
+    ("settings: no file", None, "settings", "settings: No such file or directory"),
+    ("settings: a misspelt key", b'{"ronds": 7}', "settings", "unknown key 'ronds'; did you mean 'rounds'?"),
+    ("hospitals: names of people", '\ufeff{"Köln": ["Müller"], "b": []}'.encode(), "hospitals", {"Köln": ["Müller"], "b": []}),
     *alike({"hospitals: UTF-16": '{"a": ["x"]}'.encode("utf-16"), "hospitals: nothing": b"", "hospitals: a list": b"[]",
             "hospitals: one case that is not in a list": b'{"a": "x"}', "hospitals: numbers": b'{"a": [1]}',
-            "hospitals: no file": None}, NO_MAP),
+            "hospitals: no file": None}, "hospitals", "hospitals is no map of sites to cases; write"),
 )  # fmt: skip
-def test_settings_and_who_has_which_case(content, right, tmp_path, request):
-    what = request.node.callspec.id.partition(":")[0]
+def test_settings_and_who_has_which_case(content, what, right, tmp_path):
     if content is not None:
-        (tmp_path / f"{what}.json").write_bytes(content)
-    agrees(outcome(lambda: READERS[what](tmp_path / f"{what}.json")), right)
+        (tmp_path / what).write_bytes(content)
+    agrees(outcome(lambda: READERS[what](tmp_path / what)), right)
 
 
 RULE = "cannot be the name of a site: use letters, digits, - and _ alone"
@@ -733,7 +736,8 @@ def test_paths_of_runs(name, tmp_path):
     ("a relative COURSE_DATA", "COURSE_DATA", "my data", paths.data_root, ROOT / "my data"),
     ("a relative COURSE_RUNS", "COURSE_RUNS", "../my runs", paths.runs_root, ROOT.parent / "my runs"),
     ("COURSE_DATA is a file", "COURSE_DATA", "{}/thesis", prostate_download.find_or_make, "Cannot write"),
-    ("COURSE_RUNS is a file", "COURSE_RUNS", "{}/thesis", lambda: paths.new_run_folder("toy"), "/toy: Not a directory. Choose a folder"),
+    ("COURSE_RUNS is a file", "COURSE_RUNS", "{}/thesis", lambda: paths.new_run_folder("toy"),
+     "/toy: Not a directory. Choose a folder"),
     ("COURSE_DATA is a file that sites look in", "COURSE_DATA", "{}/thesis", lambda: sites_of("toy"), "No site has data in"),
 )  # fmt: skip
 def test_folders_of_data_and_runs(variable, value, use, right, monkeypatch, tmp_path):
@@ -843,55 +847,44 @@ def written(item: dict, _: Path) -> object:
     return read_site("toy", "a")["training"][0]["label"]
 
 
+CLASS, MASK = "a whole number from 0, AbdomenCT, to 5, HeadCT", "the path of a file"
+EITHER = f"{MASK}, or a whole number from 0 on"  # who deals out or splits does not know the task
+GOOD = {CLASS: (3,), EITHER: (3, 6), MASK: ()}
+JSON = {"3": 3, "3.0": 3.0, "-1": -1, "-100, which PyTorch passes over": -100, "6 of six classes": 6, "true": True,
+        "3.5": 3.5, "NaN": math.nan, "infinity": math.inf, "3 in quotes": "3", "a list": [3]}  # fmt: skip
+PYTHON = {**JSON, "a NumPy integer": np.int64(3), "a NumPy float": np.float32(3), "a tensor": torch.tensor(3),
+          "NumPy's true": np.True_, "NumPy's -1": np.int8(-1)}  # fmt: skip
+NUMBERS = {"the number 0": 0, "the number 3": 3, "true": True, "3 in quotes": "3"}
 DOORS = {
-    "in a datalist": lambda item, home: read_datalist(listed(item, home), "a", MEDNIST.classes)["training"][0]["label"],
-    "in statistics": lambda item, home: counted(item, home)["class"].item(),
-    "dealt out": lambda item, _: partition([item], 1)["site-1"][0]["label"],
-    "split into parts": lambda item, _: split([item], 0.1, 0.2)["training"][0]["label"],
-    "written to a site's folder": written,
-    "prepared for training": lambda item, _: prepare_pictures([item], MedNISTSettings())[0]["label"],
-    "in a table": lambda item, _: 3 * who_has_what({"a": {"training": [item]}}, MEDNIST.labels).at["a", "ChestCT"].item(),
-    "in a heat map": lambda item, _: 3 * confusion_matrix([item["label"]], [0], MEDNIST.labels, "").data.loc["ChestCT"].sum(),
+    "in a datalist": (CLASS, JSON, lambda item, home:
+                      read_datalist(listed(item, home), "a", MEDNIST.classes)["training"][0]["label"]),
+    "in statistics": (CLASS, JSON, lambda item, home: counted(item, home)["class"].item()),
+    "dealt out": (EITHER, PYTHON, lambda item, _: partition([item], 1)["site-1"][0]["label"]),
+    "split into parts": (EITHER, PYTHON, lambda item, _: split([item], 0.1, 0.2)["training"][0]["label"]),
+    "written to a site's folder": (CLASS, PYTHON, written),
+    "prepared for training": (CLASS, PYTHON, lambda item, _: prepare_pictures([item], MedNISTSettings())[0]["label"]),
+    "in a table": (CLASS, PYTHON, lambda item, _:
+                   3 * who_has_what({"a": {"training": [item]}}, MEDNIST.labels).at["a", "ChestCT"].item()),
+    "in a heat map": (CLASS, PYTHON, lambda item, _:
+                      3 * confusion_matrix([item["label"]], [0], MEDNIST.labels, "").data.loc["ChestCT"].sum()),
+    "for a mask, in a datalist": (MASK, NUMBERS, lambda item, home: read_datalist(listed(item, home), "a", PROSTATE.classes)),
+    "for a mask, loaded": (MASK, NUMBERS, lambda item, _: LoadCase()(item)),
+    "for a mask, prepared": (MASK, NUMBERS, lambda item, _: prepare_cases([item], Settings())),
 }  # fmt: skip
-IN_JSON = {"3": 3, "3.0": 3.0, "-1": -1, "-100, which PyTorch passes over": -100, "6 of six classes": 6, "true": True,
-           "3.5": 3.5, "NaN": float("nan"), "infinity": float("inf"), "3 in quotes": "3", "a list": [3]}  # fmt: skip
-IN_PYTHON = {"a NumPy integer": np.int64(3), "a NumPy float": np.float32(3), "a tensor": torch.tensor(3),
-             "NumPy's true": np.True_, "NumPy's -1": np.int8(-1)}  # fmt: skip
-WRONG, MASK = "its label is {!r}; it must be ", "the path of a file"
-CLASS = "a whole number from 0, AbdomenCT, to 5, HeadCT"
 
 
 @rows(
-    *[(f"{name}, {door}", label, door) for door in DOORS for name, label in (IN_JSON | IN_PYTHON).items()
-      if name in IN_JSON or door not in ("in a datalist", "in statistics")],
+    *[(f"{name}, {door}", label, takes, use) for door, (takes, tried, use) in DOORS.items() for name, label in tried.items()],
+    ("a mask for a class, in a datalist", "a_mask.png", CLASS, DOORS["in a datalist"][-1]),
+    ("a mask for a class, prepared", Path("a_mask.png"), CLASS, DOORS["prepared for training"][-1]),
 )  # fmt: skip
-def test_labels(label, door, tmp_path, home):
-    """Who deals out or splits does not know the task: they take any number from 0 on."""
-    found = outcome(lambda: DOORS[door](brought(tmp_path / "own", label), home))
-    knows, is_one = door not in ("dealt out", "split into parts"), type(label) not in (bool, np.bool_, list)
-    if is_one and label in ((3,) if knows else (3, 6)):
+def test_labels(label, takes, use, tmp_path, home):
+    found = outcome(lambda: use(brought(tmp_path / "own", label), home))
+    if type(label) not in (bool, np.bool_, list) and label in GOOD[takes]:
         assert found == int(label) and isinstance(found, int | np.integer)
     else:
-        right = WRONG.format(label) + (CLASS if knows else MASK + ", or a whole number from 0 on")
-        assert found.endswith(right) and ("a.png: " in found or "image 0: " in found)
-        assert not (home / "sites/toy/about.json").exists()
-
-
-FOR_A_MASK = {
-    "in a datalist": lambda item, home: read_datalist(listed(item, home), "a", PROSTATE.classes),
-    "loaded": lambda item, _: LoadCase()(item),
-    "prepared": lambda item, _: prepare_cases([item], Settings()),
-}
-
-
-@rows(
-    *[(f"{name} for a mask, {how}", label, MASK, door) for how, door in FOR_A_MASK.items()
-      for name, label in (("the number 0", 0), ("the number 3", 3), ("true", True), ("3 in quotes", "3"))],
-    ("a mask for a class, in a datalist", "a_mask.png", CLASS, DOORS["in a datalist"]),
-    ("a mask for a class, prepared", Path("a_mask.png"), CLASS, DOORS["prepared for training"]),
-)  # fmt: skip
-def test_numbers_and_files(label, right, door, tmp_path, home):
-    assert f"a.png: {WRONG.format(label)}{right}" in outcome(lambda: door(brought(tmp_path / "own", label), home))
+        assert found.endswith(f"its label is {label!r}; it must be {takes}")
+        assert ("a.png: " in found or "image 0: " in found) and not (home / "sites/toy/about.json").exists()
 
 
 # -- real federations: what an engineer asks for, and the words where it cannot be -------------------------------------
@@ -902,15 +895,11 @@ def test_numbers_and_files(label, right, door, tmp_path, home):
     ("a name of 65 letters, too long for a certificate", {"sites": ["a" * 65]}, "64 at most"),
     ("no sites", {"sites": []}, "sites is []; give a number of at least 1"),
     ("an address", {"host": "192.0.2.7"}, "a"),
-    ("a host with _", {"host": "flare_1.example.org"}, "its host 'flare_1.example.org' must be an address, or a name of"),
-    ("a host with a blank", {"host": "my server"}, "its host 'my server' must be"),
-    ("no host", {"host": ""}, "its host '' must be"),
-    ("a host with a part of 64 letters", {"host": "a" * 64 + ".org"}, "must be an address"),
     ("the last port", {"port": 65535}, "a"),
-    ("a port that there is not", {"port": 70000}, "its port 70000 must be a whole number from 1 to 65535"),
-    ("port 0", {"port": 0}, "its port 0 must be"),
-    ("a port as text", {"port": "8002"}, "its port '8002' must be"),
-    ("a port that is True", {"port": True}, "its port True must be"),
+    *[(name, {"host": host}, f"its host {host!r} must be an address, or a name of") for name, host in {"no host": "",
+      "a host with _": "flare_1.org", "a host with a blank": "my server", "one of 64 letters": "a" * 64 + ".org"}.items()],
+    *[(f"the port {port!r}", {"port": port}, f"its port {port!r} must be a whole number from 1 to 65535")
+      for port in (70000, 0, "8002", True)],
     ("a project with odd letters", {"name": "Prostata/Süd"}, "its name 'Prostata/Süd' must be letters, digits, - and _"),
     ("a project of 65 letters", {"name": "a" * 65}, "64 at most: a folder's and a certificate's"),
     ("all of it", {"name": "", "port": -1, "host": "-"}, "The project cannot be made, 3 problems"),
@@ -947,6 +936,9 @@ def test_environments(name, mine, own, right, monkeypatch):
     assert handed_on(**own).get(name) == right
 
 
+SLEEPS = "exec sleep 600"
+
+
 @rows(
     ("no variables", ["north"], "sites is ['north']. Give the environment variables of each site"),
     ("None for a site", {"north": None}, "sites is {'north': None}. Give"),
@@ -954,11 +946,11 @@ def test_environments(name, mine, own, right, monkeypatch):
     ("two sites with one name", {"north": {}, "North": {}}, "names that differ in more than capitals"),
     ("no Python for the guard", {"a": {}}, "so no kit was made: [Errno 2] No such file"),
     ("a guard that fails", {"a": {}}, "so no kit was made: no memory", "echo no memory >&2"),
-    ("a guard that says nothing", {"a": {}}, "so no kit was made: it said nothing in 1 s", "exec sleep 600"),
+    ("a guard that says nothing", {"a": {}}, "so no kit was made: it said nothing in 0 s", SLEEPS),
 )  # fmt: skip
 def test_federations_that_cannot_be(sites, right, guard, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    monkeypatch.setattr(federation, "GUARD_SECONDS", 1.0)
+    monkeypatch.setattr(federation, "GUARD_SECONDS", 0.3 if guard == SLEEPS else 30.0)
     if guard:
         (tmp_path / "python").write_text(f"#!/bin/sh\n{guard}\n")
         (tmp_path / "python").chmod(0o755)
@@ -991,24 +983,6 @@ def test_participants(what, right, hospitals):
     assert not any(hospitals.is_running(name) for name in (SERVER, "north", "south"))
 
 
-class Jobs:
-    """FLARE's session as far as it is asked here, with one job in a state."""
-
-    def __init__(self, state: str, connected: list[str]):
-        self.meta = {"job_id": "j", "status": state, "deploy_map": {"app": ["@ALL"]}, "min_clients": 2}
-        self.there, self.aborted = [SimpleNamespace(name=name) for name in connected], []
-        self.abort_job, self.list_jobs = self.aborted.append, lambda: [self.meta]
-        self.get_connected_client_list = lambda: self.there
-
-    def get_job_meta(self, job: str) -> dict:
-        if job != "j":
-            raise JobNotFound(job)
-        return self.meta
-
-    def wait_for_job(self, job: str, timeout: float, **_) -> dict:
-        raise JobTimeout
-
-
 AWAY = "Job j not started: 1 of 2 sites are there (missing: south); it needs 2"
 RUNS = "It goes on; to stop it: with hospitals.session() as session: session.abort_job('j')"
 
@@ -1022,12 +996,17 @@ RUNS = "It goes on; to stop it: with hospitals.session() as session: session.abo
 )  # fmt: skip
 @pytest.mark.parametrize("waits", ["fetch", "wait_for"])
 def test_jobs_that_are_late(state, connected, job, right, aborted, waits, hospitals, tmp_path, monkeypatch):
-    session = Jobs(state, connected)
+    meta = {"job_id": "j", "status": state, "deploy_map": {"app": ["@ALL"]}, "min_clients": 2}
+    session = Mock(Session)
+    session.get_job_meta.side_effect, session.wait_for_job.side_effect = {"j": None}.get(job, JobNotFound), JobTimeout
+    session.get_job_meta.return_value, session.list_jobs.return_value = meta, [meta]
+    session.get_connected_client_list.return_value = [SimpleNamespace(name=name) for name in connected]
     monkeypatch.setattr(hospitals, "session", lambda: contextlib.nullcontext(session))
     monkeypatch.setattr(hospitals, "is_running", lambda name: name == "north")
     asked = {"fetch": (job, tmp_path), "wait_for": (job, "run started")}[waits]
     agrees(outcome(lambda: getattr(hospitals, waits)(*asked, timeout=0)), right)
-    assert session.aborted == aborted
+    session.get_job_meta.assert_called_with(job)
+    assert session.abort_job.call_args_list == [call(one) for one in aborted]
 
 
 @contextlib.contextmanager
@@ -1116,13 +1095,11 @@ def npz(file: Path) -> None:
 
 
 @rows(
-    ("a state_dict", saved(state()), None),
-    ("a checkpoint of FLARE's", saved({"model": state(), "train_conf": {"train": {"model": "Small"}}}), None),
-    ("a model with its optimizer beside it", saved({"model": state(), "optimizer": {"state": {}}, "epoch": 3}), None),
-    ("PyTorch's format of before 1.6", saved(state(), _use_new_zipfile_serialization=False), None),
-    ("half precision", saved(state(network=Small().half())), None),
-    ("bfloat16", saved(state(network=Small().bfloat16())), None),
-    ("double precision", saved(state(network=Small().double())), None),
+    *alike({"a state_dict": saved(state()), "half precision": saved(state(network=Small().half())),
+            "bfloat16": saved(state(network=Small().bfloat16())), "double precision": saved(state(network=Small().double())),
+            "a checkpoint of FLARE's": saved({"model": state(), "train_conf": {"train": {"model": "Small"}}}),
+            "a model with its optimizer beside it": saved({"model": state(), "optimizer": {"state": {}}, "epoch": 3}),
+            "PyTorch's format of before 1.6": saved(state(), _use_new_zipfile_serialization=False)}, None),
     ("DataParallel's", saved(state("module.")),
      f"its names start with 'module.', as DataParallel saves them; save model.module.{ALONE}"),
     ("a compiled network's", saved(state("_orig_mod.")), f"as torch.compile saves them; save model._orig_mod.{ALONE}"),
@@ -1170,23 +1147,13 @@ NUMBER, UNFIT = "give a number of at least 1", "The settings in a recipe's optio
 
 
 @rows(
-    ("no sites to ask", {"sites": 0}, f"sites is 0; {NUMBER}"),
-    ("sites that are true", {"sites": True}, f"sites is True; {NUMBER}"),
-    ("one and a half sites", {"sites": 1.5}, f"sites is 1.5; {NUMBER}"),
-    ("sites as a word", {"sites": "3"}, f"sites is '3'; {NUMBER}"),
-    ("no sites", {"min_clients": 0}, "min_clients is 0; the job asks 3 site(s)"),
-    ("less than no sites", {"min_clients": -1}, "min_clients is -1; the job asks 3 site(s)"),
-    ("more than all sites", {"min_clients": 4}, "min_clients is 4; the job asks 3 site(s)"),
-    ("true of the sites", {"min_clients": True}, f"{UNFIT}'min_clients' is True; it must be a valid integer"),
-    ("half of the sites", {"min_clients": 0.5}, f"{UNFIT}'min_clients' is 0.5; it must be a valid integer"),
-    ("no time", {"round_timeout": 0}, f"round_timeout is 0; {TIME}"),
-    ("less than no time", {"round_timeout": -1}, f"round_timeout is -1; {TIME}"),
-    ("a time that is no number", {"round_timeout": float("nan")}, f"round_timeout is nan; {TIME}"),
-    ("all the time in the world", {"round_timeout": float("inf")}, f"round_timeout is inf; {TIME}"),
-    ("a time in words", {"round_timeout": "5"}, f"{UNFIT}'round_timeout' is '5'; it must be a valid number"),
+    *[(f"{sites!r} sites", {"sites": sites}, f"sites is {sites!r}; {NUMBER}") for sites in (0, True, 1.5, "3")],
+    *[(f"at least {one} sites", {"min_clients": one}, f"min_clients is {one}; the job asks 3 site(s)") for one in (0, -1, 4)],
+    *[(f"{time:g} seconds", {"round_timeout": time}, f"round_timeout is {time:g}; {TIME}") for time in (0, -1, math.nan, math.inf)],
+    *[(f"{value!r} as {name}", {name: value}, f"{UNFIT}{name!r} is {value!r}; it must be a valid {kind}") for name, value, kind in (
+        ("min_clients", True, "integer"), ("min_clients", 0.5, "integer"), ("round_timeout", "5", "number"),
+        ("tracker", None, "string"), ("final_evaluation", "no", "boolean"))],
     ("an unknown tracker", {"tracker": "excel"}, "Unknown tracker 'excel'; choose tensorboard or mlflow."),
-    ("no tracker", {"tracker": None}, f"{UNFIT}'tracker' is None; it must be a valid string"),
-    ("an answer in words", {"final_evaluation": "no"}, f"{UNFIT}'final_evaluation' is 'no'; it must be a valid boolean"),
     ("a misspelt option", {"min_client": 2}, f"{UNFIT}unknown key 'min_client'; did you mean 'min_clients'?"),
     ("an option of the settings", {"rounds": 2}, f"{UNFIT}unknown key 'rounds'; there are min_clients, tracker,"),
     ("differences in small letters", {"transfer": "diff"}, "transfer is 'diff'; choose TransferType.FULL or"),
@@ -1216,39 +1183,41 @@ def test_a_server_with_an_optimizer_of_its_own_starts_from_a_new_model(tmp_path)
 # -- drives: what a disk or its file system refuses --------------------------------------------------------------------
 
 
-def refusing(number: int) -> OSError:
-    return OSError(number, os.strerror(number))
-
-
-WRITTEN, NO_MODE = {"a.json": b"{}\n"}, (Path, "chmod")
+WRITTEN, DENIED, MODES, NAMES = {"a.json": b"{}\n"}, errno.EACCES, (Path, "chmod"), (os, "link")
+LOCKS, MOVES = (folders, "lock_descriptor"), (Path, "replace")
 
 
 @rows(
-    ("a network drive's modes", NO_MODE, errno.EPERM, WRITTEN),
-    ("another one's modes", NO_MODE, errno.EACCES, WRITTEN),
-    ("a drive without modes", NO_MODE, errno.ENOTSUP, WRITTEN),
-    ("a disk that breaks meanwhile", NO_MODE, errno.EIO, "a.json: Input/output error. Choose a folder that you can write"),
-    ("a drive that cannot be written", (Path, "replace"), errno.EROFS, "a.json: Read-only file system."),
-    ("a file that is open elsewhere", (Path, "replace"), errno.ETXTBSY, "Text file busy. Choose a folder that you can write"),
-    ("no second names", (os, "link"), errno.EPERM, WRITTEN),
-    ("no second names on another drive", (os, "link"), errno.ENOTSUP, WRITTEN),
-    ("no second names between two disks", (os, "link"), errno.EXDEV, WRITTEN),
-    ("no locks", (folders, "lock_descriptor"), errno.ENOLCK, WRITTEN),
-    ("no locks of folders", (folders, "lock_descriptor"), errno.EBADF, WRITTEN),
-    ("no locks at all", (folders, "lock_descriptor"), errno.ENOTSUP, WRITTEN),
+    *[(f"{what}: {os.strerror(number)}", "write", where, number, WRITTEN) for what, where, numbers in (
+        ("no modes", MODES, (errno.EPERM, DENIED, errno.ENOTSUP)),
+        ("no second names", NAMES, (errno.EPERM, errno.ENOTSUP, errno.EXDEV)),
+        ("no locks", LOCKS, (errno.ENOLCK, errno.EBADF, errno.ENOTSUP))) for number in numbers],
+    ("a disk that breaks meanwhile", "write", MODES, errno.EIO, "a.json: Input/output error. Choose a folder that you can write"),
+    ("a drive that cannot be written", "write", MOVES, errno.EROFS, "a.json: Read-only file system."),
+    ("a file that is open elsewhere", "write", MOVES, errno.ETXTBSY, "Text file busy. Choose a folder that you can write"),
+    ("folders that cannot be read", "convert", (os, "listdir"), DENIED,
+     "imagesTr: Permission denied. Mend its permissions, or copy it"),
+    ("an image that cannot be read", "convert", (Path, "read_bytes"), DENIED, "case_0.nii.gz: cannot be read: Permission denied"),
+    ("a scan that cannot be shared out", "share", (Path, "read_bytes"), DENIED, "nii.gz: Permission denied"),
+    ("folders that cannot be written", "convert", (Path, "mkdir"), DENIED,
+     "my data: Permission denied. Choose a folder that you can write to"),
 )  # fmt: skip
-def test_drives(where, number, right, tmp_path, monkeypatch):
+def test_drives(step, where, number, right, tmp_path, home, monkeypatch):
     """A file that is written, linked and moved into place by one process at a time: whole, or nothing and the words."""
-    place = tmp_path / "drive"
+    raw, place = raw_cases(tmp_path / "own", 3), tmp_path / "drive"
+    home.mkdir()
 
     def write() -> dict[str, bytes]:
         with folders.one_at_a_time(place), folders.staged(place / "data") as new:
             folders.link_or_copy(write_json(tmp_path / "a.json", {}), new / "a.json")
         return files_of(place / "data")
 
-    with failing(monkeypatch, *where, refusing(number)):
-        agrees(outcome(write), right)
-    assert names_in(place) == (["data"] if right == WRITTEN else []) and names_in(tmp_path)[-1] == "drive"
+    steps = {"write": write, "convert": lambda: heard(raw, home / "t2")}
+    steps["share"] = lambda: share_out(1, folder=raw, say=len)
+    with failing(monkeypatch, *where, OSError(number, os.strerror(number))):
+        agrees(outcome(steps[step]), right)
+    assert names_in(place) == (["data"] if right == WRITTEN else [])
+    assert {*names_in(tmp_path)} <= {"a.json", "drive", home.name, "own"}
 
 
 def test_a_process_that_works_for_an_hour_is_named(tmp_path, monkeypatch):
@@ -1259,19 +1228,6 @@ def test_a_process_that_works_for_an_hour_is_named(tmp_path, monkeypatch):
     assert found == right
     with folders.one_at_a_time(tmp_path):
         assert names_in(tmp_path) == []
-
-
-@rows(
-    ("the best model by a misspelt metric", lambda run: run.best_model("val_acc"), "No site validated 'val_acc'; there are ["),
-    ("a table of a misspelt metric", lambda run: run.cross_site("accuracy"), "'accuracy'; there are ['val_accuracy']."),
-    ("a misspelt curve", lambda run: run.curve("val_acc"), "No site streamed 'val_acc'; there are ['val_accuracy']."),
-    ("the metric's own name", lambda run: run.curve("val_accuracy")["a"].tolist(), [0.5]),
-)  # fmt: skip
-def test_metrics_of_a_run(read, right, tmp_path):
-    (tmp_path / "tb_events").mkdir()
-    (tmp_path / RECORD).write_text(f"{json.dumps({'time': 1, 'event': 'round started', 'round': 0, 'rounds': 1})}\n")
-    write_json(tmp_path / "cross_val_results.json", {"a": {f"SRV_{FINAL}": {"val_accuracy": 0.5}}})
-    agrees(outcome(lambda: read(Run(tmp_path))), right)
 
 
 # -- records: what a run says of itself, with rounds or without ---------------------------------------------------------
@@ -1314,6 +1270,7 @@ PAIR = ("north", "south")
 UNREADABLE, BACK = "an image cannot be read", "started without its own state"
 SILENT = Lines(1).start(0, "north").add("asked", site="north", task="train").add("asked", site="south", task="train")
 REMARK = Lines(1).start(0, "north").add("answer", site="south", accepted=True, reason=BACK, samples=1)
+VALIDATED = Lines(1).start(0)
 STOPPED = Lines().add("run stopped", reason="Not all required 2 statistics received")
 ONE, NONE = tallied(north=None, south=UNREADABLE), "is no checkpoint of a run: "
 
@@ -1333,10 +1290,18 @@ ONE, NONE = tallied(north=None, south=UNREADABLE), "is no checkpoint of a run: "
     ("a damaged record", asked(PAIR), damaged, " is damaged: "),
     ("a matrix of no validation", asked(PAIR), lambda run: Run(run).cross_site("a"), "it needs add_cross_site_evaluation()."),
     ("weights in a text", asked(PAIR), lambda run: Run.weights(run / "run.json"), NONE),
+    ("the best model by a misspelt metric", VALIDATED, lambda run: Run(run).best_model("val_acc"),
+     "No site validated 'val_acc'; there are ["),
+    ("a table of a misspelt metric", VALIDATED, lambda run: Run(run).cross_site("accuracy"), "'accuracy'; there are ['val_dice']."),
+    ("a misspelt curve", VALIDATED, lambda run: Run(run).curve("acc"), "No site streamed 'acc'; there are ['val_dice']."),
+    ("the metric's own name", VALIDATED, lambda run: Run(run).curve("val_dice")["north"].tolist(), [0.5]),
     ("weights in a missing file", asked(PAIR), lambda run: Run.weights(run / "best.pt"), NONE),
 )  # fmt: skip
 def test_records(lines, read, right, tmp_path):
-    lines.write(tmp_path)
+    place = lines.write(tmp_path)
+    if lines is VALIDATED:
+        (place / "tb_events").mkdir()
+        write_json(place / "cross_val_results.json", {"north": {f"SRV_{FINAL}": {"val_dice": 0.5}}})
     write_json(tmp_path / "run.json", {"status": "finished", "sites": PAIR})
     (tmp_path / "job" / "mednist").mkdir(parents=True)
     write_json(tmp_path / "job" / "mednist" / "meta.json", {"min_clients": 2})
