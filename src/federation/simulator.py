@@ -43,25 +43,20 @@ class CourseSimEnv(SimEnv):
     What FLARE's lacks: any path works; each site gets its share of the cores; a progress bar follows the record; each process logs
     into its own folder; an error names site, round and kind of fault; and whatever ends a run early ends every process of it.
 
-    ``sites`` is how many, or their names; each gets one process. ``run_folder`` is a new one in ``COURSE_RUNS``, in a folder called
-    ``name``, or else ``folder``. ``python`` is the program by which FLARE's processes are started, by default this one's. A run
-    none of whose processes has logged a line for ``silence`` seconds is ended.
+    ``sites`` is how many, or their names; each gets one process, by the program ``python``. ``run_folder`` is a new one in
+    ``COURSE_RUNS``, in a folder called ``name``, or else ``folder``. A run that logs no line for ``silence`` seconds is ended.
     """
 
-    def __init__(
-        self, sites: int | Sequence[str], name: str = "simulation", folder: Path | None = None, silence: float = SILENCE
-    ):
-        names, self.silence = site_names(sites), silence
+    def __init__(self, sites: int | Sequence[str], name="simulation", folder: Path | None = None, silence=SILENCE):
+        names, self.silence, self.python = site_names(sites), silence, Path(sys.executable)
         self.run_folder = Path(folder or new_run_folder(name)).resolve()
-        self.python = Path(sys.executable)
         super().__init__(clients=names, num_threads=len(names), workspace_root=str(self.run_folder))
 
     def deploy(self, job: FedJob) -> str:
-        """Run the job to its end, return its name; a ``CourseError`` if it is for other sites, if it fails, or if its record lacks
-        rounds or sites."""
+        """Run the job to its end, return its name; a ``CourseError`` if it is for other sites, fails, or lacks rounds or sites."""
         if (self.run_folder / RUN).exists():
             raise CourseError(f"{self.run_folder} holds a run already. Make a new CourseSimEnv for another one.")
-        started, status = time.time(), "failed"
+        about = {"status": "failed", "job": job.name, "sites": self.clients, "started": time.time()}
         with EXPORT:
             job.export_job(str(self.run_folder / "job"))
         self._refuse_other_sites(self.run_folder / "job" / job.name)
@@ -69,10 +64,9 @@ class CourseSimEnv(SimEnv):
             self._simulate(job.name)
             if lacks := shortfall(self.run_folder):
                 raise CourseError(f"{lacks} All logs are in {self.run_folder}.")
-            status = "finished"
+            about["status"] = "finished"
         finally:
-            about = {"status": status, "job": job.name, "sites": self.clients}
-            write_json(self.run_folder / RUN, {**about, "started": started, "seconds": time.time() - started})
+            write_json(self.run_folder / RUN, about | {"seconds": time.time() - about["started"]})
         if read_record(self.run_folder) and not (run := Run(self.run_folder)).contributions["accepted"].all():
             warnings.warn(f"The run finished without some of its updates: {run!r}", stacklevel=2)
         return job.name
@@ -107,15 +101,14 @@ class CourseSimEnv(SimEnv):
             command = [python, "-m", "src.federation.simulated", f"{folder}/job/{job}", "-w", f"{folder}/{job}"]
             command += ["-c", ",".join(self.clients), "-n", str(self.num_clients), "-t", str(self.num_threads)]
             command += ["-l", f"{folder}/{job}/local/{LOG_CONFIG}"]
+            threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(max(1, cores() // self.num_clients)))
             # FLARE's many threads would each get a heap of their own, which glibc never shrinks: one is enough.
-            environment = {"MALLOC_ARENA_MAX": "1", **os.environ}
-            threads = str(max(1, cores() // self.num_clients))
-            environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+            environment = {"MALLOC_ARENA_MAX": "1", **os.environ, **threads}
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(CODE)]))
+            # Not in the current folder: what is called src there may be somebody else's.
+            how = {"cwd": self.run_folder, "env": environment, "stderr": subprocess.STDOUT}
             with (self.run_folder / "console.log").open("w") as console:
-                # Not in the current folder: what is called src there may be somebody else's.
-                streams = {"stdout": console, "stderr": subprocess.STDOUT}
-                process = subprocess.Popen(command, cwd=self.run_folder, env=environment, **streams)
+                process = subprocess.Popen(command, stdout=console, **how)
                 try:
                     self._wait(process)
                 finally:
@@ -131,24 +124,22 @@ class CourseSimEnv(SimEnv):
         """Follow the record: a bar where somebody looks, in a terminal or a notebook, one line a round in a log."""
         ipython = sys.modules.get("IPython")  # that it is imported does not make this process a notebook's kernel
         quiet = not (sys.stderr.isatty() or (ipython and ipython.get_ipython()))
-        said, heard = 0, time.time()
+        said = 0
         with tqdm(total=0, unit="update", desc="starting", leave=False, disable=quiet) as bar:
             while process.poll() is None:
                 time.sleep(POLL_SECONDS)
-                if time.time() - heard > self.silence:
-                    logs = [self.run_folder / "console.log", *self.run_folder.glob("*/*/log.txt")]
-                    heard = max(log.stat().st_mtime for log in logs)
-                if time.time() - heard > self.silence:
+                logs = self.run_folder / "console.log", *self.run_folder.glob("*/*/log.txt")
+                if time.time() - max(log.stat().st_mtime for log in logs) > self.silence:
                     since = f"No process of this run has logged a line for {self.silence:g} s: it was ended"
                     raise CourseError(f"{since}. All logs are in {self.run_folder}; a longer silence is an argument.")
                 number, rounds, answers = progress(read_record(self.run_folder))
-                if number and quiet and number > said:
+                if number > said and quiet:
                     print(f"round {number} of {rounds}", flush=True)
-                    said = number
-                elif number and not quiet:
+                elif number:
                     bar.total = rounds * self.num_clients
                     bar.set_description(f"round {number} of {rounds}")
                     bar.update(answers - bar.n)
+                said = number
             if not bar.total and process.returncode == 0:  # it had no rounds, as one that only counts
                 bar.total = 1
                 bar.update(1)
@@ -158,11 +149,8 @@ class CourseSimEnv(SimEnv):
 @contextlib.contextmanager
 def _exit_on_sigterm() -> Iterator[None]:
     """Let SIGTERM end this process as an exception does, so that what the block started and linked is cleared away."""
-    if threading.current_thread() is not threading.main_thread():
+    with contextlib.ExitStack() as after:
+        if threading.current_thread() is threading.main_thread():
+            before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+            after.callback(signal.signal, signal.SIGTERM, before)
         yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
