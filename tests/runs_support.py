@@ -11,9 +11,11 @@ from nvflare.app_opt.pt.recipes import FedAvgRecipe
 from nvflare.recipe.spec import Recipe
 
 from data_scripts.phantoms.mednist import write
+from src.common.files import write_json
 from src.federation.aggregation import SampleWeightedMean
 from src.federation.recipes import add_everything
 from src.federation.run import RUN
+from tests.tests_support import ball_case, through_the_door
 
 CLIENT = """
 \"\"\"A client that needs neither MONAI nor images: what is tested with it is what goes on around it.\"\"\"
@@ -49,6 +51,17 @@ def drawings(root: Path, per_class: int, seed: int = 0) -> Path:
     return folder
 
 
+def volumes(folder: Path, number: int = 1) -> None:
+    """Tiny volumes of a site with this number: two cases for training, one each for validation and testing."""
+    entries = []
+    for n in range(4):
+        centre = 2.0 * n, -3.0 * number, 1.5
+        ball_case(folder / "images", f"c{n}", centre=centre, scale=10.0**n, seed=10 * number + n)
+        entries.append({"image": f"images/c{n}.nii.gz", "label": f"images/c{n}_mask.nii.gz"})
+    write_json(folder / "datalist.json", {"training": entries[:2], "validation": entries[2:3], "testing": entries[3:]})
+    through_the_door(folder)
+
+
 def toy_recipe(folder: Path, sites: int, rounds: int, body="pass", initial: Path | None = None, **options) -> Recipe:
     """FedAvg of a model with six numbers, each of which a site raises by one in each round; ``folder`` gets the client script.
 
@@ -57,13 +70,10 @@ def toy_recipe(folder: Path, sites: int, rounds: int, body="pass", initial: Path
     """
     script = folder / "toy_client.py"
     script.write_text(CLIENT.replace("BODY", body.strip().replace("\n", "\n        ")))
+    model = {"class_path": "torch.nn.Linear", "args": {"in_features": 2, "out_features": 2}}
     made = FedAvgRecipe(
-        name="toy",
-        min_clients=sites,
-        num_rounds=rounds,
-        model={"class_path": "torch.nn.Linear", "args": {"in_features": 2, "out_features": 2}},
+        **{"name": "toy", "min_clients": sites, "num_rounds": rounds, "train_script": str(script), "model": model},
         initial_ckpt=initial and os.path.relpath(initial),
-        train_script=str(script),
         key_metric="val_accuracy",
         aggregator=SampleWeightedMean(),
     )

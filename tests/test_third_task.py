@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from data_scripts.phantoms.mednist import write
 from src.mednist.card import CARD
+from tests.runs_support import drawings
 from tests.test_repository import ROOT, repository_files
 
 pytestmark = pytest.mark.slow
@@ -50,10 +50,10 @@ print(json.dumps({
 """What is particular to it is where its raw images lie: everything else is found by looking."""
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory) -> Path:
+@pytest.fixture
+def checkout(tmp_path) -> Path:
     """A copy of this checkout with a third task, made by copying MedNIST's rooms and its client under another name."""
-    copy = tmp_path_factory.mktemp("third task") / "checkout"
+    copy = tmp_path / "third task" / "checkout"
     for file in repository_files():
         target = copy / file.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -85,10 +85,8 @@ def run(checkout: Path, *command: str) -> str:
     return done.stdout
 
 
-def test_a_copied_task_is_found_exported_and_trained(checkout, tmp_path):
-    raw = tmp_path / "Radiographs"
-    raw.mkdir()
-    write(raw, per_class=8, seed=4)
+def test_a_copied_task_is_found_exported_and_trained_and_by_the_tests_of_all_tasks_too(checkout, tmp_path):
+    raw = drawings(tmp_path, per_class=8, seed=4)
     for old, label in zip(CARD.labels, LABELS, strict=True):
         (raw / old).rename(raw / label)
     said = json.loads(run(checkout, "-c", PROGRAM, str(raw), str(tmp_path / "jobs")).splitlines()[-1])
@@ -101,8 +99,5 @@ def test_a_copied_task_is_found_exported_and_trained(checkout, tmp_path):
     assert len(list(job.rglob("monai_xray_train.py"))) == 1
     assert {file.name for file in job.glob("app/custom/src/xray/*")} == {"card.py", "training.py", "transforms.py"}
     assert not list(job.rglob("*mednist*"))
-
-
-def test_the_tests_of_all_tasks_find_the_copy_by_themselves(checkout):
     told = run(checkout, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rA", "tests/common/test_task.py")
     assert "test_a_task_says_and_holds_what_all_need[xray]" in told

@@ -32,10 +32,7 @@ def test_the_prostate_s_file_holds_exactly_its_defaults():
 @pytest.mark.parametrize(
     ("study", "values", "said"),
     [
-        (Study, {"lerning_rate": 1}, "unknown key 'lerning_rate'; did you mean 'learning_rate'?"),
-        (Study, {"xyz": 1}, "unknown key 'xyz'; there are data, rounds,"),
         (Study, {"rounds": 0}, "'rounds' is 0; it must be greater than or equal to 1"),
-        (Study, {"batch_size": 1.5}, "'batch_size' is 1.5; it must be a valid integer"),
         (Study, {"learning_rate": float("nan")}, "'learning_rate' is nan; it must be a finite number"),
         (Study, {"learning_rate": 0}, "'learning_rate' is 0; it must be greater than 0"),
         (Study, {"weight": -1}, "'weight' is -1; it must be greater than or equal to 0"),
@@ -44,7 +41,6 @@ def test_the_prostate_s_file_holds_exactly_its_defaults():
         (Study, {"sides": [64]}, "'sides' is [64]; it must be a list of 3, like [64, 64, 16]"),
         (Study, {"sides": [1, 2, 3, 4]}, "'sides' is [1, 2, 3, 4]; it must be a list of 3"),
         (Study, {"sides": 64}, "'sides' is 64; it must be a list of 3"),
-        (Study, {"augmentation": 2}, "'augmentation' is 2; it must be a valid boolean"),
         (Study, {"data": "../data"}, "'data' is '../data'; it must match pattern"),
         (Study, {"method": "fedsgd"}, "'method' is 'fedsgd'; it must be 'fedavg', 'fedprox',"),
         (Study, {"fedproxloss_mu": 0.5}, "method='fedavg' does not heed fedproxloss_mu=0.5; set it to 0, or method='fedprox'"),

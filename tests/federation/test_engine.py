@@ -37,17 +37,10 @@ def test_the_rate_falls_along_half_a_cosine_over_the_whole_training_not_over_the
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
-def test_training_in_rounds_is_training_at_once(optimizer):
+def test_training_in_rounds_is_training_at_once_and_the_loss_that_of_the_last_pass(optimizer):
     whole, rounds = (line_trainer(line_batches(3), optimizer=optimizer, rate=0.01) for _ in range(2))
     assert train_for(whole, 4) == [train_for(rounds, epochs) for epochs in (2, 1, 1)][-1]
     assert same(whole.network, rounds.network) and (rounds.state.epoch, rounds.state.iteration) == (4, 12)
-
-
-def test_the_mean_loss_is_that_of_the_last_pass():
-    batches = line_batches(3)
-    trainer = line_trainer(batches, rate=0.0)  # nothing moves: each pass has the loss of the first
-    alone = [torch.nn.functional.mse_loss(trainer.network(b["image"]), b["label"]).item() for b in batches]
-    assert train_for(trainer, 2) == pytest.approx(np.mean(alone), rel=1e-5)
 
 
 # -- the proximal term -------------------------------------------------------------------------------------------------

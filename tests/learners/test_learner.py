@@ -20,7 +20,6 @@ from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 from benchmarks.local import train_locally
 from src.common.datalists import read_site
 from src.common.errors import CourseError
-from src.common.files import write_json
 from src.federation.aggregation import SampleWeightedMean
 from src.federation.reasons import REASON
 from src.federation.site import Site
@@ -29,7 +28,8 @@ from src.learners.supervised_learner import SupervisedLearner
 from src.learners.supervised_monai_prostate_learner import SupervisedMonaiProstateLearner
 from src.prostate.card import CONFIG_FILE
 from src.prostate.training import TASK
-from tests.tests_support import ball_case, course_error, through_the_door
+from tests.runs_support import volumes
+from tests.tests_support import course_error
 from tests.training_support import LINE, LineSettings, line_batches
 
 PATIENT = "SURNAME_FIRSTNAME_1950"
@@ -119,16 +119,12 @@ def test_two_equal_sites_with_one_step_are_the_pooled_step():
         np.testing.assert_allclose(START[name] + change[name], value, rtol=1e-5, atol=1e-6)
 
 
-def test_validation_alone_as_after_the_last_round_answers_with_the_metrics_and_streams_nothing():
-    executor = Executor(LineLearner(line_batches(1)))
+def test_validation_alone_as_after_the_last_round_streams_nothing_and_rounds_their_curves_with_plain_text_tags():
+    executor, rounds = Executor(LineLearner(line_batches(3))), {}
     model = FLModelUtils.from_shareable(executor.do("validate", START, current_round=None))
     assert model.metrics == {"val_fit": pytest.approx(-np.abs(START["weight"]).sum())}
-    assert model.params is None and executor.streamed == []
     assert_failed(executor.do("train", START, current_round=None), "its software raised TypeError")
-
-
-def test_curves_are_streamed_over_rounds_with_plain_text_tags():
-    executor, rounds = Executor(LineLearner(line_batches(3))), {}
+    assert model.params is None and executor.streamed == []
     for number in (0, 1):
         executor.do("train", START, number)
     for data in executor.streamed:
@@ -196,12 +192,7 @@ FRESH = numpy_weights(TASK.new_model(TINY.seed))
 def hospital(tmp_path, monkeypatch):
     """Makes the executor of site-1, for a job that brings these settings along; it has four cases in the data ``tiny``."""
     monkeypatch.setenv("COURSE_DATA", str(tmp_path / "data of the site"))
-    folder, entries = tmp_path / "data of the site" / "sites" / "tiny" / "site-1", []
-    for number in range(4):
-        ball_case(folder / "images", f"c{number}", centre=(2.0 * number, -3.0, 1.5), scale=10.0**number, seed=number)
-        entries.append({"image": f"images/c{number}.nii.gz", "label": f"images/c{number}_mask.nii.gz"})
-    write_json(folder / "datalist.json", {"training": entries[:2], "validation": entries[2:3], "testing": entries[3:]})
-    through_the_door(folder)
+    volumes(tmp_path / "data of the site" / "sites" / "tiny" / "site-1")
 
     def make(settings=TINY, file="mine.json"):
         settings.write(tmp_path / "app" / "custom" / "mine.json")
