@@ -26,8 +26,8 @@ TWICE = "its start-up kit runs on two machines, and each takes the other's place
 class ReturningSites(FLComponent):
     """Starts running jobs again on a site whose process was lost and that has registered anew.
 
-    It gets the global model of the round, as in each round, and reads what it kept itself (:meth:`src.federation.site.Site.recall`).
-    It decides anew whether it runs the job: its policy is asked as it was the first time.
+    It gets the global model of the round, as in each round, and reads what it kept: :meth:`src.federation.site.Site.recall`. It
+    decides anew whether it runs the job: its policy is asked as it was the first time.
 
     If a kit runs on two machines, each takes the other's place, and FLARE tells nobody. The server knows by a heartbeat of the one
     that was replaced, which a dead one does not send: it says so in its log and, once, in the record of each job of that site.

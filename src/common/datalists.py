@@ -52,8 +52,8 @@ def each(datalists: Datalists) -> Iterator[tuple[str, str, dict]]:
 
 
 def plain_item(item: object, classes: Sequence[str] | None = None) -> dict:
-    """An item with paths as text and a number as an ``int``; a ``CourseError`` names one whose label is neither. ``classes`` are a
-    card's: a label is the number of one of them, or a file's path where there are none; None, of no known task, allows both."""
+    """An item with paths as text and a number as an ``int``; a ``CourseError`` names one whose label is neither. A label is the
+    number of one of a card's ``classes``, or a file's path where there are none; None, of no known task, allows both."""
     image, label = (item.get("image"), item.get("label")) if isinstance(item, Mapping) else (None, None)
     if not isinstance(image, str | os.PathLike) or label is None:
         raise CourseError("no 'image' with its 'label'", "a label cannot be used")

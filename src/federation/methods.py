@@ -127,7 +127,7 @@ class FedBN(FedAvg):
         site.keeps["model"] = self.kept
 
     def receive(self, received: FLModel) -> None:
-        # What the server holds back need not be there; and in its first round, a site takes all of the model that it is given.
+        # What the server holds back need not be there. In its first round, a site takes all that it is given.
         present = {name: value for name, value in self.model.state_dict().items() if name in self.names}
         own = {} if (received.meta or {}).get(WHOLE) else self.kept
         self.model.load_state_dict(present | received.params | own)

@@ -17,9 +17,7 @@ from src.federation.flare_2_9 import answer_quickly
 
 REASON = "course_reason"  # where a failed answer says why: a key of an FLModel's meta, or a header of a Shareable
 LAST_WORDS = "course.last_words"  # the topic under which a site that ends its job says why, before it ends
-WITHOUT_STATE = (
-    "started without its own state"  # what a site says beside its update that joins later, or lost what it kept
-)
+WITHOUT_STATE = "started without its own state"  # said beside a good update
 
 
 def short_reason(error: BaseException) -> str:
@@ -31,6 +29,14 @@ def short_reason(error: BaseException) -> str:
     return "it ran out of memory" if isinstance(error, MemoryError) else f"its software raised {type(error).__name__}"
 
 
+def given_reason(answer: Shareable) -> str | None:
+    """The short reason in an answer: of a failure, or beside a good update; None if it holds none."""
+    try:
+        return answer.get_header(REASON) or FLModelUtils.from_shareable(answer).meta.get(REASON)
+    except ValueError:  # in an answer with an error code is no model
+        return None
+
+
 def said_reason(answer: Shareable | None) -> str:
     """The short reason that an answer gives which was not accepted, else what FLARE says of it."""
     if answer is None:
@@ -38,14 +44,6 @@ def said_reason(answer: Shareable | None) -> str:
     code = answer.get_return_code()
     flares = "it sent nothing that can be averaged" if code == ReturnCode.OK else f"it answered with {code}"
     return given_reason(answer) or flares
-
-
-def given_reason(answer: Shareable | None) -> str | None:
-    """The short reason in an answer: of a failure, or beside a good update; None if it holds none."""
-    try:
-        return answer and (answer.get_header(REASON) or FLModelUtils.from_shareable(answer).meta.get(REASON))
-    except ValueError:  # in an answer with an error code is no model
-        return None
 
 
 class LastWords(Widget):

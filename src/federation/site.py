@@ -4,7 +4,7 @@ import copy
 import gc
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +40,13 @@ class SiteOptions(Checked):
 class Site:
     """One place that trains: its items, its network and its trainer, put together once, whoever drives it.
 
-    ``name`` fixes, with the seed, the order of the items and the augmentation; ``cache`` is the path of a folder for prepared
-    volumes, for tasks that keep them on disk; ``weights``, a ``state_dict`` to start from, are by default a new model's, of the
-    settings' seed. ``training`` and ``validation`` are the prepared items of ``parts``, ``seconds`` what the last round took.
-    ``keeps`` is, by name, what has a ``state_dict`` that must outlive the site's process, in the folder ``kept``.
+    ``name`` fixes, with the seed, the order of the items and the augmentation; ``cache`` is a folder for prepared volumes;
+    ``weights``, a ``state_dict`` to start from, are by default a new model's, of the settings' seed. ``seconds`` is what the last
+    round took. ``keeps`` is, by name, what has a ``state_dict`` that must outlive the site's process, in the folder ``kept``.
     """
 
     def __init__(
-        self,
-        task: Task,
-        settings: StudySettings,
-        parts: Mapping[str, Sequence],
-        name: str,
-        cache=None,
-        weights=None,
-        kept=None,
+        self, task: Task, settings: StudySettings, parts: Mapping, name: str, cache=None, weights=None, kept=None
     ):
         self.task, self.settings, self.name, self.device, self.kept = task, settings, name, pick_device(), kept
         self.training = task.prepare(parts["training"], settings, cache)
@@ -75,13 +67,11 @@ class Site:
         folder ``app``. FLARE empties that when the job comes again, so what the site keeps lies in its workspace.
         """
         app = app or next((one for one in job.parents if one.name.startswith(WorkspaceConstants.APP_PREFIX)), job)
-        settings = task.settings.read(
-            next(filter(Path.is_file, (job, job / CONFIG, job / "src" / CONFIG)), job / CONFIG)
-        )
+        places = job, job / "src" / CONFIG, job / CONFIG
+        settings = task.settings.read(next(filter(Path.is_file, places), places[-1]))
         file = sites_folder(settings.data) / name / "options.json"
         if (chosen := read_json(file) if file.exists() else {}) is None:
-            said = f"{file} cannot be read as a JSON object. Mend it, or delete it."
-            raise CourseError(said, "its settings cannot be read")
+            raise CourseError(f"{file} is no JSON object. Mend it, or delete it.", "its settings cannot be read")
         options = SiteOptions.checked(chosen, f"{file}")
         if options.threads:
             torch.set_num_threads(options.threads)
