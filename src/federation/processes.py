@@ -22,36 +22,30 @@ _LINKS = "course-links-"
 
 def processes_below(*folders: Path | str) -> list[psutil.Process]:
     """FLARE's processes with one of these folders in their command line, and what they started; no TensorBoard that looks there."""
-    places = [str(folder) for folder in folders]
-    found: dict[int, psutil.Process] = {}
+    places, found = [f"{folder}/" for folder in folders], set()
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or ()
-        at_work = any(word == place or word.startswith(f"{place}/") for word in words for place in places)
+        at_work = any(f"{word}/".startswith(place) for word in words for place in places)
         if at_work and any(word.startswith(MODULES) or word.endswith("start.sh") for word in words):
             with contextlib.suppress(psutil.NoSuchProcess):
-                found |= {one.pid: one for one in (process, *process.children(recursive=True))}
-    return [process for process in found.values() if process.is_running()]
+                found |= {process, *process.children(recursive=True)}
+    return [process for process in found if process.is_running()]
 
 
 def end_processes_below(*folders: Path | str, patience: float = PATIENCE_SECONDS) -> None:
-    """End them: first asked to, after ``patience`` seconds made to (0: at once, as when the power fails).
-
-    Raises:
-        CourseError: if some are left after ``END_SECONDS``.
-    """
+    """End them: first asked to, after ``patience`` seconds made to (0: at once, as when the power fails); a ``CourseError`` if some
+    are left after ``END_SECONDS``."""
     deadline = time.monotonic() + END_SECONDS
     # Again until none is left: a site may just have started a job's process, and a simulator starts a site anew that has ended.
     while family := processes_below(*folders):
         if time.monotonic() > deadline:
             left = " ".join(str(process.pid) for process in family)
             raise CourseError(f"Processes that work in {folders[0]} do not end. End them by hand: kill -9 {left}")
-        for process in family if patience else ():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.terminate()
-        for process in psutil.wait_procs(family, timeout=patience)[1]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(family, timeout=PATIENCE_SECONDS)
+        for end, seconds in {"terminate": patience, "kill": PATIENCE_SECONDS}.items():
+            for process in family if seconds else ():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    getattr(process, end)()
+            family = psutil.wait_procs(family, timeout=seconds)[1]
 
 
 @contextlib.contextmanager
@@ -62,8 +56,7 @@ def plain_paths(python: Path, folder: Path) -> Iterator[tuple[str, str]]:
         return
     place = tempfile.gettempdir()
     if not PLAIN.fullmatch(place):
-        said = f"FLARE's simulator needs a temporary folder with a plain name, not {place}; set TMPDIR to one."
-        raise CourseError(said)
+        raise CourseError(f"FLARE needs a temporary folder with a plain name, not {place}; set TMPDIR to one.")
     for left in Path(place).glob(f"{_LINKS}*"):  # of a process that was killed
         if not psutil.pid_exists(int(left.name.split("-")[2])):
             shutil.rmtree(left, ignore_errors=True)
