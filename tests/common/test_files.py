@@ -16,19 +16,15 @@ from src.common.files import read_json, write_file, write_json
 from tests.tests_support import FULL, course_error, failing, files_of, names_in
 
 
-def test_a_file_is_written_for_all_to_read(tmp_path):
+def test_a_file_is_written_for_all_to_read_whole_or_not_at_all(tmp_path, monkeypatch):
     for content, stored in {"Prostata ä": "Prostata ä".encode(), b"\0\xff": b"\0\xff"}.items():
         assert write_file(tmp_path / "page.html", content) == tmp_path / "page.html"
         assert files_of(tmp_path) == {"page.html": stored} and (tmp_path / "page.html").stat().st_mode & 0o777 == 0o644
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    write_file(tmp_path / "page.html", "before")
     said = r"Cannot write \S+page\.html: No space left.*Free some space.*is unchanged"
     with failing(monkeypatch, Path, "replace", FULL), pytest.raises(CourseError, match=said) as caught:
         write_file(tmp_path / "page.html", "after")
     assert caught.value.kind == "it cannot write to its disk", "what may leave a site names no file"
-    assert files_of(tmp_path) == {"page.html": b"before"}
+    assert files_of(tmp_path) == {"page.html": b"\0\xff"}
     with pytest.raises(CourseError, match=r"/page\.html/x: Not a directory\. Choose a folder that you can"):
         write_file(tmp_path / "page.html" / "x", "")
 

@@ -31,9 +31,7 @@ def test_data_and_runs_lie_in_the_checkout_or_in_that_around_the_reader_or_besid
     for folder, found in {checkout / "notebooks": checkout, elsewhere: elsewhere}.items():
         monkeypatch.chdir(folder)
         assert paths.data_root() == found / "data"
-
-
-def test_environment_variables_with_home_and_spaces(monkeypatch, tmp_path):
+    # Or where the environment says, with home and spaces.
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("COURSE_DATA", "~/my images")
     monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "my runs"))

@@ -2,10 +2,8 @@
 
 import json
 
-import pytest
 import torch
 
-from src.common.errors import CourseError
 from src.federation.record import failure_report, progress, read_record, shortfall
 from src.federation.run import BEST, FINAL, Run
 from src.federation.server import LOST, RECORD
@@ -64,19 +62,14 @@ def test_missing_updates_are_in_the_table_and_show_when_the_run_is_printed(lines
     assert run.left_out == ({} if any(accepted) else {"south": reasons[0]})
 
 
-def test_a_fetched_run_has_no_run_json_and_one_without_a_tracker_says_what_it_lacks(tmp_path):
+def test_a_fetched_run_has_no_run_json_one_without_a_tracker_lacks_it_and_a_folder_holds_one_run(tmp_path):
+    course_error(r"holds 0 runs with a record .*Give the folder of one run", Run, tmp_path)
     Lines().start(0, *BOTH).start(1, *BOTH).write(tmp_path)
     run = Run(tmp_path)
     assert (run.sites, run.rounds, run.seconds) == ([*BOTH], 2, 8.0), "as the record says"
     assert "fetched" in repr(run)
-    with pytest.raises(CourseError, match="streamed no metrics"):
-        _ = run.metrics
-
-
-def test_a_folder_that_is_not_one_run_is_refused_by_name(tmp_path):
-    course_error(r"holds 0 runs with a record .*Give the folder of one run", Run, tmp_path)
-    for name in ("one", "two"):
-        Lines().start(0, *BOTH).write(tmp_path / name)
+    course_error("streamed no metrics", getattr, run, "metrics")
+    Lines().start(0, *BOTH).write(tmp_path / "another")
     course_error("holds 2 runs", Run, tmp_path)
 
 
@@ -156,12 +149,12 @@ def test_what_a_run_lacks_is_a_sentence(lines, demands, says, tmp_path):
 
 
 def test_a_run_without_a_record_lacks_one_only_if_its_job_wanted_it(tmp_path):
+    config = tmp_path / "job" / "mednist" / "app" / "config" / "config_fed_server.json"
+    config.parent.mkdir(parents=True)
     assert shortfall(tmp_path) is None
-    config = tmp_path / "job" / "mednist" / "app" / "config"
-    config.mkdir(parents=True)
-    (config / "config_fed_server.json").write_text('{"components": []}')
+    config.write_text('{"components": []}')
     assert shortfall(tmp_path) is None
-    (config / "config_fed_server.json").write_text('{"components": [{"path": "src.federation.server.RunRecorder"}]}')
+    config.write_text('{"components": [{"path": "src.federation.server.RunRecorder"}]}')
     assert "before the server" in shortfall(tmp_path)
 
 
@@ -182,20 +175,16 @@ RECORDED = Lines(3).start(0, *BOTH).start(1).answer("north", "it sent nothing")
 RECORDED.add("site lost", site="south", reason=LOST)
 IMPORT = "Traceback\nModuleNotFoundError: No module named 'x'\n"
 KINDS = "south: its software raised CourseError; server: its software raised ModuleNotFoundError"
-FAILURES = {
-    "as the record says": (
-        RECORDED, {"north": LOG}, f"in round 2 of 3. north: it sent nothing; south: {LOST}. More", BOTH
-    ),
+LOGS = {"north": "", "south": LOG, "server": IMPORT}
+
+
+@rows(
+    ("as the record says", RECORDED, {"north": LOG}, f"in round 2 of 3. north: it sent nothing; south: {LOST}. More", BOTH),
     # The kind of the first error in a log, and never its text.
-    "as the logs say": (
-        None, {"north": "", "south": LOG, "server": IMPORT}, f"before the first round. {KINDS}. More", ("south", "server")
-    ),
-    "as nobody says": (None, {}, "no process left an error", ()),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("lines", "logs", "says", "more"), FAILURES.values(), ids=FAILURES)
-def test_the_report_names_round_sites_and_reasons_and_where_more_is_written(tmp_path, lines, logs, says, more):
+    ("as the logs say", None, LOGS, f"before the first round. {KINDS}. More", ("south", "server")),
+    ("as nobody says", None, {}, "no process left an error", ()),
+)  # fmt: skip
+def test_the_report_names_round_sites_and_reasons_and_where_more_is_written(lines, logs, says, more, tmp_path):
     workspace = tmp_path / "toy"
     for name, text in logs.items():
         (workspace / name).mkdir(parents=True)

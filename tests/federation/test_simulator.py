@@ -11,11 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from src.common.errors import CourseError
 from src.federation import simulator as module
 from src.federation.processes import end_processes_below, processes_below
 from src.federation.server import RECORD
 from src.federation.simulator import LOG_CONFIG, CourseSimEnv
+from tests.federation.test_run import Lines
 from tests.runs_support import links
 from tests.tests_support import course_error, rows
 
@@ -26,7 +26,7 @@ workspace = Path(sys.argv[sys.argv.index("-w") + 1])
 Path("COMMAND").write_text(json.dumps([sys.argv, dict(os.environ)]))
 place = workspace / "server" / "simulate_job"
 place.mkdir(parents=True)
-(place / "RECORD").write_text("".join(json.dumps({"time": 1.0, **line}) + "\\n" for line in LINES))
+(place / "RECORD").write_text("".join(json.dumps(line) + "\\n" for line in LINES))
 time.sleep(0.1)
 """
 JOB = SimpleNamespace(name="toy", export_job=lambda target: Path(target, "toy").mkdir(parents=True))
@@ -34,13 +34,7 @@ JOB = SimpleNamespace(name="toy", export_job=lambda target: Path(target, "toy").
 
 def record(sites=("site-1", "site-2")):
     """Two rounds."""
-    lines = [{"event": "run started", "round": None, "rounds": None}]
-    for number in (0, 1):
-        answer = {"event": "answer", "round": number, "accepted": True, "reason": None, "samples": 1.0}
-        lines.append({"event": "round started", "round": number, "rounds": 2})
-        lines += [{**answer, "site": site} for site in sites]
-        lines.append({"event": "model saved", "round": number, "rounds": 2})
-    return lines
+    return Lines().start(0, *sites).start(1, *sites).lines
 
 
 @pytest.fixture
@@ -81,8 +75,7 @@ def test_an_environment_is_for_one_run_in_a_folder_of_its_own_and_leaves_signals
     assert env.run_folder.parent == other.run_folder.parent == runs / "study" and env.run_folder != other.run_folder
     course_error(r"holds a run already\. Make a new CourseSimEnv", env.deploy, JOB)
     for sites in ([], ["a", "a"]):
-        with pytest.raises(CourseError):
-            CourseSimEnv(sites, name="refused")
+        course_error(r"give .*a list of names", CourseSimEnv, sites, name="refused")
     assert not (runs / "refused").exists(), "before a folder is made"
 
 
@@ -102,18 +95,16 @@ def test_sites_ask_for_no_more_threads_than_cores_and_log_to_files_only(sites, t
     assert handlers and "consoleHandler" not in handlers
 
 
-def test_a_run_that_ends_well_with_half_its_rounds_is_a_failure(simulator):
+@rows(
+    ("it ends well with half its rounds", record()[:5], {}, r"ended in round 1 of 2\. All logs are in .*runs"),
+    ("it logs nothing", None, {"silence": 0.01}, r"logged a line for 0\.01 s: it was ended\. All logs are in .*runs"),
+)
+def test_a_run_fails_though_flare_does_not(lines, options, says, simulator):
     """All that it may lack: see ``test_run.py``."""
-    simulator(record()[:5])
-    env = CourseSimEnv(2)
-    course_error(r"ended in round 1 of 2\. All logs are in .*runs", env.deploy, JOB)
+    simulator(lines)
+    env = CourseSimEnv(2, **options)
+    course_error(says, env.deploy, JOB)
     assert env.get_job_status("toy") == "failed"
-
-
-def test_a_run_that_logs_nothing_is_ended(simulator):
-    simulator()
-    with pytest.raises(CourseError, match=r"has logged a line for 0\.01 s: it was ended\. All logs are in .*runs"):
-        CourseSimEnv(2, silence=0.01).deploy(JOB)
 
 
 @rows(("rounds", record(), ["round 2 of 2", "/4"]), ("no rounds", [], ["finished: 100%"]))
@@ -153,8 +144,7 @@ def test_links_of_a_process_that_was_killed_are_cleared_away(simulator, monkeypa
     assert links() == {mine.name}, "another run may be on its way in this process"
     mine.rmdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "odd place"))
-    with pytest.raises(CourseError, match=r"not .*odd place; set TMPDIR"):
-        CourseSimEnv(2).deploy(JOB)
+    course_error(r"not .*odd place; set TMPDIR", CourseSimEnv(2).deploy, JOB)
 
 
 # -- whatever ends it: Ctrl-C and SIGTERM while it runs are in test_jobs.py --------------------------------------------
@@ -173,19 +163,16 @@ while True:
 """
 
 
-@pytest.mark.parametrize(
-    ("code", "words", "ends"),
-    [
-        pytest.param(SLEEPS, ["nvflare.x", "FOLDER"], True, id="of FLARE"),
-        pytest.param(SLEEPS, ["-m", "src.federation.simulated", "FOLDER"], True, id="the simulator"),
-        pytest.param(DEAF, ["nvflare.x", "FOLDER"], True, id="one that does not listen"),
-        # FLARE's simulator starts a site again whose process has ended, as long as it lives itself.
-        pytest.param(STARTS_ANEW, ["nvflare.x", "FOLDER"], True, id="one that starts another meanwhile"),
-        pytest.param(SLEEPS, ["tensorboard", "FOLDER"], False, id="a reader's TensorBoard"),
-        pytest.param(SLEEPS, ["nvflare.x", "/elsewhere"], False, id="of another folder"),
-    ],
+@rows(
+    ("of FLARE", SLEEPS, ["nvflare.x", "FOLDER"], True),
+    ("the simulator", SLEEPS, ["-m", "src.federation.simulated", "FOLDER"], True),
+    ("one that does not listen", DEAF, ["nvflare.x", "FOLDER"], True),
+    # FLARE's simulator starts a site again whose process has ended, as long as it lives itself.
+    ("one that starts another meanwhile", STARTS_ANEW, ["nvflare.x", "FOLDER"], True),
+    ("a reader's TensorBoard", SLEEPS, ["tensorboard", "FOLDER"], False),
+    ("of another folder", SLEEPS, ["nvflare.x", "/elsewhere"], False),
 )
-def test_of_what_works_in_the_run_folder_only_flares_processes_end(tmp_path, code, words, ends):
+def test_of_what_works_in_the_run_folder_only_flares_processes_end(code, words, ends, tmp_path):
     command = [sys.executable, "-c", code, *(word.replace("FOLDER", str(tmp_path)) for word in words)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
