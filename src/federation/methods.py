@@ -20,13 +20,11 @@ from src.federation.engine import ProximalTerm
 from src.federation.reasons import REASON, WITHOUT_STATE
 from src.federation.site import Site
 
-WHOLE = (
-    "course_whole_model"  # a key of the meta of a site's own model that others try: nothing of theirs belongs into it
-)
+WHOLE = "course_whole_model"  # in the meta of a site's own model, which others try as it is
 
 
 class Tensors(dict):
-    """Tensors by name that a site keeps as it keeps a network: by their ``state_dict``."""
+    """Tensors by name that are kept as a network's are."""
 
     state_dict, load_state_dict = dict.copy, dict.update
 

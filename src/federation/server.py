@@ -48,14 +48,11 @@ class RunRecorder(Widget):
         self.min_clients, self.round_timeout, self.first_contact = min_clients, round_timeout, first_contact
         self._ended, self._deadline, self._contact = threading.Event(), inf, inf
         self._file = self._round = self._rounds = None
-        self._begun = 0.0  # of this round, or of the workflow
-        self._heard: dict[str, float] = {}  # when a site asked for work last
-        self._given: dict[str, tuple[str, float]] = {}  # its task, and until when
-        self._trained, self._answered = set(), set()  # who has, in any round, and who in this one
-        self._failed: dict[str, str] = {}  # in this round
-        self._lost: dict[str, str] = {}  # until it is back
-        self._losses: Counter[str] = Counter()
-        self._expected: set[str] = set()  # of those, who is on the way
+        self._begun, self._losses = 0.0, Counter()  # when this round did, or the workflow; how often each site was lost
+        # By site: when it asked for work last; its task, and until when; why it failed in this round; why it is lost.
+        self._heard, self._given, self._failed, self._lost = {}, {}, {}, {}
+        # Who has trained; who has answered in this round; who is on the way back.
+        self._trained, self._answered, self._expected = set(), set(), set()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         prop, site, now = fl_ctx.get_prop, _peer(fl_ctx), time.monotonic()
@@ -64,7 +61,7 @@ class RunRecorder(Widget):
             self._file = Path(engine.get_workspace().get_run_dir(job_id)) / RECORD
             self._contact = now + self.first_contact
             engine.register_app_command(SITE_IS_BACK, self._look_who_is_there)
-            engine.register_aux_message_handler(LAST_WORDS, self._hear_last_words)
+            engine.register_aux_message_handler(LAST_WORDS, self._hear)
             threading.Thread(target=self._watch, args=(engine, job_id), name="site_watch", daemon=True).start()
         elif event_type in (EventType.ABOUT_TO_END_RUN, EventType.END_RUN):
             self._ended.set()
@@ -109,7 +106,7 @@ class RunRecorder(Widget):
             fl_ctx.get_engine().sync_clients_from_main_process()
         return {LOSS_IS_NOTED: site in self._lost}
 
-    def _hear_last_words(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
+    def _hear(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
         self._note_loss(_peer(fl_ctx), request[REASON], fl_ctx)
         return make_reply(ReturnCode.OK)
 
@@ -122,8 +119,9 @@ class RunRecorder(Widget):
     def _note_loss(self, site: str, reason: str, fl_ctx: FLContext) -> None:
         if site not in self._lost:
             self._losses[site] += 1
-            if self._losses[site] > 2:
-                reason += f"; for the {self._losses[site]}th time or so: is its kit used on a second machine?"
+            reason += f"; lost {self._losses[site]} times: is its kit used on a second machine?" * (
+                self._losses[site] > 2
+            )
             self._lost[site] = reason
             self._write("site lost", site=site, reason=reason)
             self._fail(site, reason, fl_ctx)
@@ -169,10 +167,9 @@ class RunRecorder(Widget):
             self.system_panic(f"{where} needs {self.min_clients} site(s). {causes}", fl_ctx)
 
     def _is_late(self, site: str, now: float) -> bool:
-        if site in self._given:
-            return now > self._given[site][1]
-        # Of the others, who has asked for work in this round was not given any.
-        return now > self._deadline and site not in self._answered and self._heard.get(site, 0.0) < self._begun
+        # Of those without a task, who has asked for work in this round was not given any.
+        waited_for = site not in self._answered and self._heard.get(site, 0.0) < self._begun
+        return now > (self._given[site][1] if site in self._given else self._deadline if waited_for else inf)
 
     def _watch(self, engine, job_id: str) -> None:
         """Report, as FLARE would, each site whose process was there and is not, or that has not answered in time."""
