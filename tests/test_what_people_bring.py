@@ -51,7 +51,6 @@ from data_scripts.scanners import rescan
 from data_scripts.sharing import partition, split, who_has_what, write_sites
 from data_scripts.together import read_sites, sites_of
 from deploy import federation
-from deploy.federation import Federation, handed_on
 from deploy.kits import SERVER, knock, project, provision, sign_anew
 from src.common import paths
 from src.common.datalists import PARTS, read_datalist, read_site, site_names
@@ -61,25 +60,20 @@ from src.federation.counts import whole
 from src.federation.flare_2_9 import server_of
 from src.federation.processes import plain_paths
 from src.federation.recipes import add_record, client_recipe, start, weigh_selection
-from src.federation.record import failure_report, read_record, shortfall
+from src.federation.record import failure_report, shortfall
 from src.federation.run import FINAL, Run
 from src.federation.server import RECORD
 from src.federation.simulator import CourseSimEnv
 from src.learners.recipe import learner_recipe
-from src.mednist.card import CARD as MEDNIST
-from src.mednist.card import Settings as MedNISTSettings
 from src.mednist.evaluation import ImageStatistics
-from src.mednist.transforms import prepare as prepare_pictures
-from src.prostate.card import CARD as PROSTATE
-from src.prostate.card import Settings
 from src.prostate.transforms import LoadCase
-from src.prostate.transforms import prepare as prepare_cases
 from src.tasks import tasks
 from tests.data_support import AFFINE, SHAPE, affine_of, gland, heard, modality, named, raw_cases, signal, stored
 from tests.federation.test_run import Lines
 from tests.tests_support import failing, files_of, names_in, rows, through_the_door
 
 ROOT = Path(__file__).resolve().parents[1]
+MEDNIST, PROSTATE = tasks()["mednist"], tasks()["prostate"]
 
 
 @pytest.fixture(autouse=True)
@@ -224,39 +218,20 @@ def test_geometry(image, right, remark, trains, tmp_path, home):
     np.testing.assert_allclose(found, centre, atol=2e-3)
 
 
-@rows(
-    ("a mask with the affine's absolute values", np.abs(LPS), "its affine puts it up to"),
-    ("a mask that is 5 mm away", moved(LPS, 5, 0, 0), "its affine puts it up to 5 mm away from its image"),
-    ("a mask with x and y exchanged", LPS[:, [1, 0, 2, 3]], "its affine puts it up to"),
-    ("a mask whose affine lost digits", moved(LPS, 0.004, 0, 0).round(3), None),
-)  # fmt: skip
-def test_masks_on_another_grid(affine, right, tmp_path, home):
-    """Refused by the conversion, unless it is the same but for lost digits; and by a training that is given the file itself."""
-    item = pair(tmp_path / "own", forms(LPS, LPS), mask_affine=affine)
-    said, loaded = outcome(lambda: heard(tmp_path / "own", home / "t2")), outcome(lambda: LoadCase()(item))
-    assert loaded == f"a: {item['label']}: its affine is not that of its image{CONVERT}."
-    if right:
-        assert f"{item['label']}: {right}" in said
-    else:
-        affines = [nib.load(home / "t2" / kind / "p.nii.gz").affine.tobytes() for kind in ("labels", "images")]
-        assert affines[0] == affines[1], "it takes its image's, to the last bit"
-
-
 # -- channels and labels: which channel was taken, and which values became gland ---------------------------------------
 
 ZONES, ADC_FIRST = [1, 2], json.dumps(modality("ADC", "T2"))
 
 
 @rows(
-    ("T2 and ADC, as the Decathlon has them", named("PZ", "TZ"), (0, ZONES, "channel 0 (T2), labels 1, 2.")),
-    ("ADC before T2", modality("ADC", "T2w"), (1, ZONES, "channel 1 (T2w)")),
-    ("T1 before T2", modality("T1", "T2"), (1, ZONES, "channel 1 (T2)")),
-    ("nnU-Net's channel_names", {"channel_names": {"0": "ADC", "1": "T2"}}, (1, ZONES, "channel 1 (T2)")),
-    ("no dataset.json", None, (0, ZONES, "channel 0 (not named)")),
-    ("a modality that is one word", {"modality": "MR"}, (0, ZONES, "channel 0 (not named)")),
-    ("dataset.json with a byte-order mark", ADC_FIRST.encode("utf-8-sig"), (1, ZONES, "channel 1")),
-    ("dataset.json in UTF-16", ADC_FIRST.encode("utf-16"), "dataset.json cannot be read as JSON"),
-    ("half a dataset.json", b'{"modality": ', "dataset.json cannot be read as JSON"),
+    *alike({"T2 and ADC, as the Decathlon has them": named("PZ", "TZ"), "a lesion": named("prostate", "prostate_lesion"),
+            "zones with long names": named("Peripheral Zone", "Transition zone"), "nnU-Net's labels, name before number":
+            modality("T2", "ADC", labels={"background": 0, "PZ": 1, "TZ": 2})}, (0, ZONES, "channel 0 (T2), labels 1, 2.")),
+    *alike({"T1 before T2": modality("T1", "T2"), "nnU-Net's channel_names": {"channel_names": {"0": "ADC", "1": "T2"}},
+            "a byte-order mark": ADC_FIRST.encode("utf-8-sig")}, (1, ZONES, "channel 1 (T2)")),
+    ("ADC before a T2w", modality("ADC", "T2w"), (1, ZONES, "channel 1 (T2w)")),
+    *alike({"no dataset.json": None, "a modality that is one word": {"modality": "MR"}}, (0, ZONES, "channel 0 (not named)")),
+    *alike({"half a file": b'{"modality": ', "in UTF-16": ADC_FIRST.encode("utf-16")}, "dataset.json cannot be read as JSON"),
     ("one 3D image, whatever its name", modality("MRI"), (None, ZONES, "channel 0 (MRI)")),
     ("two channels, none called T2", modality("ADC", "DWI"),
      "which of the channels {0: 'ADC', 1: 'DWI'} is T2? Say it with --channel"),
@@ -270,10 +245,6 @@ ZONES, ADC_FIRST = [1, 2], json.dumps(modality("ADC", "T2"))
      "which of the labels {0: 'background', 1: 'bladder', 2: 'prostate'} are the gland? Say it with --labels"),
     ("--labels 2, with another organ", named("bladder", "prostate"), (0, [2], "labels 2."), {"labels": [2]}),
     ("--labels 7, in no mask", None, "no mask has a voxel of the labels 7; choose with --labels", {"labels": [7]}),
-    ("zones with long names", named("Peripheral Zone", "Transition zone"), (0, ZONES, "labels 1, 2.")),
-    ("nnU-Net's labels, name before number", modality("T2", "ADC", labels={"background": 0, "PZ": 1, "TZ": 2}),
-     (0, ZONES, "labels 1, 2.")),
-    ("a gland and a lesion in it", named("prostate", "prostate_lesion"), (0, ZONES, "labels 1, 2.")),
     ("a label that has no name", named("prostate"), "labels outside 0, 1: 2"),
 )  # fmt: skip
 def test_channels_and_labels(about, right, arguments, tmp_path, home):
@@ -304,63 +275,58 @@ def with_slope(array: np.ndarray, slope: float) -> nib.Nifti1Image:
 BINARY, EMPTY = gland(labels=False), gland() * 0
 RIM = gland()
 RIM[2, 2, 0] = 1
-
-
-@rows(
-    ("floats just below 1", stored(gland() * np.float32(0.99999994)), BINARY),
-    ("floats just above whole numbers", stored(gland() + 1e-6), BINARY),
-    ("255 with a slope of 1/255", with_slope(BINARY * np.uint8(255), 1 / 255), BINARY),
-    ("64-bit integers", stored(gland().astype(np.int64)), BINARY),
-    ("a fourth axis of length 1", stored(gland()[..., np.newaxis]), BINARY),
-    ("halves", stored(gland() * np.float32(0.5)), "labels outside 0, 1, 2: 0.5"),
-    ("255 without a slope", stored(BINARY * np.uint8(255)), "labels outside 0, 1, 2: 255"),
-    ("a value with many digits", stored(np.where(gland() > 1, 1.0009765625, gland())), "labels outside 0, 1, 2: 1.0009765625"),
-    ("NaN", stored(np.where(gland() > 1, np.nan, gland()).astype(np.float32)), "labels outside 0, 1, 2: nan"),
-    ("probabilities", stored(np.linspace(0, 1, gland().size).reshape(SHAPE)), ", …"),
-    ("one slice fewer than the image", stored(gland()[..., :3]), "has shape (6, 5, 3), its image (6, 5, 4)"),
-    ("two masks in one file", stored(np.stack([gland()] * 2, axis=-1)), "has shape (6, 5, 4, 2), its image (6, 5, 4)"),
-)  # fmt: skip
-def test_masks(mask, right, tmp_path, home):
-    raw = raw_cases(tmp_path / "own", channels=None)
-    nib.save(mask, raw / "labelsTr/case_0.nii.gz")
-    found = outcome(lambda: heard(raw, home / "t2"))
-    if isinstance(right, str):
-        assert f"{raw}/labelsTr/case_0.nii.gz: " in found and right in found
-    else:
-        np.testing.assert_array_equal(nib.load(home / "t2/labels/case_0.nii.gz").get_fdata(), right)
-
-
 NOT_3D, COUNT = " where one 3D volume is needed", np.arange(120, dtype=np.int16).reshape(SHAPE)
+FOUR, NAN, VALUES = "has shape (6, 5, 4, 2)", "has voxels that are NaN or infinite", "has other values than 0 and 1"
+COMPLEX, ELSEWHERE = "its voxels are complex64, not single numbers", "its affine is not that of its image"
 
 
 @rows(
-    ("integers with a slope", with_slope(COUNT, 0.5), COUNT / 2, TRAINS),
-    ("integers with a negative slope", with_slope(COUNT, -2), COUNT * -2, TRAINS),
-    ("a fourth axis of length 1", stored(signal(7, 1)), signal(7, 1)[..., 0], "has shape (6, 5, 4, 1)" + NOT_3D),
-    ("NIfTI-2", nib.Nifti2Image(signal(9), AFFINE), signal(9), "its sform and qform are not one geometry in mm"),
-    ("a NaN", stored(np.where(COUNT, signal(), np.nan)), "1 voxels are NaN or infinite", "has voxels that are NaN or infinite"),
-    ("a picture of one slice", stored(signal()[..., 0]),
+    ("integers with a slope", "image", with_slope(COUNT, 0.5), COUNT / 2, TRAINS),
+    ("integers with a negative slope", "image", with_slope(COUNT, -2), COUNT * -2, TRAINS),
+    ("a fourth axis of length 1", "image", stored(signal(7, 1)), signal(7, 1)[..., 0], "has shape (6, 5, 4, 1)" + NOT_3D),
+    ("T2 and ADC in one file", "image", stored(signal(7, 2)), signal(7, 2)[..., 0], FOUR + NOT_3D),
+    ("NIfTI-2", "image", nib.Nifti2Image(signal(9), AFFINE), signal(9), "its sform and qform are not one geometry in mm"),
+    ("a NaN", "image", stored(np.where(COUNT, signal(), np.nan)), "1 voxels are NaN or infinite", NAN),
+    ("a picture of one slice", "image", stored(signal()[..., 0]),
      "has shape (6, 5); a 3D image or a 4D one with channels last is needed", "has shape (6, 5)" + NOT_3D),
-    ("colours", stored(np.zeros(SHAPE, [("R", "u1"), ("G", "u1"), ("B", "u1")])), "not single numbers",
+    ("colours", "image", stored(np.zeros(SHAPE, [(one, "u1") for one in "RGB"])), "not single numbers",
      "cannot be read: it may be damaged"),
-    ("complex numbers", stored(signal().astype(np.complex64)), "its voxels are complex64, not single numbers",
-     "its voxels are complex64, not single numbers"),
+    ("complex numbers", "image", stored(signal().astype(np.complex64)), COMPLEX, COMPLEX),
+    ("a mask of 0 and 1", "label", stored(BINARY), BINARY, TRAINS),
+    *[(name, "label", mask, BINARY, VALUES) for name, mask in {"a mask with the two zones": stored(gland()),
+      "a mask of floats just below 1": stored(BINARY * np.float32(0.99999994)), "just above": stored(gland() + 1e-6),
+      "a mask of 64-bit integers": stored(gland().astype(np.int64))}.items()],
+    ("a mask of 255 with a slope of 1/255", "label", with_slope(BINARY * np.uint8(255), 1 / 255), BINARY, TRAINS),
+    ("a mask with a fourth axis of length 1", "label", stored(BINARY[..., np.newaxis]), BINARY, "has shape (6, 5, 4, 1)" + NOT_3D),
+    *[(f"a mask with {name}", "label", stored(mask), f"labels outside 0, 1, 2: {said}", NAN if said == "nan" else VALUES)
+      for name, mask, said in (
+        ("halves", gland() * np.float32(0.5), "0.5"), ("255 without a slope", BINARY * np.uint8(255), "255"),
+        ("a value with many digits", np.where(gland() > 1, 1.0009765625, gland()), "1.0009765625"),
+        ("NaN", np.where(gland() > 1, np.nan, gland()).astype(np.float32), "nan"))],
+    ("a mask of probabilities", "label", stored(np.linspace(0, 1, gland().size).reshape(SHAPE)), ", …", VALUES),
+    ("a mask with one slice fewer", "label", stored(gland()[..., :3]), *["has shape (6, 5, 3), its image (6, 5, 4)"] * 2),
+    ("two masks in one file", "label", stored(np.stack([gland()] * 2, axis=-1)), f"{FOUR}, its image (6, 5, 4)", FOUR + NOT_3D),
+    *[(f"a mask {name}", "label", one_geometry(BINARY, affine), f"its affine puts it up to{said}", ELSEWHERE)
+      for name, affine, said in (("whose axes lost their signs", affine_of(flips=(-1, -1, 1)), ""),
+                                 ("with x and y exchanged", AFFINE[:, [1, 0, 2, 3]], ""), ("that is 5 mm away", moved(AFFINE, 5, 0, 0), " 5 mm away from its image"))],
+    ("a mask whose affine lost digits", "label", one_geometry(BINARY, moved(AFFINE, 0.004, 0, 0).round(3)), BINARY, ELSEWHERE),
 )  # fmt: skip
-def test_images(image, right, trained, tmp_path, home):
-    """Of a file that a training takes as it is, it reads the same values as the conversion."""
+def test_volumes(key, volume, right, trained, tmp_path, home):
+    """Of a file that a training takes as it is, it reads the same values as the conversion; others it refuses."""
     raw = raw_cases(tmp_path / "own", 1, channels=None, mask=lambda: BINARY)
-    file = raw / "imagesTr/case_0.nii.gz"
-    nib.save(image, file)
-    found = outcome(lambda: heard(raw, home / "t2"))
-    loaded = outcome(lambda: LoadCase()({"image": str(file), "label": str(raw / "labelsTr/case_0.nii.gz")}))
+    item = {key: str(raw / f"{key}sTr/case_0.nii.gz") for key in ("image", "label")}
+    nib.save(volume, item[key])
+    found, loaded = outcome(lambda: heard(raw, home / "t2")), outcome(lambda: LoadCase()(item))
     if isinstance(right, str):
-        assert f"{file}: " in found and right in found
+        assert f"{item[key]}: " in found and right in found
     else:
-        np.testing.assert_allclose(nib.load(home / "t2/images/case_0.nii.gz").get_fdata(), right)
+        image, mask = (nib.load(home / "t2" / kind / "case_0.nii.gz") for kind in ("images", "labels"))
+        np.testing.assert_array_equal((image if key == "image" else mask).get_fdata(), right)
+        assert mask.affine.tobytes() == image.affine.tobytes(), "it takes its image's, to the last bit"
     if trained is TRAINS:
-        np.testing.assert_allclose(loaded["image"][0].numpy(), right)
+        np.testing.assert_allclose(loaded[key][0].numpy(), right)
     else:
-        assert f"{file}: {trained}" in loaded and CONVERT in loaded
+        assert f"{item[key]}: {trained}" in loaded and CONVERT in loaded
 
 
 @rows(
@@ -434,7 +400,7 @@ def test_pictures(suffix, write, right, notice, tmp_path, home):
     file = item["image"]
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        found = outcome(lambda: prepare_pictures([item | {"site": "a"}], MedNISTSettings())[0]["image"])
+        found = outcome(lambda: MEDNIST.prepare([item | {"site": "a"}], MEDNIST.settings())[0]["image"])
         said = [str(one.message) for one in warned]
         styled = outcome(lambda: rescan({"a": [item]}, tmp_path / "raw", tmp_path / "styled")["a"][0]["image"])
         values = outcome(lambda: counted(item, home)["intensity"].to_numpy())
@@ -462,13 +428,10 @@ NO_PICTURE = "Left out, 1 files that are no pictures or lie in no class's folder
 
 
 @rows(
-    ("a picture called .jpg", copied("Hand/1.jpg"), 7, None),
-    ("a picture called .PNG", copied("Hand/1.PNG"), 7, None),
-    ("a Mac's companion", copied("Hand/._0.jpeg"), 6, None),
-    ("a note beside the pictures", copied("Hand/README.md"), 6, None),
-    ("a DICOM file", copied("Hand/1.dcm"), 6, NO_PICTURE + "Hand/1.dcm"),
-    ("pictures in a subfolder", copied("Hand/more/1.jpeg"), 6, NO_PICTURE + "Hand/more/1.jpeg"),
-    ("a class that MedNIST does not have", copied("Foot/1.jpeg"), 6, NO_PICTURE + "Foot/1.jpeg"),
+    *alike({"a picture called .jpg": copied("Hand/1.jpg"), "a picture called .PNG": copied("Hand/1.PNG")}, 7),
+    *alike({"a Mac's companion": copied("Hand/._0.jpeg"), "a note beside the pictures": copied("Hand/README.md")}, 6),
+    *[(name, copied(to), 6, NO_PICTURE + to) for name, to in {"a DICOM file": "Hand/1.dcm", "pictures in a subfolder":
+      "Hand/more/1.jpeg", "a class that MedNIST does not have": "Foot/1.jpeg"}.items()],
     ("a class without a picture", lambda folder: (folder / "Hand/0.jpeg").rename(folder / "Hand/0.nrrd"),
      "No images (.jpeg, .jpg, .png, .tif, .tiff) in", None),
 )  # fmt: skip
@@ -570,12 +533,13 @@ def test_names(change, right, notice, tmp_path, home):
 
 # -- settings and lists in files: what is read of them -----------------------------------------------------------------
 
-READERS = {"settings": lambda file: MedNISTSettings.read(file).rounds, "hospitals": read_hospitals}
+READERS = {"settings": MEDNIST.settings.read, "hospitals": read_hospitals, "sites": site_names}
+RULE = "cannot be the name of a site: use letters, digits, - and _ alone"
 
 
 @rows(
-    ("settings: UTF-8", b'{"rounds": 7}', "settings", 7),
-    ("settings: a byte-order mark, as Windows writes it", b'\xef\xbb\xbf{"rounds": 7}', "settings", 7),
+    ("settings: UTF-8", b'{"rounds": 7}', "settings", MEDNIST.settings(rounds=7)),
+    ("settings: a byte-order mark, as Windows writes it", b'\xef\xbb\xbf{"rounds": 7}', "settings", MEDNIST.settings(rounds=7)),
     ("settings: UTF-16", '{"rounds": 7}'.encode("utf-16"), "settings", "They must be one JSON object in UTF-8."),
     ("settings: half a file", b"{", "settings", "Cannot read the settings"),
     ("settings: a list", b"[]", "settings", "must hold one JSON object with the settings, not a list"),
@@ -585,29 +549,21 @@ READERS = {"settings": lambda file: MedNISTSettings.read(file).rounds, "hospital
     *alike({"hospitals: UTF-16": '{"a": ["x"]}'.encode("utf-16"), "hospitals: nothing": b"", "hospitals: a list": b"[]",
             "hospitals: one case that is not in a list": b'{"a": "x"}', "hospitals: numbers": b'{"a": [1]}',
             "hospitals: no file": None}, "hospitals", "hospitals is no map of sites to cases; write"),
-)  # fmt: skip
-def test_settings_and_who_has_which_case(content, what, right, tmp_path):
-    if content is not None:
-        (tmp_path / what).write_bytes(content)
-    agrees(outcome(lambda: READERS[what](tmp_path / what)), right)
-
-
-RULE = "cannot be the name of a site: use letters, digits, - and _ alone"
-
-
-@rows(
-    ("a number", 3, ["site-1", "site-2", "site-3"]),
-    ("names", ["BIDMC", "HK", "north_2"], ["BIDMC", "HK", "north_2"]),
+    ("sites: a number", 3, "sites", ["site-1", "site-2", "site-3"]),
+    ("sites: names", ["BIDMC", "HK", "north_2"], "sites", ["BIDMC", "HK", "north_2"]),
     *alike({"server, which FLARE has itself": ["server", "a"], "Server, which a Mac takes for the same": ["Server"], "all": ["all"],
             "a blank": ["Hospital A"], "a comma": ["a,b"], "a path": ["../d"], "a dot": ["a.b"], "a dash in front": ["-x"],
-            "an umlaut": ["münchen"], "an empty name": [""], "a number among names": [3]}, RULE),
-    ("the same name twice", ["a", "a"], "a list of names that differ"),
-    ("names that differ in capitals alone", ["North", "north"], "a list of names that differ in more than capitals"),
-    ("a word instead of a list", "north", "give a number of at least 1, or a list of names"),
-    ("no sites", 0, "sites is 0; give a number of at least 1"),
+            "an umlaut": ["münchen"], "an empty name": [""], "a number among names": [3]}, "sites", RULE),
+    ("the same name twice", ["a", "a"], "sites", "a list of names that differ"),
+    ("names that differ in capitals alone", ["North", "north"], "sites", "a list of names that differ in more than capitals"),
+    ("a word instead of a list", "north", "sites", "give a number of at least 1, or a list of names"),
+    ("no sites", 0, "sites", "sites is 0; give a number of at least 1"),
 )  # fmt: skip
-def test_sites(sites, right):
-    agrees(outcome(lambda: site_names(sites)), right)
+def test_settings_and_sites(given, what, right, tmp_path):
+    """Given in a file, or as it is."""
+    if isinstance(given, bytes):
+        (tmp_path / what).write_bytes(given)
+    agrees(outcome(lambda: READERS[what](tmp_path / what if isinstance(given, bytes | None) else given)), right)
 
 
 # -- datalists: what a site finds in its folder ------------------------------------------------------------------------
@@ -680,18 +636,6 @@ def test_folders_of_sites(files, right, home):
     agrees(outcome(lambda: sites_of("toy")), right)
 
 
-@rows(
-    ("a mask with the two zones", stored(signal()), gland(), "has other values than 0 and 1"),
-    ("T2 and ADC in one file", stored(signal(channels=2)), BINARY, "has shape (6, 5, 4, 2)" + NOT_3D),
-    ("a mask of floats just below 1", stored(signal()), BINARY * np.float32(0.99999994), "has other values than 0 and 1"),
-    ("a mask with a fourth axis", stored(signal()), BINARY[..., np.newaxis], "has shape (6, 5, 4, 1)" + NOT_3D),
-)  # fmt: skip
-def test_cases_that_were_not_converted(image, mask, right, tmp_path):
-    """A hospital makes its files by whatever means, and brings them through the door."""
-    loaded = outcome(lambda: LoadCase()(pair(tmp_path, image, mask)))
-    assert loaded.startswith(f"a: {tmp_path}/") and loaded.endswith(f"{right}{CONVERT}.")
-
-
 # -- leaks: a case that is seen in training and judged elsewhere -------------------------------------------------------
 
 
@@ -749,28 +693,19 @@ def test_folders_of_data_and_runs(variable, value, use, right, monkeypatch, tmp_
     assert files_of(tmp_path) == {"thesis": b"mine"}
 
 
-@rows(("a path with %20", "50%20"), ("a path with ?", "really?"), ("a path with #", "runs#1"))
-def test_curves_in_mlflow(name, tmp_path, ready_database):
-    place = tmp_path / name / "toy/server/simulate_job"
-    place.mkdir(parents=True)
-    (place / "mlflow.db").write_bytes(ready_database)
-    started = {"time": 1, "event": "round started", "round": 0, "rounds": 1, "site": "a"}
-    (place / RECORD).write_text(f"{json.dumps(started)}\n")
-    assert Run(tmp_path / name).curve("val_dice")["a"].tolist() == [0.25, 0.5]
-    assert sorted(file.name for file in (tmp_path / name).rglob("*.db")) == ["mlflow.db"], "no second database is made"
-
-
-@pytest.fixture(scope="module")
-def ready_database(tmp_path_factory) -> bytes:
-    """MLflow's database with two values of one site."""
+def test_curves_in_mlflow(tmp_path):
+    """Characters of the path that mean something in an address."""
     from mlflow import MlflowClient
 
-    file = tmp_path_factory.mktemp("plain") / "mlflow.db"
-    client = MlflowClient(tracking_uri=f"sqlite:///{file}")
-    run = client.create_run(client.create_experiment("toy", artifact_location=str(file.parent)), run_name="a-job-1")
+    place = tmp_path / "50%20 really? runs#1"
+    Lines(1).start(0, "a").write(place)
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    run = client.create_run(client.create_experiment("toy", artifact_location=str(tmp_path)), run_name="a-job-1")
     for step, value in enumerate((0.25, 0.5)):
         client.log_metric(run.info.run_id, "val_dice", value, step=step)
-    return file.read_bytes()
+    (tmp_path / "mlflow.db").rename(place / "mednist/server/simulate_job/mlflow.db")
+    assert Run(place).curve("val_dice")["a"].tolist() == [0.25, 0.5]
+    assert len([*tmp_path.rglob("*.db")]) == 1, "no second database is made"
 
 
 # -- systems -----------------------------------------------------------------------------------------------------------
@@ -862,14 +797,14 @@ DOORS = {
     "dealt out": (EITHER, PYTHON, lambda item, _: partition([item], 1)["site-1"][0]["label"]),
     "split into parts": (EITHER, PYTHON, lambda item, _: split([item], 0.1, 0.2)["training"][0]["label"]),
     "written to a site's folder": (CLASS, PYTHON, written),
-    "prepared for training": (CLASS, PYTHON, lambda item, _: prepare_pictures([item], MedNISTSettings())[0]["label"]),
+    "prepared for training": (CLASS, PYTHON, lambda item, _: MEDNIST.prepare([item], MEDNIST.settings())[0]["label"]),
     "in a table": (CLASS, PYTHON, lambda item, _:
                    3 * who_has_what({"a": {"training": [item]}}, MEDNIST.labels).at["a", "ChestCT"].item()),
     "in a heat map": (CLASS, PYTHON, lambda item, _:
                       3 * confusion_matrix([item["label"]], [0], MEDNIST.labels, "").data.loc["ChestCT"].sum()),
     "for a mask, in a datalist": (MASK, NUMBERS, lambda item, home: read_datalist(listed(item, home), "a", PROSTATE.classes)),
     "for a mask, loaded": (MASK, NUMBERS, lambda item, _: LoadCase()(item)),
-    "for a mask, prepared": (MASK, NUMBERS, lambda item, _: prepare_cases([item], Settings())),
+    "for a mask, prepared": (MASK, NUMBERS, lambda item, _: PROSTATE.prepare([item], PROSTATE.settings())),
 }  # fmt: skip
 
 
@@ -933,7 +868,7 @@ GPU, PACKAGES = "CUDA_VISIBLE_DEVICES", "PYTHONPATH"
 )  # fmt: skip
 def test_environments(name, mine, own, right, monkeypatch):
     monkeypatch.setenv(name, mine)
-    assert handed_on(**own).get(name) == right
+    assert federation.handed_on(**own).get(name) == right
 
 
 SLEEPS = "exec sleep 600"
@@ -954,14 +889,14 @@ def test_federations_that_cannot_be(sites, right, guard, tmp_path, monkeypatch):
     if guard:
         (tmp_path / "python").write_text(f"#!/bin/sh\n{guard}\n")
         (tmp_path / "python").chmod(0o755)
-    agrees(outcome(lambda: Federation(tmp_path / "new", sites)), right)
+    agrees(outcome(lambda: federation.Federation(tmp_path / "new", sites)), right)
     assert names_in(tmp_path) == ["python"] * bool(guard)
 
 
 @pytest.fixture(scope="module")
 def hospitals(tmp_path_factory):
     """A federation of two of whom nobody has been started."""
-    with Federation(tmp_path_factory.mktemp("plain") / "federation", {"north": {}, "south": {}}) as made:
+    with federation.Federation(tmp_path_factory.mktemp("plain") / "federation", {"north": {}, "south": {}}) as made:
         yield made
 
 
@@ -1067,7 +1002,7 @@ class Small(torch.nn.Sequential):
         super().__init__(torch.nn.Linear(2, width), torch.nn.BatchNorm1d(width))
 
 
-SMALL = replace(tasks()["mednist"], networks={"DenseNet121": Small})
+SMALL = replace(MEDNIST, networks={"DenseNet121": Small})
 LIGHTNING = {"epoch": 3, "optimizer_states": [{}], "pytorch-lightning_version": "2.6"}
 ALONE = "state_dict() alone"
 WHOLE = f"Small, more than weights; save model.{ALONE}"
@@ -1084,16 +1019,6 @@ def saved(content: object, **options) -> Callable[[Path], object]:
     return lambda file: torch.save(content, file, **options)
 
 
-def cut(file: Path) -> None:
-    torch.save(state(), file)
-    file.write_bytes(file.read_bytes()[:1500])
-
-
-def npz(file: Path) -> None:
-    with file.open("wb") as stream:
-        np.savez(stream, weight=np.zeros(2))
-
-
 @rows(
     *alike({"a state_dict": saved(state()), "half precision": saved(state(network=Small().half())),
             "bfloat16": saved(state(network=Small().bfloat16())), "double precision": saved(state(network=Small().double())),
@@ -1108,17 +1033,15 @@ def npz(file: Path) -> None:
      f"start with 'model.', as Lightning saves them; save model.model.{ALONE}"),
     ("MONAI's, under net", saved({"net": state(), "iteration": 3}), f"its weights lie under 'net'; save model.{ALONE}"),
     ("an ensemble's member", saved(state("members.0.")), "its names start with 'members.0.', as a wrapper saves them"),
-    ("a whole network", saved(Small()), WHOLE),
-    ("a whole network in the old format", saved(Small(), _use_new_zipfile_serialization=False), WHOLE),
+    *alike({"a whole network": saved(Small()), "in the old format": saved(Small(), _use_new_zipfile_serialization=False)}, WHOLE),
     ("NumPy's arrays by name", saved({"0.bias": np.zeros(2)}), "_reconstruct, more than weights"),
     ("an optimizer's state", saved(torch.optim.Adam(Small().parameters()).state_dict()),
      f"it holds 'state', 'param_groups', not tensors by name; save model.{ALONE}"),
     ("a list of tensors", saved([*Small().parameters()]), "it holds a list, not tensors by name"),
     ("nothing in a dict", saved({}), "7 of its tensors are not those of this network, the first is '0.bias': missing"),
-    ("half a download", cut, HALF),
-    ("an empty file", Path.touch, HALF),
-    ("git's pointer to a large file", lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\n"), HALF),
-    ("NumPy's archive", npz, HALF),
+    *alike({"half a download": lambda file: [torch.save(state(), file), os.truncate(file, 1500)], "an empty file": Path.touch,
+            "git's pointer to a large file": lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\n"),
+            "NumPy's archive": lambda file: [np.savez(file, weight=np.zeros(2)), Path(f"{file}.npz").rename(file)]}, HALF),
     ("a folder", Path.mkdir, "Is a directory; give the path of a file"),
     ("no file", lambda file: None, "No such file or directory; give the path of a file"),
     ("another network", saved(torch.nn.Conv2d(1, 1, 1).state_dict()), "9 of its tensors are not those of this network"),
@@ -1142,39 +1065,41 @@ def test_checkpoints(make, right, tmp_path, monkeypatch):
 
 
 FULL = TransferType.FULL
-ITSELF, TIME = "decides itself what a site sends", "give a number of seconds above 0"
+ITSELF, ABOVE = "decides itself what a site sends", "it must be greater than 0"
 NUMBER, UNFIT = "give a number of at least 1", "The settings in a recipe's options cannot be used: "
 
 
 @rows(
     *[(f"{sites!r} sites", {"sites": sites}, f"sites is {sites!r}; {NUMBER}") for sites in (0, True, 1.5, "3")],
     *[(f"at least {one} sites", {"min_clients": one}, f"min_clients is {one}; the job asks 3 site(s)") for one in (0, -1, 4)],
-    *[(f"{time:g} seconds", {"round_timeout": time}, f"round_timeout is {time:g}; {TIME}") for time in (0, -1, math.nan, math.inf)],
+    *[(f"{time:g} seconds", {"round_timeout": time}, f"{UNFIT}'round_timeout' is {time}; {due}") for time, due in (
+        (0, ABOVE), (-1, ABOVE), (math.nan, "it must be a finite number"), (math.inf, "it must be a finite number"))],
     *[(f"{value!r} as {name}", {name: value}, f"{UNFIT}{name!r} is {value!r}; it must be a valid {kind}") for name, value, kind in (
         ("min_clients", True, "integer"), ("min_clients", 0.5, "integer"), ("round_timeout", "5", "number"),
-        ("tracker", None, "string"), ("final_evaluation", "no", "boolean"))],
-    ("an unknown tracker", {"tracker": "excel"}, "Unknown tracker 'excel'; choose tensorboard or mlflow."),
+        ("final_evaluation", "no", "boolean"))],
+    *[(f"the tracker {name}", {"tracker": name}, f"{UNFIT}'tracker' is {name!r}; it must be 'tensorboard' or 'mlflow'")
+      for name in ("excel", None)],
     ("a misspelt option", {"min_client": 2}, f"{UNFIT}unknown key 'min_client'; did you mean 'min_clients'?"),
     ("an option of the settings", {"rounds": 2}, f"{UNFIT}unknown key 'rounds'; there are min_clients, tracker,"),
     ("differences in small letters", {"transfer": "diff"}, "transfer is 'diff'; choose TransferType.FULL or"),
     ("what sites of FedBN send", {"settings": "fedbn", "transfer": FULL}, f"FedBN {ITSELF}"),
     ("what sites of FedOpt send", {"settings": "fedavgm", "transfer": FULL}, f"FedOpt, momentum {ITSELF}"),
     ("weights instead of a file", {"initial": {"0.bias": 1}}, "initial is a dict; give the path of a checkpoint, or None"),
-    ("settings of another task", {"settings": Settings()}, "settings is a Settings; give a src.mednist.card.Settings"),
+    ("settings of another task", {"settings": PROSTATE.settings()}, "settings is a Settings; give a src.mednist.card.Settings"),
     ("settings in a dict", {"settings": {"rounds": 2}}, "settings is a dict; give a src.mednist.card.Settings, or None"),
 )  # fmt: skip
 def test_options_of_a_recipe(options, right):
     """What is not heeded is refused by name."""
     given = {"sites": 3, **options}
     if isinstance(method := given.get("settings"), str):
-        given["settings"] = MedNISTSettings(method=method)
+        given["settings"] = MEDNIST.settings(method=method)
     agrees(outcome(lambda: client_recipe(SMALL, **given)), right)
 
 
 def test_a_server_with_an_optimizer_of_its_own_starts_from_a_new_model(tmp_path):
     """FLARE's FedOpt takes its first step from the network of the recipe, whatever checkpoint the sites began with."""
     torch.save(state(), tmp_path / "model.pt")
-    found = outcome(lambda: client_recipe(SMALL, 2, MedNISTSettings(method="fedadam"), initial=tmp_path / "model.pt"))
+    found = outcome(lambda: client_recipe(SMALL, 2, MEDNIST.settings(method="fedadam"), initial=tmp_path / "model.pt"))
     assert "FedOpt, Adam always starts from a new model; leave initial out, or take another method." in found
     assert "load_state_dict" not in inspect.getsource(PTFedOptModelShareableGenerator), "FLARE reads it: allow initial"
     agrees(outcome(lambda: learner_recipe(tmp_path, 2, initial=tmp_path / "model.pt")), "cannot be the start of UNet: ")
@@ -1252,18 +1177,18 @@ def tallied(**reasons: str | None) -> Lines:
     return lines
 
 
-def took_part(folder: Path) -> list[tuple]:
-    return list(Run(folder).contributions.fillna("").itertuples(index=False, name=None))
+def took_part(run: Run) -> list[tuple]:
+    return list(run.contributions.fillna("").itertuples(index=False, name=None))
 
 
-def damaged(folder: Path) -> list[dict]:
-    file = next(folder.rglob(RECORD))
+def damaged(run: Run) -> list[dict]:
+    (file,) = run.folder.rglob(RECORD)
     file.write_text("{\n" + file.read_text())
-    return read_record(folder)
+    return Run(run.folder).record
 
 
-def why(folder: Path) -> str:
-    return failure_report(folder, folder / "mednist", [*PAIR])
+def why(run: Run) -> str:
+    return failure_report(run.folder, run.folder / "mednist", [*PAIR])
 
 
 PAIR = ("north", "south")
@@ -1278,24 +1203,24 @@ ONE, NONE = tallied(north=None, south=UNREADABLE), "is no checkpoint of a run: "
 @rows(
     ("a site that one round did not ask", asked(PAIR, ("north",)), took_part,
      [(0, "north", True, ""), (0, "south", True, ""), (1, "north", True, "")]),
-    ("a site that no round asked", asked(("north",)), lambda run: Run(run).left_out, {"south": "it was not asked"}),
+    ("a site that no round asked", asked(("north",)), lambda run: run.left_out, {"south": "it was not asked"}),
     ("a site that was asked and said nothing", SILENT, lambda run: took_part(run)[1], (0, "south", False, "it did not answer")),
-    ("an update with a remark", REMARK, lambda run: repr(Run(run)), f"s, south {BACK})"),
+    ("an update with a remark", REMARK, repr, f"s, south {BACK})"),
     ("its row", REMARK, lambda run: took_part(run)[1], (0, "south", True, BACK)),
     ("statistics of both sites", tallied(north=None, south=None), took_part, [("", "north", True, ""), ("", "south", True, "")]),
-    ("statistics of one site", ONE, lambda run: Run(run).left_out, {"south": UNREADABLE}),
-    ("statistics that need both", ONE, shortfall, "The job needs the answers of 2 site(s); 1 gave one."),
+    ("statistics of one site", ONE, lambda run: run.left_out, {"south": UNREADABLE}),
+    ("statistics that need both", ONE, lambda run: shortfall(run.folder), "The job needs the answers of 2 site(s); 1 gave one."),
     ("statistics that failed", ONE, why, f"The run failed at the task fed_stats. south: {UNREADABLE}. More"),
     ("a server that stopped", STOPPED, why, "before the first round. server: Not all required 2 statistics received."),
     ("a damaged record", asked(PAIR), damaged, " is damaged: "),
-    ("a matrix of no validation", asked(PAIR), lambda run: Run(run).cross_site("a"), "it needs add_cross_site_evaluation()."),
-    ("weights in a text", asked(PAIR), lambda run: Run.weights(run / "run.json"), NONE),
-    ("the best model by a misspelt metric", VALIDATED, lambda run: Run(run).best_model("val_acc"),
+    ("a matrix of no validation", asked(PAIR), lambda run: run.cross_site("a"), "it needs add_cross_site_evaluation()."),
+    ("weights in a text", asked(PAIR), lambda run: Run.weights(run.folder / "run.json"), NONE),
+    ("the best model by a misspelt metric", VALIDATED, lambda run: run.best_model("val_acc"),
      "No site validated 'val_acc'; there are ["),
-    ("a table of a misspelt metric", VALIDATED, lambda run: Run(run).cross_site("accuracy"), "'accuracy'; there are ['val_dice']."),
-    ("a misspelt curve", VALIDATED, lambda run: Run(run).curve("acc"), "No site streamed 'acc'; there are ['val_dice']."),
-    ("the metric's own name", VALIDATED, lambda run: Run(run).curve("val_dice")["north"].tolist(), [0.5]),
-    ("weights in a missing file", asked(PAIR), lambda run: Run.weights(run / "best.pt"), NONE),
+    ("a table of a misspelt metric", VALIDATED, lambda run: run.cross_site("accuracy"), "'accuracy'; there are ['val_dice']."),
+    ("a misspelt curve", VALIDATED, lambda run: run.curve("acc"), "No site streamed 'acc'; there are ['val_dice']."),
+    ("the metric's own name", VALIDATED, lambda run: run.curve("val_dice")["north"].tolist(), [0.5]),
+    ("weights in a missing file", asked(PAIR), lambda run: Run.weights(run.folder / "best.pt"), NONE),
 )  # fmt: skip
 def test_records(lines, read, right, tmp_path):
     place = lines.write(tmp_path)
@@ -1305,7 +1230,7 @@ def test_records(lines, read, right, tmp_path):
     write_json(tmp_path / "run.json", {"status": "finished", "sites": PAIR})
     (tmp_path / "job" / "mednist").mkdir(parents=True)
     write_json(tmp_path / "job" / "mednist" / "meta.json", {"min_clients": 2})
-    agrees(outcome(lambda: read(tmp_path)), right)
+    agrees(outcome(lambda: read(Run(tmp_path))), right)
 
 
 @rows(
@@ -1366,7 +1291,7 @@ def test_what_filters_keep_back(statistics, mean, says):
 
 @rows(
     ("more sites than the statistics name", add_record, {"min_clients": 3}, "min_clients is 3; the job asks 2 site(s)"),
-    ("no time for the first contact", add_record, {"first_contact": 0.0}, "first_contact is 0; give a number of seconds above 0"),
+    ("no time for the first contact", add_record, {"first_contact": 0.0}, f"'first_contact' is 0.0; {ABOVE}"),
     ("a weighed selection of models", weigh_selection, {}, "FedStatsRecipe selects no model; leave weigh_selection out."),
     ("a record", add_record, {}, 2),
     ("one that may lack a site", add_record, {"min_clients": 1}, 1),
