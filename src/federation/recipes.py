@@ -3,46 +3,36 @@
 import importlib.util
 import os
 import re
-from math import ceil, inf
+from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Annotated, Literal
 
 import torch
-from nvflare.app_common.abstract.model import ModelLearnableKey
 from nvflare.app_common.filters.exclude_vars import ExcludeVars
 from nvflare.app_common.workflows.base_fedavg import BaseFedAvg
 from nvflare.app_common.workflows.scatter_and_gather import ScatterAndGather
 from nvflare.app_common.workflows.statistics_controller import StatisticsController
 from nvflare.app_opt.pt import recipes
-from nvflare.app_opt.pt.model_persistence_format_manager import PTModelPersistenceFormatManager
 from nvflare.client.config import TransferType
 from nvflare.recipe.spec import Recipe
 from nvflare.recipe.utils import add_experiment_tracking, add_final_global_evaluation
-from pydantic import StrictBool, StrictFloat, StrictInt
+from pydantic import Field, StrictBool, StrictFloat, StrictInt
 
 from src.common.datalists import site_names
 from src.common.errors import CourseError, some_of
 from src.common.settings import CONFIG, Checked, StudySettings
 from src.common.task import Task
+from src.federation import flare_2_9
 from src.federation.aggregation import SampleWeightedMean, shapes, unlike
 from src.federation.counts import WholeStatistics
-from src.federation.flare_2_9 import (
-    DAY,
-    add_to_sites,
-    forget_script_folder,
-    go_on_without,
-    job_of,
-    know_the_parts,
-    look_often,
-    named_sites,
-    server_of,
-)
 from src.federation.methods import METHODS
 from src.federation.reasons import LastWords
 from src.federation.scaffold import RecordedScaffold
 from src.federation.server import FIRST_CONTACT, RunRecorder
 
 ASK_SECONDS = 0.1
+Seconds = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
 SAVED_BY = {"module.": "DataParallel", "_orig_mod.": "torch.compile", "model.": "Lightning"}
 
 
@@ -50,9 +40,9 @@ class Options(Checked):
     """What a recipe of the course can be told beside the settings of its study; see :func:`add_everything`."""
 
     min_clients: StrictInt | None = None
-    tracker: str = "tensorboard"
-    round_timeout: StrictFloat | None = None
-    first_contact: StrictFloat = FIRST_CONTACT
+    tracker: Literal["tensorboard", "mlflow"] = "tensorboard"
+    round_timeout: Seconds | None = None
+    first_contact: Seconds = FIRST_CONTACT
     final_evaluation: StrictBool = True
 
 
@@ -64,9 +54,7 @@ def client_recipe(
     ``sites`` are asked in each round; each runs the file ``client``, by default the task's script, and sends weights or their
     changes (``transfer``, FLARE's ``TransferType``), where the method leaves that open. The run starts from the checkpoint in the
     file ``initial``, by default from a new model of the settings' seed. The other options are those of :func:`add_everything`.
-
-    A ``CourseError`` for what :func:`start` refuses, FedBN of a network without BatchNorm, and a ``transfer`` that the method does
-    not heed.
+    A ``CourseError`` for what :func:`start` refuses, FedBN without BatchNorm, and a ``transfer`` that the method does not heed.
     """
     sites, settings, model, checkpoint = start(task, sites, settings, initial)
     method, network = METHODS[settings.method], type(model)
@@ -94,11 +82,11 @@ def client_recipe(
     made.kept = TemporaryDirectory(prefix="course-settings-")  # as long as the recipe, which may be exported again
     settings.write(Path(made.kept.name) / "src" / CONFIG)
     made.add_client_file(made.kept.name)  # a folder's content goes beside the script
-    know_the_parts(made, task.key_metric)
+    flare_2_9.know_the_parts(made, task.key_metric)
     if stays:
         made.add_client_output_filter(ExcludeVars(stays), tasks=["train"])
     if kind is recipes.ScaffoldRecipe:
-        (workflow,) = server_of(made).workflows
+        (workflow,) = flare_2_9.server_of(made).workflows
         workflow.controller = RecordedScaffold(num_clients=sites, num_rounds=settings.rounds, persistor_id="persistor")
     return add_everything(made, **options)
 
@@ -108,8 +96,8 @@ def start(task: Task, sites: int, settings: StudySettings | None, initial: Path 
     the checkpoint, if there is one, from the current folder on, so that FLARE carries the file along."""
     settings = settings or task.settings()
     if not isinstance(settings, task.settings):
-        due = task.settings.__module__
-        raise CourseError(f"settings is a {type(settings).__name__}; give a {due}.Settings, or None.")
+        due = f"{task.settings.__module__}.Settings"
+        raise CourseError(f"settings is a {type(settings).__name__}; give a {due}, or None.")
     if not isinstance(initial, str | os.PathLike | None):
         raise CourseError(f"initial is a {type(initial).__name__}; give the path of a checkpoint, or None.")
     model = task.new_model(settings.seed, settings.network)
@@ -129,7 +117,7 @@ def _misfit(file: Path, model: torch.nn.Module) -> str | None:
     except Exception as error:  # what is no file of PyTorch's makes it raise a dozen kinds
         more = re.search(r"GLOBAL (\S+)", str(error))
         return f"it {f'holds {more[1]}, more than weights' if more else 'is half a file, or none of weights'}; {alone}"
-    top, first = content.get("model", content) if isinstance(content, dict) else None, next(iter(model.state_dict()))
+    top, first = content.get("model", content) if isinstance(content, dict) else content, next(iter(model.state_dict()))
     places = {None: top, **top} if isinstance(top, dict) else {}
     names = [(place, str(name)) for place, inside in places.items() if isinstance(inside, dict) for name in inside]
     ours = [(place, name.removesuffix(first)) for place, name in names if name.endswith(first)]
@@ -138,93 +126,78 @@ def _misfit(file: Path, model: torch.nn.Module) -> str | None:
         said = [f"its weights lie under {place!r}"] if place else []
         said += [f"its names start with {begin!r}, as {SAVED_BY.get(begin, 'a wrapper')} saves them"] if begin else []
         return f"{', and '.join(said)}; save model.{begin}state_dict() alone"
-    try:
-        weights = PTModelPersistenceFormatManager(content).to_model_learnable(None)[ModelLearnableKey.WEIGHTS]
-    except (AttributeError, TypeError):
-        held = some_of([*map(repr, top or ())]) or f"a {type(content).__name__}"
+    if not isinstance(top, dict) or not all(isinstance(value, torch.Tensor) for value in top.values()):
+        held = some_of([*map(repr, places)][1:]) or f"a {type(top).__name__}"
         return f"it holds {held}, not tensors by name; {alone}"
+    weights = {name: value.float().numpy() for name, value in top.items()}
     return unlike(weights, shapes(model.state_dict()), "this network")
 
 
 def add_everything(recipe: Recipe, **options) -> Recipe:
     """All that the course adds to a PyTorch recipe beside its aggregator; what notebook 02 switches on line by line.
 
-    ``min_clients`` and the times: see :func:`add_record`; the final validation waits for a round's. ``tracker`` is where the
-    server writes the sites' curves, ``tensorboard``, or ``mlflow`` where that is installed. With ``final_evaluation`` every site
-    validates the final model; not where FLARE's ``add_cross_site_evaluation`` follows.
-    """
+    ``min_clients`` and the times: see :func:`add_record`; the final validation waits for a round's. To ``tracker``, TensorBoard or
+    MLflow, the server writes the sites' curves. With ``final_evaluation`` every site validates the final model; leave it out where
+    FLARE's ``add_cross_site_evaluation`` follows."""
     chosen = Options.checked(options, "a recipe's options")
-    tracker, round_timeout = chosen.tracker, chosen.round_timeout
-    if tracker not in ("tensorboard", "mlflow"):
-        raise CourseError(f"Unknown tracker {tracker!r}; choose tensorboard or mlflow.")
-    if not importlib.util.find_spec(tracker):
-        raise CourseError(f"tracker={tracker!r} needs a package that is not installed: pip install {tracker}")
-    add_record(recipe, chosen.min_clients, round_timeout, chosen.first_contact)
-    add_experiment_tracking(recipe, tracker)
+    if not importlib.util.find_spec(chosen.tracker):
+        raise CourseError(f"The tracker needs a package that is not installed: pip install {chosen.tracker}")
+    add_record(recipe, chosen.min_clients, chosen.round_timeout, chosen.first_contact)
+    add_experiment_tracking(recipe, chosen.tracker)
     if chosen.final_evaluation:
-        add_final_global_evaluation(recipe, **({"validation_timeout": ceil(round_timeout)} if round_timeout else {}))
+        wait = {"validation_timeout": ceil(chosen.round_timeout)} if chosen.round_timeout else {}
+        add_final_global_evaluation(recipe, **wait)
     weigh_selection(recipe)
     add_quick_pace(recipe)
-    forget_script_folder(recipe)
+    flare_2_9.forget_script_folder(recipe)
     return recipe
 
 
-def add_record(
-    recipe: Recipe,
-    min_clients: int | None = None,
-    round_timeout: float | None = None,
-    first_contact: float = FIRST_CONTACT,
-) -> None:
+def add_record(recipe: Recipe, min_clients: int | None = None, round_timeout=None, first_contact=FIRST_CONTACT) -> None:
     """Keep a record of who took part, and say what happens when a site fails; see :class:`src.federation.server.RunRecorder`.
 
     A round goes on without the others as long as ``min_clients`` sites take part. By default all must: the first site that fails
     ends the run, with an error that names it. It also goes on after ``round_timeout`` seconds, and whoever has not answered has
-    failed in this round; by default it waits for a site as long as its process is there. (FLARE's ``MetricsArtifactWriter`` holds
-    what was accepted alone, and its simulator waits without end for a site that was killed.) The same holds for tasks without
-    rounds, of ``FedStatsRecipe`` or a validation. Who asks for no work in the first ``first_contact`` seconds is lost.
-
-    A ``CourseError`` for numbers that make no sense, a recipe that has a record, and one whose server waits for every site.
+    failed in this round; by default it waits for a site as long as its process is there, where FLARE's simulator waits for ever.
+    So it is for tasks without rounds, of ``FedStatsRecipe`` or a validation. Who asks for no work in the first ``first_contact``
+    seconds is lost. A ``CourseError`` for numbers that make no sense, a recipe with a record, and a server that waits for all.
     """
-    times = {"round_timeout": round_timeout, "first_contact": first_contact}
-    Options.checked({"min_clients": min_clients, **times}, "a recipe's options")
-    for name, seconds in times.items():
-        if seconds is not None and not 0 < seconds < inf:
-            raise CourseError(f"{name} is {seconds:g}; give a number of seconds above 0, or leave it out.")
-    job, server = job_of(recipe), server_of(recipe)
-    controller = server.workflows[0].controller
+    given = {"min_clients": min_clients, "round_timeout": round_timeout, "first_contact": first_contact}
+    Options.checked(given, "a recipe's options")
+    job, server = flare_2_9.job_of(recipe), flare_2_9.server_of(recipe)
+    controller, name = server.workflows[0].controller, type(recipe).__name__
     counts = type(controller) is StatisticsController  # its recipe names its sites, and not how many there must be
-    everyone = len(named_sites(recipe)) if counts else job.job.min_clients
+    everyone = len(flare_2_9.named_sites(recipe)) if counts else job.job.min_clients
     min_clients = everyone if min_clients is None else min_clients
     if not 1 <= min_clients <= everyone:
-        said = f"the job asks {everyone} site(s), so give a number from 1 to that."
-        raise CourseError(f"min_clients is {min_clients}; {said}")
+        raise CourseError(f"min_clients is {min_clients}; the job asks {everyone} site(s), so give 1 to {everyone}.")
     if min_clients < everyone and not (counts or isinstance(controller, BaseFedAvg | ScatterAndGather)):
-        said = "needs every site in each round; leave min_clients out, or choose another method."
-        raise CourseError(f"{type(recipe).__name__} {said}")
+        raise CourseError(f"{name} needs every site in each round; leave min_clients out, or choose another method.")
     if "recorder" in server.components:
-        raise CourseError(f"{type(recipe).__name__} has a record; call add_record once, and not after add_everything.")
+        raise CourseError(f"{name} has a record; call add_record once, and not after add_everything.")
     if min_clients < everyone:
-        go_on_without(recipe, min_clients)
+        flare_2_9.go_on_without(recipe, min_clients)
     if counts:
-        made = WholeStatistics(controller.statistic_configs, controller.writer_id, DAY, min_clients=min_clients)
+        told = controller.statistic_configs, controller.writer_id
+        made = WholeStatistics(*told, flare_2_9.DAY, min_clients=min_clients)
         made.enable_pre_run_task = controller.enable_pre_run_task
         server.workflows[0].controller = made
     job.job.min_clients = min_clients
     job.to_server(RunRecorder(min_clients, round_timeout, first_contact), id="recorder")
-    add_to_sites(recipe, LastWords(), "last_words")
+    flare_2_9.add_to_sites(recipe, LastWords(), "last_words")
     # FLARE waits 60 s for a site that is gone to come back, and does not count one as gone in a task's first 30 s.
     recipe.add_server_config({"dead_client_grace_period": 1.0, "dead_client_check_lead_time": 2.0})
 
 
 def add_quick_pace(recipe: Recipe) -> None:
     """Let sites ask for work ten times a second, not every 2 s: right for hospitals, and a third of the time of a course's run."""
-    look_often(recipe)
+    flare_2_9.look_often(recipe)
     recipe.add_server_config({"server": {"task_request_interval": ASK_SECONDS}})
 
 
 def weigh_selection(recipe: Recipe) -> None:
     """Let FLARE's model selector weigh the sites' metrics by their number of samples, as the average does; else all count alike."""
-    selector = server_of(recipe).components.get("model_selector")
+    selector = flare_2_9.server_of(recipe).components.get("model_selector")
     if selector is None:
         raise CourseError(f"{type(recipe).__name__} selects no model; leave weigh_selection out.")
     selector.weigh_by_local_iter = True
