@@ -69,31 +69,13 @@ def test_after_an_error_the_folder_is_as_it_was(tmp_path, error):
     assert files_of(tmp_path) == {"data/old": b"old"} and names_in(tmp_path) == ["data"]
 
 
-def test_one_process_at_a_time(tmp_path):
-    inside, most = [], []
-
-    def work(_):
-        with one_at_a_time(tmp_path / "data"):
-            inside.append(1)
-            time.sleep(0.02)
-            most.append(len(inside))
-            inside.pop()
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(work, range(4)))
-    assert most == [1] * 4 and names_in(tmp_path / "data") == [], "the lock leaves no file"
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CourseError, match=r"Cannot write \S+/file"), one_at_a_time(tmp_path / "file"):
-        pass
-
-
 def draw(folder: Path, calls: list) -> None:
     time.sleep(0.02)
     calls.append(folder)
     (folder / "image").write_text(f"drawing {len(calls)}")
 
 
-def test_drawings_are_made_once_and_again_for_other_parameters(tmp_path):
+def test_drawings_are_made_by_one_process_at_a_time_once_and_again_for_other_parameters(tmp_path):
     folder, calls = tmp_path / "generated" / "MedNIST", []
     for version in (1, 2):
         about = {"version": version, "seed": 0}
@@ -102,7 +84,8 @@ def test_drawings_are_made_once_and_again_for_other_parameters(tmp_path):
         assert {one.result() for one in asked} == {folder} and len(calls) == version
         assert json.loads((folder / GENERATED).read_text()) == about
     assert (folder / "image").read_text() == "drawing 2" and is_generated(folder) and not is_generated(tmp_path)
-    assert names_in(folder.parent) == ["MedNIST"]
+    assert names_in(folder.parent) == ["MedNIST"], "the lock leaves no file"
+    course_error(r"Cannot write \S+/image", one_at_a_time(folder / "image").__enter__)
 
 
 def test_drawings_never_replace_what_was_not_drawn(tmp_path, monkeypatch):

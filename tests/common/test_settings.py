@@ -34,8 +34,6 @@ def test_the_prostate_s_file_holds_exactly_its_defaults():
     [
         (Study, {"rounds": 0}, "'rounds' is 0; it must be greater than or equal to 1"),
         (Study, {"learning_rate": float("nan")}, "'learning_rate' is nan; it must be a finite number"),
-        (Study, {"learning_rate": 0}, "'learning_rate' is 0; it must be greater than 0"),
-        (Study, {"weight": -1}, "'weight' is -1; it must be greater than or equal to 0"),
         (Study, {"loss": "dice_c"}, "'loss' is 'dice_c'; it must be 'dice' or 'dice_ce'"),
         (Study, {"sides": [64, 64, "x"]}, "'sides[2]' is 'x'; it must be a valid integer"),
         (Study, {"sides": [64]}, "'sides' is [64]; it must be a list of 3, like [64, 64, 16]"),

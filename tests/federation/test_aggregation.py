@@ -68,15 +68,13 @@ def test_integer_counters_stay_integers(counts, values, expected, aggregator):
     assert found == expected and found.dtype == np.int64
 
 
-def test_one_site_comes_back_unchanged_and_differences_stay_differences(aggregator):
+def test_one_site_comes_back_unchanged_differences_stay_differences_and_metrics_are_averaged_too(aggregator):
+    """A site without validation images has no metrics, and one may have more than the others."""
     weights = np.random.default_rng(2).normal(size=50).astype(np.float32)
     found = mean(aggregator, update("only", 123, {"w": weights}, kind=ParamsType.DIFF))
     np.testing.assert_array_equal(found.params["w"], weights)
     assert found.params_type == ParamsType.DIFF and found.metrics is None
-
-
-def test_metrics_are_averaged_by_number_of_samples(aggregator):
-    """A site without validation images has no metrics, and one may have more than the others."""
+    aggregator.reset_stats()
     metrics = {"a": {"val_accuracy": 0.4, "val_loss": 2.0}, "b": {"val_accuracy": 0.8, "val_loss": 1.0}, "c": None}
     metrics["d"], samples = {"val_more": 1.0}, {"a": 1, "b": 3, "c": 9, "d": 9}
     found = mean(aggregator, *(update(one, samples[one], {"w": floats(1)}, metrics=metrics[one]) for one in samples))

@@ -53,30 +53,25 @@ def made(tmp_path):
 # -- recipes and jobs --------------------------------------------------------------------------------------------------
 
 
-def test_a_recipe_has_no_public_way_to_its_job(made):
+def test_a_recipe_has_no_public_way_to_its_job_nor_to_its_sites_nor_to_their_components(made, tmp_path):
     one = made()
     public = [getattr(one, name) for name in dir(one) if not name.startswith("_")]
     assert isinstance(flare_2_9.job_of(one), FedJob) and not any(isinstance(value, FedJob) for value in public)
     assert [type(workflow.controller).__name__ for workflow in flare_2_9.server_of(one).workflows] == ["FedAvg"]
-
-
-def test_a_recipe_neither_says_its_sites_nor_takes_a_component_for_them(made, tmp_path):
     counts = FedStatsRecipe("toy", "toy.json", list(SITES), {"count": {}}, DFStatisticsCore())
     assert flare_2_9.named_sites(counts) == [*SITES] and flare_2_9.named_sites(made()) == []
     assert counts.configured_sites() == [], "which would be the public way"
     assert not [name for name in dir(counts) if "component" in name and not name.startswith("_")]
-    one = made()
     flare_2_9.add_to_sites(one, LastWords(), "last_words")
     assert "last_words" in [part["id"] for part in configuration(one, tmp_path, "client")["components"]]
 
 
-CHANGES = {"looks often": (flare_2_9.look_often, "task_check_period", 0.02)}
-CHANGES["goes on without a site"] = (lambda recipe: flare_2_9.go_on_without(recipe, 1), "ignore_result_error", True)
-
-
-@pytest.mark.parametrize(("change", "argument", "value"), CHANGES.values(), ids=CHANGES)
+@rows(
+    ("looks often", flare_2_9.look_often, "task_check_period", 0.02),
+    ("goes on without a site", lambda recipe: flare_2_9.go_on_without(recipe, 1), "ignore_result_error", True),
+)
 @pytest.mark.parametrize("kind", [FedAvgRecipe, ScaffoldRecipe, FedOptRecipe])
-def test_a_recipe_has_no_argument_for_what_its_controller_can(made, tmp_path, kind, change, argument, value):
+def test_a_recipe_has_no_argument_for_what_its_controller_can(change, argument, value, kind, made, tmp_path):
     assert argument not in inspect.signature(kind).parameters
     one = made(kind)
     assert argument not in configuration(one, tmp_path / "before")["workflows"][0]["args"]
@@ -186,9 +181,8 @@ def test_flare_alone_only_looks_for_a_port_and_the_mended_one_is_offered_to_nobo
         assert port not in {found for _ in range(50) for found in get_open_ports(20)}
 
 
-def test_the_simulator_is_a_program_and_an_environment_has_to_allow_the_usual_classes(tmp_path):
-    command = [sys.executable, "-m", "src.federation.simulated", "--help"]
-    assert "job_folder" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+def test_an_environment_has_to_allow_the_usual_classes(tmp_path):
+    """That the simulator is a program: see ``test_simulator.py``."""
     assert "_ensure_default_component_policy" in inspect.getsource(SimEnv.deploy), "which the course's replaces"
     flare_2_9.allow_usual_classes(str(tmp_path))
     (resources,) = (tmp_path / "local").iterdir()

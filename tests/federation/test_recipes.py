@@ -30,12 +30,8 @@ def arguments(config: dict, name: str) -> dict:
 # -- what the settings change ------------------------------------------------------------------------------------------
 
 
-def test_settings_know_the_methods_of_the_table_and_no_other():
-    assert get_args(StudySettings.model_fields["method"].annotation) == tuple(METHODS)
-
-
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", get_args(StudySettings.model_fields["method"].annotation))
 def test_one_setting_changes_the_method_of_every_task(tmp_path, task, method):
     mu = 0.25 if method == "fedprox" else None
     settings = task.settings(data="shared-out", rounds=7, learning_rate=0.25, method=method, fedproxloss_mu=mu or 0)
@@ -89,15 +85,12 @@ def test_how_many_sites_a_round_needs_and_for_how_long_it_waits(given, recorder,
     assert arguments(config, "CrossSiteModelEval").get("validation_timeout") == waits
 
 
-def test_a_refused_record_has_changed_nothing():
+def test_a_refused_record_has_changed_nothing_and_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
     made = client_recipe(MEDNIST, 3, Settings(method="fedadam"))
     course_error("FedOptRecipe has a record", add_record, made)
     assert flare_2_9.server_of(made).components.pop("recorder").min_clients == 3
     course_error("the job asks 3 site", add_record, made, min_clients=4)
     assert flare_2_9.job_of(made).job.min_clients == 3 and "recorder" not in flare_2_9.server_of(made).components
-
-
-def test_a_tracker_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(recipes.importlib.util, "find_spec", lambda name: None)
     course_error("pip install mlflow", toy_recipe, tmp_path, 1, 1, tracker="mlflow")
 

@@ -1,4 +1,4 @@
-"""What goes on around FLARE's simulator, without FLARE: the simulator's process here is a script that writes a record."""
+"""What goes on around FLARE's simulator, without FLARE: its process here is another one, for which a record is written."""
 
 import json
 import os
@@ -19,16 +19,6 @@ from tests.federation.test_run import Lines
 from tests.runs_support import links
 from tests.tests_support import course_error, rows
 
-SIMULATOR = """
-import json, os, sys, time
-from pathlib import Path
-workspace = Path(sys.argv[sys.argv.index("-w") + 1])
-Path("COMMAND").write_text(json.dumps([sys.argv, dict(os.environ)]))
-place = workspace / "server" / "simulate_job"
-place.mkdir(parents=True)
-(place / "RECORD").write_text("".join(json.dumps(line) + "\\n" for line in LINES))
-time.sleep(0.1)
-"""
 JOB = SimpleNamespace(name="toy", export_job=lambda target: Path(target, "toy").mkdir(parents=True))
 
 
@@ -38,18 +28,21 @@ def record(sites=("site-1", "site-2")):
 
 
 @pytest.fixture
-def simulator(tmp_path, monkeypatch):
-    """``simulator(lines)`` replaces FLARE's simulator; returns where its command line and environment will be."""
+def simulator(monkeypatch):
+    """``simulator(lines)`` replaces FLARE's simulator; returns a list that will hold its command line and environment."""
     real = subprocess.Popen
 
     def replace(lines=None):
-        script, seen = tmp_path / "federation.simulator", tmp_path / "command.json"
-        text = SIMULATOR.replace("LINES", repr(record() if lines is None else lines))
-        script.write_text(text.replace("COMMAND", str(seen)).replace("RECORD", RECORD))
+        seen = []
 
         def popen(command, **options):
             assert command[1:3] == ["-m", "src.federation.simulated"]
-            return real([command[0], str(script), *command[3:]], **options)
+            seen.extend([command[3:], options["env"]])
+            place = Path(command[command.index("-w") + 1], "server", "simulate_job")
+            place.mkdir(parents=True)
+            told = record() if lines is None else lines
+            (place / RECORD).write_text("".join(json.dumps(line) + "\n" for line in told))
+            return real(["sleep", "0.3"], **options)
 
         monkeypatch.setattr(module.subprocess, "Popen", popen)
         monkeypatch.setattr(module, "POLL_SECONDS", 0.02)
@@ -85,8 +78,8 @@ def test_sites_ask_for_no_more_threads_than_cores_and_log_to_files_only(sites, t
     seen = simulator(record(names))
     monkeypatch.setattr(module, "cores", lambda: 8)
     CourseSimEnv(sites).deploy(JOB)
-    command, environment = json.loads(seen.read_text())
-    given = dict(zip(command[2::2], command[3::2], strict=True))
+    command, environment = seen
+    given = dict(zip(command[1::2], command[2::2], strict=True))
     assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == str(threads)
     assert given["-n"] == given["-t"] == str(sites) and given["-c"] == ",".join(names)
     assert given["-l"] == f"{given['-w']}/local/{LOG_CONFIG}"
