@@ -28,9 +28,9 @@ class SupervisedLearner(Learner, ABC):
     in?) and :meth:`train`, and for each ``validate`` task :meth:`validate` alone; :meth:`abort` comes from another thread.
     https://nvflare.readthedocs.io/en/2.7/programming_guide/execution_api_type/model_learner.html
 
-    What goes back to the server is the *difference* between the trained and the received weights, with the number of training
-    items, which is the weight of the site in the average, and the metrics of the received model. An error does not end the process:
-    it is written to the site's own log, and the answer says in a few words why, in each round again where :meth:`set_up` failed.
+    What goes back are the *differences* between trained and received weights, the number of training items, by which the average
+    weighs the site, and the received model's metrics. An error does not end the process: the site's own log has it, and the answer
+    says in a few words why, in each round again where :meth:`set_up` failed.
     """
 
     def __init__(self, aggregation_epochs: int = 1):
@@ -85,19 +85,17 @@ class SupervisedLearner(Learner, ABC):
         """Train from the received global model and return the weight difference."""
 
         def train() -> DXO:
-            start = time.time()
-            received = from_shareable(data)
+            start, received, epochs = time.time(), from_shareable(data), self.aggregation_epochs
             self._load(received)
-            number, stop = int(data.get_header(AppConstants.CURRENT_ROUND)), lambda: self._stopped(abort_signal)
-            lacks = {REASON: WITHOUT_STATE} if number and not self.site.has_state else {}
-            epochs = self.aggregation_epochs
-            loss = train_for(self.site.trainer, epochs, stop, done=number * epochs)
+            number = int(data.get_header(AppConstants.CURRENT_ROUND))
+            meta = {REASON: WITHOUT_STATE} if number and not self.site.has_state else {}
+            loss = train_for(self.site.trainer, epochs, lambda: self._stopped(abort_signal), done=number * epochs)
             self.site.remember()
             self._stream({"train_loss": loss, "seconds_training": time.time() - start}, data, fl_ctx)
             trained = self.site.model.state_dict()
             change = {name: value.cpu().numpy() - np.asarray(received.data[name]) for name, value in trained.items()}
-            weight = {MetaKey.NUM_STEPS_CURRENT_ROUND: len(self.site.training)}
-            return DXO(DataKind.WEIGHT_DIFF, data=change, meta=weight | lacks)
+            meta[MetaKey.NUM_STEPS_CURRENT_ROUND] = len(self.site.training)
+            return DXO(DataKind.WEIGHT_DIFF, data=change, meta=meta)
 
         return self._answer("training", train, fl_ctx, abort_signal)
 
@@ -108,8 +106,7 @@ class SupervisedLearner(Learner, ABC):
                 answer = work()
                 return make_reply(ReturnCode.TASK_ABORTED) if self._stopped(abort_signal) else answer.to_shareable()
             except Exception as error:
-                # Kept for the training that the executor asks for after a validation that failed: it would fail in the same way.
-                self._error = error
+                self._error = error  # also of the training that the executor asks for after a failed validation
                 self.log_exception(fl_ctx, f"{what} failed: {secure_format_exception(error)}")
         error = self._error
         if what == "training" and self.site is not None:

@@ -45,9 +45,8 @@ class SupervisedMonaiProstateLearner(SupervisedLearner):
 
     def _config_file(self, app: Path) -> Path:
         """The configuration: looked for in the folders that the job brought along, then in the course's."""
-        folders = app / "custom", app / "config", CONFIG_FILE.parent
-        for folder in folders:
-            if (folder / self.train_config_filename).is_file():
-                return folder / self.train_config_filename
-        said = f"There is no training configuration {self.train_config_filename!r}; looked in {', '.join(map(str, folders))}"
+        name, folders = self.train_config_filename, (app / "custom", app / "config", CONFIG_FILE.parent)
+        for file in filter(Path.is_file, (folder / name for folder in folders)):
+            return file
+        said = f"There is no training configuration {name!r}; looked in {', '.join(map(str, folders))}"
         raise CourseError(said, "its training configuration is missing")
