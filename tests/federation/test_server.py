@@ -48,39 +48,33 @@ class Server:
             context.set_prop(key, value, private=True, sticky=False)
         yield context
 
-    def event(self, name, peer=None, **props):
+    def event(self, name, site=None, reply=None, **props):
+        """Of the server's own, or one for which a site's process is the reason."""
         with self.context(props) as context:
-            if peer:
-                context.set_peer_context(peer)
+            if site:
+                context.set_peer_context(FLContext())
+                for key, value in {ReservedKey.IDENTITY_NAME: site, FLContextKey.SHAREABLE: reply}.items():
+                    context.get_peer_context().set_prop(key, value, private=False, sticky=False)
             self.recorder.handle_event(name, context)
 
     def start(self, number):
         self.event(AppEventType.ROUND_STARTED, **{AppConstants.CURRENT_ROUND: number})
 
-    def of(self, site, event, reply=None, **props):
-        """An event for which a site's process is the reason."""
-        peer = FLContext()
-        for key, value in {ReservedKey.IDENTITY_NAME: site, FLContextKey.SHAREABLE: reply}.items():
-            peer.set_prop(key, value, private=False, sticky=False)
-        self.event(event, peer, **props)
-
     def answer(self, site, failed=None, said=None):
-        reply = make_reply(
-            ReturnCode.EXECUTION_EXCEPTION if failed else ReturnCode.OK, headers={REASON: failed or said}
-        )
-        accepted = {AppConstants.AGGREGATION_ACCEPTED: failed is None}
-        self.of(site, AppEventType.AFTER_CONTRIBUTION_ACCEPT, reply, **accepted)
+        code, accepted = ReturnCode.EXECUTION_EXCEPTION if failed else ReturnCode.OK, failed is None
+        reply, event = make_reply(code, headers={REASON: failed or said}), AppEventType.AFTER_CONTRIBUTION_ACCEPT
+        self.event(event, site, reply, **{AppConstants.AGGREGATION_ACCEPTED: accepted})
 
     def give(self, *sites):
         """A task for each, outside of rounds."""
         for site in sites:
-            self.of(site, EventType.BEFORE_PROCESS_TASK_REQUEST)
+            self.event(EventType.BEFORE_PROCESS_TASK_REQUEST, site)
             given = {FLContextKey.TASK_ID: f"task of {site}", FLContextKey.TASK_NAME: "fed_stats"}
-            self.of(site, EventType.AFTER_TASK_DATA_FILTER, **given)
+            self.event(EventType.AFTER_TASK_DATA_FILTER, site, **given)
 
     def result(self, site, reply):
         given = {FLContextKey.TASK_ID: f"task of {site}", FLContextKey.TASK_RESULT: reply}
-        self.of(site, EventType.BEFORE_PROCESS_SUBMISSION, **given)
+        self.event(EventType.BEFORE_PROCESS_SUBMISSION, site, **given)
 
     def dead(self):
         """Sites that FLARE was told are dead."""
@@ -89,9 +83,9 @@ class Server:
     def wait_for(self, site):
         """Until the site has been reported as dead, and the clock has looked some times more."""
         deadline = time.monotonic() + 5
-        while site not in self.dead() and time.monotonic() < deadline:
+        while site not in self.dead():
+            assert time.monotonic() < deadline
             time.sleep(0.01)
-        assert site in self.dead()
         time.sleep(0.05)
 
     def lines(self, *events):
@@ -206,12 +200,12 @@ def test_a_task_without_rounds_as_of_statistics_is_watched_as_a_round_is(a_run):
 
 def test_whoever_never_comes_is_lost_and_whoever_is_not_asked_is_not_late(a_run):
     one = a_run(["a", "b", "c"], 1, round_timeout=1.2, connected=(), first_contact=0.6)
-    one.of("a", EventType.BEFORE_PROCESS_TASK_REQUEST)
+    one.event(EventType.BEFORE_PROCESS_TASK_REQUEST, "a")
     one.give("b")
     one.wait_for("c")
     (lost,) = one.lines("site lost")
     assert (lost["site"], lost["reason"]) == ("c", server.NEVER_CAME) and one.panics == []
-    one.of("c", EventType.BEFORE_PROCESS_TASK_REQUEST)
+    one.event(EventType.BEFORE_PROCESS_TASK_REQUEST, "c")
     assert [e["site"] for e in one.lines("site back")] == ["c"]
     one.wait_for("b")
     assert "a" not in one.dead(), "it asked for work in this round, and got none"
@@ -220,7 +214,7 @@ def test_whoever_never_comes_is_lost_and_whoever_is_not_asked_is_not_late(a_run)
 def test_a_remark_beside_a_good_update_and_a_site_that_is_lost_again_and_again(a_run):
     one = a_run(["a", "b"], 1)
     for number in range(2):
-        one.event(AppEventType.ROUND_STARTED, **{AppConstants.CURRENT_ROUND: number})
+        one.start(number)
         one.answer("a", said=WITHOUT_STATE)
     # Who has not trained before has no state to lack.
     assert [(e["accepted"], e["reason"]) for e in one.lines("answer")] == [(True, None), (True, WITHOUT_STATE)]

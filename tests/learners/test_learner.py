@@ -123,7 +123,6 @@ def test_validation_alone_as_after_the_last_round_streams_nothing_and_rounds_the
     executor, rounds = Executor(LineLearner(line_batches(3))), {}
     model = FLModelUtils.from_shareable(executor.do("validate", START, current_round=None))
     assert model.metrics == {"val_fit": pytest.approx(-np.abs(START["weight"]).sum())}
-    assert_failed(executor.do("train", START, current_round=None), "its software raised TypeError")
     assert model.params is None and executor.streamed == []
     for number in (0, 1):
         executor.do("train", START, number)
@@ -131,6 +130,7 @@ def test_validation_alone_as_after_the_last_round_streams_nothing_and_rounds_the
         assert type(data["track_key"]) is str and isinstance(data["track_value"], float)
         rounds.setdefault(data["track_key"], []).append(data["global_step"])
     assert rounds == {name: [0, 1] for name in ("val_fit", *CURVES)}
+    assert_failed(executor.do("train", START, current_round=None), "its software raised TypeError")
     executor.event(EventType.END_RUN)
     assert executor.learner.site is None, "the end of the run lets go of data and model"
 
@@ -226,14 +226,11 @@ def test_the_settings_proximal_term_holds_it_back(hospital):
     assert 0 < moved[1] < 0.9 * moved[0]
 
 
-def test_a_method_of_which_the_learner_knows_nothing_is_refused(hospital, tmp_path, caplog):
+def test_the_configuration_is_found_in_the_job_or_in_the_course_and_its_method_is_known(hospital, tmp_path, caplog):
     settings, said = TINY.changed(method="scaffold"), "The learner knows fedavg and fedprox, not method='scaffold'. Use"
     course_error(said, learner_recipe, tmp_path, 2, settings)
     assert_failed(hospital(settings).do("train", FRESH), "its settings are wrong")
     assert said in caplog.text
-
-
-def test_the_configuration_is_found_by_name_in_the_job_or_in_the_course(hospital, tmp_path, caplog):
     missing = hospital(file="none.json")
     assert_failed(missing.do("validate", FRESH), "its training configuration is missing")
     assert all(said in caplog.text for said in ("none.json", f"{tmp_path}/app/custom", str(CONFIG_FILE.parent)))
