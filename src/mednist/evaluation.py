@@ -12,7 +12,6 @@ from src.common.datalists import plain_item, read_site
 from src.federation.engine import pick_device
 from src.mednist.card import CARD, Settings
 from src.mednist.training import TASK as AT_A_SITE
-from src.mednist.training import to_device
 from src.mednist.transforms import batches, prepare
 
 
@@ -20,25 +19,19 @@ from src.mednist.transforms import batches, prepare
 def predict(model: torch.nn.Module, items: Sequence[dict], settings: Settings, device=None) -> torch.Tensor:
     """Class probabilities ``(images, classes)`` of items, in their order, on the CPU."""
     device = device or pick_device()
-    model = to_device(model, device).eval()
-    loader = batches(prepare(items, settings), settings, train=False)
+    model, loader = AT_A_SITE.to_device(model, device).eval(), batches(prepare(items, settings), settings, train=False)
     return torch.cat([model(batch["image"].to(device)).softmax(dim=1).cpu() for batch in loader])
 
 
 def evaluate_cases(model: torch.nn.Module, items: Sequence[dict], settings: Settings, device=None) -> pd.DataFrame:
-    """A row an image: its class and file name as ``case``, and what the network says of it.
-
-    ``label`` and ``predicted`` are numbers of classes, ``confidence`` is the prediction's probability, ``accuracy`` 1 or 0.
-    """
+    """A row an image: its class and file name as ``case``, and what the network says of it: ``label`` and ``predicted`` are numbers
+    of classes, ``confidence`` is the prediction's probability, ``accuracy`` 1 or 0."""
     items = [plain_item(item, CARD.classes) for item in items]
-    probabilities = predict(model, items, settings, device)
-    table = pd.DataFrame({"case": ["/".join(item["image"].split("/")[-2:]) for item in items]})
-    table["site"] = [item.get("site", "") for item in items]
-    table["label"] = [item["label"] for item in items]
-    table["predicted"] = probabilities.argmax(dim=1).numpy()
-    table["confidence"] = probabilities.amax(dim=1).numpy()
-    table["accuracy"] = (table["label"] == table["predicted"]).astype(float)
-    return table
+    confidence, predicted = predict(model, items, settings, device).max(dim=1)
+    rows = [("/".join(one["image"].split("/")[-2:]), one.get("site", ""), one["label"]) for one in items]
+    table = pd.DataFrame(rows, columns=["case", "site", "label"])
+    table = table.assign(predicted=predicted.numpy(), confidence=confidence.numpy())
+    return table.assign(accuracy=(table["label"] == table["predicted"]).astype(float))
 
 
 class ImageStatistics(DFStatisticsCore):
