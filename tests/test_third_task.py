@@ -50,30 +50,23 @@ print(json.dumps({
 """What is particular to it is where its raw images lie: everything else is found by looking."""
 
 
-@pytest.fixture
-def checkout(tmp_path) -> Path:
+def third_task(checkout: Path) -> None:
     """A copy of this checkout with a third task, made by copying MedNIST's rooms and its client under another name."""
-    copy = tmp_path / "third task" / "checkout"
     for file in repository_files():
-        target = copy / file.relative_to(ROOT)
+        target = checkout / file.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
-    src = copy / "src"
+    src = checkout / "src"
     shutil.copytree(src / "mednist", src / "xray")
     shutil.copyfile(src / CARD.client, src / "monai_xray_train.py")
-    new = {
-        "src.mednist": "src.xray",
-        CARD.client: "monai_xray_train.py",
-        f'name="{CARD.name}"': 'name="xray"',
-        f'title="{CARD.title}"': 'title="Radiographs"',
-        **{f'"{old}"': f'"{label}"' for old, label in zip(CARD.labels, LABELS, strict=True)},
-    }
+    new = {f'"{old}"': f'"{label}"' for old, label in zip(CARD.labels, LABELS, strict=True)}
+    new |= {f'name="{CARD.name}"': 'name="xray"', f'title="{CARD.title}"': 'title="Radiographs"'}
+    new |= {"src.mednist": "src.xray", CARD.client: "monai_xray_train.py"}
     copied = [*(src / "xray").glob("*.py"), src / "monai_xray_train.py"]
     for file in copied:
         for old, name in new.items():
             file.write_text(file.read_text(encoding="utf-8").replace(old, name), encoding="utf-8")
     assert sum(len(file.read_text().splitlines()) for file in copied) < 350
-    return copy
 
 
 def run(checkout: Path, *command: str) -> str:
@@ -85,8 +78,9 @@ def run(checkout: Path, *command: str) -> str:
     return done.stdout
 
 
-def test_a_copied_task_is_found_exported_and_trained_and_by_the_tests_of_all_tasks_too(checkout, tmp_path):
-    raw = drawings(tmp_path, per_class=8, seed=4)
+def test_a_copied_task_is_found_exported_and_trained_and_by_the_tests_of_all_tasks_too(tmp_path):
+    checkout, raw = tmp_path / "third task" / "checkout", drawings(tmp_path, per_class=8, seed=4)
+    third_task(checkout)
     for old, label in zip(CARD.labels, LABELS, strict=True):
         (raw / old).rename(raw / label)
     said = json.loads(run(checkout, "-c", PROGRAM, str(raw), str(tmp_path / "jobs")).splitlines()[-1])

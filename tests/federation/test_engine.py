@@ -14,10 +14,10 @@ from src.federation.engine import ProximalTerm, cosine, make_trainer, train_for
 from tests.training_support import CPU, line_batches, line_trainer, same
 
 
-def watched(trainer):
-    """A list that grows by a copy of the network in each step."""
+def watched(trainer, note=lambda trainer: copy.deepcopy(trainer.network)):
+    """A list that grows in each step, by default by a copy of the network."""
     steps = []
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: steps.append(copy.deepcopy(trainer.network)))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda _: steps.append(note(trainer)))
     return steps
 
 
@@ -26,11 +26,10 @@ def watched(trainer):
 
 def test_the_rate_falls_along_half_a_cosine_over_the_whole_training_not_over_the_round():
     assert [round(cosine(progress), 6) for progress in (-1, 0, 0.5, 1, 2)] == [1, 1, 0.5, 0, 0]
-    model, rates = torch.nn.Linear(3, 1), []
+    model = torch.nn.Linear(3, 1)
     optimizer = torch.optim.SGD([{"params": model.weight, "lr": 1.0}, {"params": model.bias, "lr": 10.0}])
     trainer = make_trainer(model, line_batches(2), optimizer, torch.nn.functional.mse_loss, CPU, epochs=4)
-    look = trainer.add_event_handler
-    look(Events.ITERATION_COMPLETED, lambda _: rates.append([group["lr"] for group in optimizer.param_groups]))
+    rates = watched(trainer, lambda _: [group["lr"] for group in optimizer.param_groups])
     for _ in range(2):
         train_for(trainer, 2)
     np.testing.assert_allclose(rates, [[cosine(step / 8), 10 * cosine(step / 8)] for step in range(8)])
@@ -96,8 +95,7 @@ def test_a_broken_loss_stops_before_it_reaches_the_weights_and_the_next_round_st
 
 
 def test_weights_that_overflow_are_found():
-    (batch,) = line_batches(1)
-    huge = [{key: 1e17 * value for key, value in batch.items()}]  # a loss of 1e34 still is a number
+    huge = [{key: 1e17 * value for key, value in line_batches(1)[0].items()}]  # a loss of 1e34 still is a number
     said = r"2 tensors of the model hold NaN or infinity after .*first 'weight'; lower"
     with pytest.raises(FloatingPointError, match=said):
         train_for(line_trainer(huge, rate=1e25), 1)
