@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor, PersistentDataset
+from monai.utils import convert_to_dst_type
 from scipy import ndimage
 
 from src.common.datalists import plain_item
@@ -49,7 +50,7 @@ class LoadCase(mt.Transform):
                 wrong = [f"cannot be read: {said}"]
             if wrong:
                 what = "convert it with data_scripts/data_conversion.sh first, or take it out of the datalist."
-                kind = "an image cannot be used" if key == "image" else "a mask cannot be used"
+                kind = {"image": "an image cannot be used", "label": "a mask cannot be used"}[key]
                 raise CourseError(f"{item.get('site') or 'here'}: {item[key]}: {wrong[0]}; {what}", kind)
         return loaded
 
@@ -74,10 +75,9 @@ def smooth_before_coarser(image: MetaTensor, spacing: Sequence[float]) -> MetaTe
 
     The width follows scikit-image's ``resize``: a standard deviation of ``(new / old - 1) / 2`` voxels; ``spacing`` is new, in mm.
     """
-    sigma = [max(0.0, (new / mm - 1) / 2) for new, mm in zip(spacing, image.pixdim.tolist(), strict=True)]
+    sigma = np.maximum(0, (np.array(spacing) / image.pixdim.numpy() - 1) / 2)
     # Not MONAI's filter: it takes what lies beyond the volume for zero, and darkens the rim.
-    smooth = ndimage.gaussian_filter(image.numpy(), (0, *sigma), mode="nearest")
-    return MetaTensor(torch.from_numpy(smooth), meta=image.meta)
+    return convert_to_dst_type(ndimage.gaussian_filter(image.numpy(), (0, *sigma), mode="nearest"), image)[0]
 
 
 def correct_coil(image: MetaTensor, width: float) -> MetaTensor:
@@ -88,10 +88,9 @@ def correct_coil(image: MetaTensor, width: float) -> MetaTensor:
     """
     if not width:
         return image
-    smooth = ndimage.gaussian_filter(image.numpy(), [0, *(width / image.pixdim.numpy())], mode="nearest")
+    smooth = ndimage.gaussian_filter(image.numpy(), (0, *(width / image.pixdim.numpy())), mode="nearest")
     # A tenth of its mean is added, so that noise far from the coil is not blown up.
-    even = image.numpy() / np.maximum(smooth + 0.1 * smooth.mean(), np.finfo(np.float32).tiny)
-    return MetaTensor(torch.from_numpy(even), meta=image.meta)
+    return image / torch.from_numpy(np.maximum(smooth + 0.1 * smooth.mean(), np.finfo(np.float32).tiny))
 
 
 class CropToField(mt.Transform):
@@ -103,11 +102,10 @@ class CropToField(mt.Transform):
     def __call__(self, data: Mapping) -> dict:
         cropped = {**data, **{key: self.crop(data[key]) for key in BOTH if key in data}}
         whole, kept = (float(one["label"].sum()) if "label" in one else 1.0 for one in (data, cropped))
-        said = f"the mask of {data['case']} is empty; the case trains as one without a gland"
-        if lost := 1 - kept / max(whole, 1) if whole else 0:
-            said = f"the box around the image's centre cuts {lost:.1%} of the gland of {data['case']}; enlarge field_of_view"
-        if lost or not whole:
-            warnings.warn(f"{data.get('site') or 'here'}: {said}", stacklevel=2)
+        if lost := 1 - kept / whole if whole else 1:
+            cuts = f"the box around the image's centre cuts {lost:.1%} of the gland of {data['case']}; enlarge field_of_view"
+            empty = f"the mask of {data['case']} is empty; the case trains as one without a gland"
+            warnings.warn(f"{data.get('site') or 'here'}: {cuts if whole else empty}", stacklevel=2)
         return cropped
 
 
@@ -189,8 +187,8 @@ def prepare(items: Sequence[Mapping], settings: Settings, cache: Path | None = N
     made_with = [VERSION, settings.coil_correction, settings.voxel_spacing, settings.field_of_view, settings.patch_size]
     keyed = []  # the cache's file names are made from all that an item holds: what changes any of this asks for another file
     for item in items:
-        files = [Path(str(item[key])) for key in BOTH if item.get(key)]
-        keyed.append({**item, "made": [made_with, *(stamp(file) for file in files if file.is_file())]})
+        files = filter(Path.is_file, (Path(str(item[key])) for key in BOTH if item.get(key)))
+        keyed.append({**item, "made": [made_with, *map(stamp, files)]})
     try:
         data = PersistentDataset(keyed, preparation(settings), cache_dir=cache)
         return [data[index] for index in range(len(data))]
@@ -212,11 +210,9 @@ def batches(prepared: Sequence[dict], settings: Settings, train: bool, seed: int
 
     To ``train``, augmented patches, one of every case an epoch, in an order that ``seed`` fixes.
     """
-    if not train:
-        plain = mt.Compose([Normalise(), mt.SelectItemsd(BOTH, allow_missing_keys=True)])
-        return DataLoader(Dataset(prepared, plain), batch_size=1)
-    if not prepared:
+    if train and not prepared:
         raise CourseError("There is no case to train on; give the site at least one.", "it has nothing to train on")
+    plain = mt.Compose([Normalise(), mt.SelectItemsd(BOTH, allow_missing_keys=True)])
+    data = Dataset(prepared, augmentation(settings) if train else plain)
     chance = torch.Generator().manual_seed(seed)  # MONAI's loader seeds the random transforms from it, too
-    patches = Dataset(prepared, augmentation(settings))
-    return DataLoader(patches, batch_size=settings.batch_size, shuffle=True, generator=chance)
+    return DataLoader(data, batch_size=settings.batch_size if train else 1, shuffle=train, generator=chance)
