@@ -35,11 +35,9 @@ def evaluate_cases(model: torch.nn.Module, items: Sequence[dict], settings: Sett
 
 
 class ImageStatistics(DFStatisticsCore):
-    """For FLARE's ``FedStatsRecipe``: ``intensity``, 0 to 1 a pixel, and ``class``, a number an image, of a site's training images.
-
-    Each site reads its own part of the shared-out ``data`` as for training, and sends what the recipe asks for and FLARE's filters
-    let pass. https://nvflare.readthedocs.io/en/main/programming_guide/controllers/federated_statistics.html
-    """
+    """For FLARE's ``FedStatsRecipe``: ``intensity``, 0 to 1 a pixel, and ``class``, a number an image, of the training images of a
+    site's part of the shared-out ``data``. A site sends what the recipe asks for and FLARE's filters let pass.
+    https://nvflare.readthedocs.io/en/main/programming_guide/controllers/federated_statistics.html"""
 
     def __init__(self, data: str):
         super().__init__()

@@ -19,10 +19,9 @@ from src.mednist.card import CARD, SIZE, Settings
 class LoadPicture(Transform):
     """Load ``image``, a file of any size and kind, as ``(1, 64, 64)`` grey values of 8 bits, the first row first.
 
-    It is turned as its EXIF data say, and scaled as a whole, with black beside it where it is not square. Values of 8 bits stay as
-    they are. Pixels of 16 bits or floating point have no scale in common, so the file's own range becomes 0 to 255; MONAI's
-    ``LoadImage`` cuts them off. Adds ``remarks`` that a person should know of; a ``ValueError`` for several pictures, or a NaN.
-    """
+    It is turned as its EXIF data say, and scaled as a whole, with black beside it where it is not square. Pixels above 8 bits
+    have no scale in common, so the file's own range becomes 0 to 255, where MONAI's ``LoadImage`` cuts them off. Adds ``remarks``
+    that a person should know of; a ``ValueError`` for several pictures, or a NaN."""
 
     def __call__(self, item: Mapping) -> dict:
         with Image.open(item["image"]) as picture:
@@ -69,25 +68,22 @@ def prepare(items: Sequence[dict], settings: Settings, cache: object = None) -> 
         try:
             ready = steps({"image": item["image"]})
         except Exception as error:  # each of Pillow's formats has its own kinds of error; all of them mean this
-            cause = error.__cause__ or error
-            said = f"{item.get('site', '')} cannot read the image {item['image']}: {first_line(cause)}. ".lstrip()
+            said = f"{item.get('site', '')} cannot read the image {item['image']}: {first_line(error.__cause__ or error)}. "
             advice = "Replace it with an intact copy, or take it out of the datalist."
-            raise CourseError(said + advice, "an image cannot be read") from error
+            raise CourseError(said.lstrip() + advice, "an image cannot be read") from error
         for what in ready.pop("remarks"):
             changed[what].append(Path(item["image"]).name)
         prepared.append({**ready, "label": item["label"]})
     for what, names in changed.items():
         site = f"{items[0]['site']}: " if items[0].get("site") else ""
-        said = f"{len(names)} of {len(items)} pictures: each was {what} ({some_of(names, 3)})"
-        warnings.warn(site + said, stacklevel=2)
+        said = f"{site}{len(names)} of {len(items)} pictures: each was {what} ({some_of(names, 3)})"
+        warnings.warn(said, stacklevel=2)
     return prepared
 
 
 def batches(prepared: Sequence[dict], settings: Settings, train: bool, seed: int = 0) -> Iterable[dict]:
-    """Batches of prepared images, ``{"image": float32 (batch, 1, 64, 64), "label": int64 (batch,)}``; the last may be smaller.
-
-    To ``train``, in another order and differently augmented in each epoch, all fixed by ``seed``; there must be at least one.
-    """
+    """Batches of prepared images, ``{"image": float32 (batch, 1, 64, 64), "label": int64 (batch,)}``; the last may be smaller. To
+    ``train``, in another order and differently augmented in each epoch, all fixed by ``seed``; there must be at least one."""
     if train and not prepared:
         raise CourseError("There is no image to train on; give the site at least one.", "it has nothing to train on")
     data = Dataset(prepared, augmentation(settings) if train else None)

@@ -21,11 +21,10 @@ from src.prostate.transforms import LoadCase, prepare
 
 
 def predict(model: torch.nn.Module, items: Sequence[Mapping], settings: Settings, device=None) -> list[np.ndarray]:
-    """The predicted gland of each item on the grid of its own image, ``uint8`` ``(x, y, z)``.
+    """The predicted gland of each item on the grid of its own image, ``uint8`` ``(x, y, z)``, by the ``settings`` of its training.
 
     The probability, not the mask, is resampled back, so that the outline is as fine as the image. Of what is then above one half
-    the largest piece is kept: a patient has one prostate. ``label`` is not used, ``settings`` are those of the training.
-    """
+    the largest piece is kept: a patient has one prostate. ``label`` is not used."""
     device, on_own_grid, found = device or pick_device(), ResampleToMatch(mode="bilinear", padding_mode="zeros"), []
     for item in items:
         (prepared,) = prepare([item], settings)
@@ -41,9 +40,8 @@ def predict(model: torch.nn.Module, items: Sequence[Mapping], settings: Settings
 def evaluate_cases(model: torch.nn.Module, items: Sequence[Mapping], settings: Settings, device=None) -> pd.DataFrame:
     """Dice and 95% Hausdorff distance of each case, on the voxels of its own image: ``case``, ``site``, ``dice``, ``hd95_mm``.
 
-    ``missed`` says that one of the masks is empty and one is not. There is no distance to nothing, so that a missed case gets the
-    longest one that its image has room for, the diagonal of the volume: it must not leave the mean.
-    """
+    ``missed`` says that one of the masks is empty and one is not: there is no distance to nothing. Such a case must not leave the
+    mean, and gets the longest distance that its image has room for, the diagonal of the volume."""
     rows = []
     for item in items:
         case = LoadCase()(item)

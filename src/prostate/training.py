@@ -21,10 +21,8 @@ from src.unet import UNet
 def make_loss(kind: str) -> Callable:
     """The loss ``dice_ce``, ``dice_focal`` or ``dice`` of logits and masks, both ``(batch, 1, x, y, z)``.
 
-    Dice looks at the overlap and does not care that the gland fills only some percent of a patch; cross-entropy gives every
-    voxel a gradient from the first step, also where there is no gland. Their sum is the usual choice for one organ
-    (Isensee et al., *nnU-Net*, Nature Methods 2021).
-    """
+    Dice looks at the overlap and does not care that the gland fills only some percent of a patch; cross-entropy gives every voxel a
+    gradient from the first step. Their sum is the usual choice for one organ (Isensee et al., *nnU-Net*, Nature Methods 2021)."""
     loss = {"dice_ce": DiceCELoss, "dice_focal": DiceFocalLoss, "dice": DiceLoss}[kind](sigmoid=True, batch=True)
     # In single precision, also where the network computed in half of it.
     return lambda logits, labels: loss(logits.float(), labels.float())
@@ -36,8 +34,7 @@ def make_trainer(
     """AdamW on the course's loss, in MONAI's trainer; see :func:`src.federation.engine.make_trainer`.
 
     The few weights of :meth:`src.unet.UNet.head` take steps ten times as large: with those of the other weights, the network
-    would know early where the gland is and spend most of a short training on saying so with confidence.
-    """
+    would know early where the gland is and spend most of a short training on saying so with confidence."""
     head = list(model.head().parameters())
     body = list(model.parameters())[: -len(head)]
     groups = [{"params": body}, {"params": head, "lr": 10 * settings.learning_rate}]
@@ -51,8 +48,7 @@ def gland_probability(model: UNet, prepared: Mapping, settings: Settings, device
     """Probability of gland ``(1, x, y, z)`` on the grid of a prepared volume, by a sliding window of the patch's size.
 
     Windows overlap by a quarter, and their middle counts more than their rim, where the network has seen less around.
-    https://monai.readthedocs.io/en/stable/inferers.html#sliding-window-inference-function
-    """
+    https://monai.readthedocs.io/en/stable/inferers.html#sliding-window-inference-function"""
     image = convert_to_tensor(Normalise()({"image": prepared["image"]})["image"], track_meta=False)[None].to(device)
     logits = sliding_window_inference(image, settings.patch_size, 2, model.eval(), overlap=0.25, mode="gaussian")
     return logits[0].float().sigmoid().cpu()

@@ -33,10 +33,8 @@ def case_name(item: Mapping) -> str:
 
 
 class LoadCase(mt.Transform):
-    """MONAI's ``LoadImaged`` for an item's ``image`` and, where it has one, ``label``: ``(1, x, y, z)`` float32; adds ``case``.
-
-    A ``CourseError`` names what was not converted: where one header says two things, programs believe different ones.
-    """
+    """MONAI's ``LoadImaged`` for an item's ``image`` and, where it has one, ``label``: ``(1, x, y, z)`` float32; adds ``case``. A
+    ``CourseError`` names what was not converted: where one header says two things, programs believe different ones."""
 
     def __call__(self, item: Mapping) -> dict:
         loaded = {**(plain_item(item, CARD.classes) if "label" in item else item), "case": case_name(item)}
@@ -71,10 +69,8 @@ def _not_converted(header: nib.Nifti1Header, volume: MetaTensor, image: MetaTens
 
 
 def smooth_before_coarser(image: MetaTensor, spacing: Sequence[float]) -> MetaTensor:
-    """Blur each axis that will be sampled more coarsely, so that fine noise does not come back as coarse noise (aliasing).
-
-    The width follows scikit-image's ``resize``: a standard deviation of ``(new / old - 1) / 2`` voxels; ``spacing`` is new, in mm.
-    """
+    """Blur each axis that will be sampled more coarsely, so that fine noise does not come back as coarse noise (aliasing), as wide
+    as scikit-image's ``resize``, a standard deviation of ``(new / old - 1) / 2`` voxels. ``spacing`` is the new one, in mm."""
     sigma = np.maximum(0, (np.array(spacing) / image.pixdim.numpy() - 1) / 2)
     # Not MONAI's filter: it takes what lies beyond the volume for zero, and darkens the rim.
     return convert_to_dst_type(ndimage.gaussian_filter(image.numpy(), (0, *sigma), mode="nearest"), image)[0]
@@ -84,8 +80,7 @@ def correct_coil(image: MetaTensor, width: float) -> MetaTensor:
     """Divide an image by a copy of itself, blurred by ``width`` mm, which takes a coil's falloff for what is smooth and removes it.
 
     The low-pass correction of surface-coil images of Axel et al., *Intensity Correction in Surface-Coil MR Imaging*, AJR 148:418
-    (1987): 50 ms a volume, where N4 needs seconds. Large bright or dark organs lose some of their contrast, too.
-    """
+    (1987): 50 ms a volume, where N4 needs seconds. Large bright or dark organs lose some of their contrast, too."""
     if not width:
         return image
     smooth = ndimage.gaussian_filter(image.numpy(), (0, *(width / image.pixdim.numpy())), mode="nearest")
@@ -124,8 +119,7 @@ def preparation(settings: Settings) -> mt.Compose:
     Orientation: x to the patient's right, y to the front, z upwards (RAS), whatever way the scanner stored it; voxel size, linear
     for both; the coil's falloff, where the settings give a width; the box around the centre. Then intensity: T2 signal has no unit,
     and next to an endorectal coil it is many times brighter. The range between two percentiles inside the box becomes 0 to 1, so
-    that a few bright voxels do not set the scale. Last, padding to at least one patch.
-    """
+    that a few bright voxels do not set the scale. Last, padding to at least one patch."""
     sides = zip((*settings.field_of_view, 0), settings.voxel_spacing, strict=True)
     some = {"allow_missing_keys": True}
     steps = [
@@ -157,8 +151,7 @@ def augmentation(settings: Settings) -> mt.Compose:
 
     First what the scanner does to the whole volume (shading, contrast, blur), on the 0 to 1 range, where a multiplicative
     field means what it does in physics. Then the normalisation, then a patch, then flips, rotation, shift, scale and noise.
-    Left and right are alike in a pelvis, so x may flip; up and down, front and back are not.
-    """
+    Left and right are alike in a pelvis, so x may flip; up and down, front and back are not."""
     patch = mt.RandCropByPosNegLabeld(BOTH, "label", settings.patch_size, pos=3, neg=1, num_samples=1)
     pose = {"rotate_range": (0.1, 0.1, 0.2), "translate_range": (5, 5, 1), "scale_range": (0.15, 0.15, 0.1)}
     to_batch = [mt.SelectItemsd(BOTH), mt.ToTensord(BOTH, track_meta=False)]
@@ -182,8 +175,7 @@ def prepare(items: Sequence[Mapping], settings: Settings, cache: Path | None = N
     """The prepared volumes of all items; see :class:`ToPlainTensors` for the keys. A volume takes about 1 MB of memory.
 
     Each item has ``image`` and perhaps ``label`` and ``site``. In the folder ``cache`` MONAI's ``PersistentDataset`` keeps the
-    volumes for the next run, until a file or a setting changes; where it cannot be used, a warning says so, and it is emptied.
-    """
+    volumes for the next run, until a file or a setting changes; where it cannot be used, a warning says so, and it is emptied."""
     made_with = [VERSION, settings.coil_correction, settings.voxel_spacing, settings.field_of_view, settings.patch_size]
     keyed = []  # the cache's file names are made from all that an item holds: what changes any of this asks for another file
     for item in items:
@@ -206,10 +198,8 @@ def prepare(items: Sequence[Mapping], settings: Settings, cache: Path | None = N
 
 
 def batches(prepared: Sequence[dict], settings: Settings, train: bool, seed: int = 0) -> Iterable[dict]:
-    """Batches ``{"image": float32 (batch, 1, x, y, z), "label": uint8 of the same shape}``: whole volumes, one at a time.
-
-    To ``train``, augmented patches, one of every case an epoch, in an order that ``seed`` fixes.
-    """
+    """Batches ``{"image": float32 (batch, 1, x, y, z), "label": uint8 of the same shape}``: whole volumes, one at a time, or, to
+    ``train``, augmented patches, one of every case an epoch, in an order that ``seed`` fixes."""
     if train and not prepared:
         raise CourseError("There is no case to train on; give the site at least one.", "it has nothing to train on")
     plain = mt.Compose([Normalise(), mt.SelectItemsd(BOTH, allow_missing_keys=True)])
