@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import nibabel as nib
@@ -26,14 +27,9 @@ REFERENCE = Path(__file__).resolve().parents[2] / "shared" / "reference"  # samp
 
 def rows(*table: tuple) -> Callable[[Callable], Callable]:
     """A table whose first column names its rows; the others are the test's first arguments, ``None`` where a row is shorter."""
-    width, names = max(map(len, table)), [one[0] for one in table]
-    filled = [(*one[1:], *[None] * (width - len(one))) for one in table]
-
-    def decorate(test: Callable) -> Callable:
-        arguments = [*inspect.signature(test).parameters][: width - 1]
-        return pytest.mark.parametrize(arguments, filled, ids=names)(test)
-
-    return decorate
+    width = max(map(len, table))
+    cells = [pytest.param(*one[1:], *[None] * (width - len(one)), id=one[0]) for one in table]
+    return lambda test: pytest.mark.parametrize([*inspect.signature(test).parameters][: width - 1], cells)(test)
 
 
 def course_error(said: str, call: Callable, *arguments, **options) -> None:
@@ -43,25 +39,22 @@ def course_error(said: str, call: Callable, *arguments, **options) -> None:
 
 
 def at_once(count: int, call: Callable[[], object]) -> None:
-    threads = [threading.Thread(target=call) for _ in range(count)]
-    for step in (threading.Thread.start, threading.Thread.join):
-        for thread in threads:
-            step(thread)
+    with ThreadPool(count) as pool:
+        pool.map(lambda _: call(), range(count), 1)
 
 
 def ball_case(folder, name="case", spacing=(1.0, 1.0, 3.0), shape=(80, 80, 20), centre=(4.0, -6.0, 3.0), **options):
     """A converted case: a bright ball of 15 mm (the gland) at ``centre`` mm from the middle of a noisy volume; returns the item."""
-    codes, scale, radius = options.get("codes", "RAS"), options.get("scale", 1.0), options.get("radius", 15.0)
     folder.mkdir(parents=True, exist_ok=True)
-    affine = np.diag([*spacing, 1.0])
-    affine[:3, 3] = -np.array(spacing) * (np.array(shape) - 1) / 2
-    grid = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), axis=-1) * spacing + affine[:3, 3]
-    label = (np.linalg.norm(grid - centre, axis=-1) < radius).astype(np.uint8)
+    affine = nib.affines.from_matvec(np.diag(spacing), -np.array(spacing) * (np.array(shape) - 1) / 2)
+    grid = nib.affines.apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
+    label = (np.linalg.norm(grid - centre, axis=-1) < options.get("radius", 15.0)).astype(np.uint8)
     noise = np.random.default_rng(options.get("seed", 0)).normal(0, 2, shape)
-    image = scale * (50 + 100 * label + noise)
+    image = options.get("scale", 1.0) * (50 + 100 * label + noise)
     item = {"image": str(folder / f"{name}.nii.gz"), "label": str(folder / f"{name}_mask.nii.gz"), "site": "site-x"}
+    axes = nib.orientations.axcodes2ornt(tuple(options.get("codes", "RAS")))
+    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), axes)
     for key, volume in (("image", image.astype(np.float32)), ("label", label)):
-        turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(tuple(codes)))
         turned = nib.Nifti1Image(volume, affine).as_reoriented(turn)
         nib.save(one_geometry(np.asanyarray(turned.dataobj), turned.affine), item[key])
     return item
@@ -74,9 +67,8 @@ def flipped_bit(file: Path) -> None:
 
 
 def through_the_door(folder: Path) -> None:
-    """Write the sums that ``datalists_gen.sh`` leaves beside a datalist, of all volumes below the folder."""
-    files = {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*.nii.gz")}
-    sums = {name: {"sha256": hashlib.sha256(found).hexdigest(), "bytes": len(found)} for name, found in files.items()}
+    """Write the sums that ``datalists_gen.sh`` leaves beside a datalist, of all files below the folder."""
+    sums = {name: {"sha256": hashlib.sha256(x).hexdigest(), "bytes": len(x)} for name, x in files_of(folder).items()}
     write_json(folder / CHECKED, sums)
 
 
@@ -90,35 +82,28 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
-class Server:
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.asked += 1
+        time.sleep(self.server.silent)
+        self.send_response(self.server.status or 200)
+        self.send_header("Content-Length", str(len(self.server.content)))
+        self.end_headers()
+        self.wfile.write(self.server.content[: self.server.cut])
+
+
+class Server(http.server.ThreadingHTTPServer):
     """Serves one file. Faults: an error as ``status``, ``cut`` after so many bytes, ``silent`` for so many seconds; it counts."""
 
     def __init__(self, name: str, content: bytes):
+        super().__init__(("127.0.0.1", 0), Answer)
         self.content, self.status, self.cut, self.silent, self.asked = content, None, None, 0, 0
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                outer.asked += 1
-                time.sleep(outer.silent)
-                if outer.status:
-                    self.send_error(outer.status)
-                    return
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(outer.content)))
-                self.end_headers()
-                self.wfile.write(outer.content[: outer.cut])
-
-            def log_message(self, *args):
-                pass
-
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/{name}"
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server_port}/{name}"
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self):
-        self.http.shutdown()
-        self.http.server_close()
+        self.shutdown()
+        self.server_close()
 
 
 @contextlib.contextmanager
