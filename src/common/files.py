@@ -33,11 +33,11 @@ def write_file(path: Path, content: str | bytes) -> Path:
     path = Path(path)
     with writing(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        os.close(handle)
         beside = Path(name)
         try:
-            with os.fdopen(handle, "wb") as file:
-                # File names that are no UTF-8 arrive as surrogates, and go back to the bytes that they were.
-                file.write(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
+            # File names that are no UTF-8 arrive as surrogates, and go back to the bytes that they were.
+            beside.write_bytes(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
             try:
                 beside.chmod(0o644)  # mkstemp's 0600 would shut out colleagues
             except OSError as error:  # a network drive (CIFS) has modes of its own
@@ -57,11 +57,9 @@ def write_json(path: Path, content: object) -> Path:
 
 def read_json(path: Path) -> dict | None:
     """The JSON object in a file; None where there is none that can be read."""
-    try:
+    with contextlib.suppress(OSError, ValueError):
         content = json.loads(Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+        return content if isinstance(content, dict) else None
 
 
 def load_json(path: Path, what: str, advice: str, kind: str) -> object:
@@ -75,4 +73,4 @@ def load_json(path: Path, what: str, advice: str, kind: str) -> object:
 
 def stamp(*files: Path) -> list[int]:
     """Size and time of files: changes when one of them does."""
-    return [number for file in files for number in (Path(file).stat().st_size, Path(file).stat().st_mtime_ns)]
+    return [number for one in map(os.stat, files) for number in (one.st_size, one.st_mtime_ns)]

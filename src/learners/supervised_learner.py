@@ -30,8 +30,7 @@ class SupervisedLearner(Learner, ABC):
 
     What goes back are the *differences* between trained and received weights, the number of training items, by which the average
     weighs the site, and the received model's metrics. An error does not end the process: the site's own log has it, and the answer
-    says in a few words why, in each round again where :meth:`set_up` failed.
-    """
+    says in a few words why, in each round again where :meth:`set_up` failed."""
 
     def __init__(self, aggregation_epochs: int = 1):
         super().__init__()
@@ -122,7 +121,6 @@ class SupervisedLearner(Learner, ABC):
 
     def _stream(self, numbers: dict[str, float], data: Shareable, fl_ctx: FLContext) -> None:
         """Send numbers of this round to the server's tracker."""
+        about = {"data_type": AnalyticsDataType.SCALAR, "global_step": int(data.get_header(AppConstants.CURRENT_ROUND))}
         for tag, value in numbers.items():
-            step = int(data.get_header(AppConstants.CURRENT_ROUND))
-            dxo = create_analytic_dxo(tag=tag, value=float(value), data_type=AnalyticsDataType.SCALAR, global_step=step)
-            send_analytic_dxo(self, dxo, fl_ctx)
+            send_analytic_dxo(self, create_analytic_dxo(tag, float(value), **about), fl_ctx)

@@ -19,8 +19,7 @@ class SupervisedMonaiProstateLearner(SupervisedLearner):
 
     Each round draws one augmented patch of every training case in each of ``aggregation_epochs``. The metric ``val_dice`` is the
     mean Dice over the site's validation cases, each predicted whole by a sliding window, on the grid that the network sees.
-    ``train_config_filename`` has the keys of :class:`src.prostate.card.Settings`: the job's file, or that of the course.
-    """
+    ``train_config_filename`` has the keys of :class:`src.prostate.card.Settings`: the job's file, or that of the course."""
 
     def __init__(self, train_config_filename: str = CONFIG_FILE.name, aggregation_epochs: int = 1):
         super().__init__(aggregation_epochs=aggregation_epochs)
