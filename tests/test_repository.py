@@ -229,17 +229,10 @@ def test_what_src_imports_of_itself_travels_with_a_job():
 
 
 FLOORS = (
-    ("src/common",),
-    ("src/federation",),
-    ("src/densenet.py", "src/unet.py"),
-    ("src/mednist", "src/prostate"),
-    ("src/learners",),
+    ("src/common",), ("src/federation",), ("src/densenet.py", "src/unet.py"), ("src/mednist", "src/prostate"), ("src/learners",),
     ("src/monai_mednist_train.py", "src/monai_prostate_train.py", "src/tasks.py"),
-    ("data_scripts",),
-    ("deploy",),
-    ("benchmarks",),
-    ("book",),
-)
+    ("data_scripts",), ("deploy",), ("benchmarks",), ("book",),
+)  # fmt: skip
 """Rooms of the house from the ground up: each may use those below it, and neither those above nor its neighbours."""
 
 

@@ -21,9 +21,6 @@ def watched(trainer, note=lambda trainer: copy.deepcopy(trainer.network)):
     return steps
 
 
-# -- the learning rate -------------------------------------------------------------------------------------------------
-
-
 def test_the_rate_falls_along_half_a_cosine_over_the_whole_training_not_over_the_round():
     assert [round(cosine(progress), 6) for progress in (-1, 0, 0.5, 1, 2)] == [1, 1, 0.5, 0, 0]
     model = torch.nn.Linear(3, 1)
@@ -40,9 +37,6 @@ def test_training_in_rounds_is_training_at_once_and_the_loss_that_of_the_last_pa
     whole, rounds = (line_trainer(line_batches(3), optimizer=optimizer, rate=0.01) for _ in range(2))
     assert train_for(whole, 4) == [train_for(rounds, epochs) for epochs in (2, 1, 1)][-1]
     assert same(whole.network, rounds.network) and (rounds.state.epoch, rounds.state.iteration) == (4, 12)
-
-
-# -- the proximal term -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("other", [None, torch.nn.Linear(3, 1)], ids=["what it received", "another network"])
@@ -74,9 +68,6 @@ def test_the_proximal_term_pulls_towards_what_this_round_received():
         torch.nn.init.constant_(trainer.network.weight, number)
         train_for(trainer, 2)
         assert trainer.network.weight.tolist() == [[number] * 3]
-
-
-# -- stopping ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])

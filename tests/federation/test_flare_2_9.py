@@ -50,9 +50,6 @@ def made(tmp_path):
     )
 
 
-# -- recipes and jobs --------------------------------------------------------------------------------------------------
-
-
 def test_a_recipe_has_no_public_way_to_its_job_nor_to_its_sites_nor_to_their_components(made, tmp_path):
     one = made()
     public = [getattr(one, name) for name in dir(one) if not name.startswith("_")]
@@ -98,9 +95,6 @@ def test_flare_does_not_know_the_parts_of_its_own_recipes(made, kind):
     assert flare_2_9.server_of(one).components["model_selector"].key_metric == "val_dice"
 
 
-# -- processes ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("program", flare_2_9.PROGRAMS)
 def test_programs_are_known_by_their_names(program, monkeypatch):
     assert find_spec(program)
@@ -117,9 +111,6 @@ def test_in_the_simulator_a_script_and_flare_look_for_each_other_more_often(monk
     monkeypatch.setattr(flare_2_9, "process_kind", lambda: "simulated site")
     flare_2_9.answer_quickly()
     assert api.result_check_interval == in_process_backend._RESULT_POLL_INTERVAL == flare_2_9.SCRIPT_SECONDS
-
-
-# -- the simulator -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -189,18 +180,12 @@ def test_an_environment_has_to_allow_the_usual_classes(tmp_path):
     assert json.loads(resources.read_text())[CLASS_ALLOW_LIST]
 
 
-# -- sites that come back ----------------------------------------------------------------------------------------------
-
-
 def test_what_a_job_runner_does_at_a_jobs_start_has_no_public_name():
     """That FLARE does not do it by itself is proved in a real federation: tests/deploy/test_faults.py."""
     assert " ".join(inspect.signature(JobRunner._make_deploy_message).parameters) == "job app_data app_name fl_ctx"
     assert "self._pending_client_outcomes" in inspect.getsource(JobRunner.__init__)
     assert extract_participants(["site-1"]) == ["site-1"]
     assert {"strict"} <= set(inspect.signature(check_client_replies).parameters)
-
-
-# -- and nothing else --------------------------------------------------------------------------------------------------
 
 
 def test_nothing_else_in_the_project_touches_a_private_name_of_flares():

@@ -27,9 +27,6 @@ def arguments(config: dict, name: str) -> dict:
     return found["args"]
 
 
-# -- what the settings change ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 @pytest.mark.parametrize("method", get_args(StudySettings.model_fields["method"].annotation))
 def test_one_setting_changes_the_method_of_every_task(tmp_path, task, method):
@@ -93,9 +90,6 @@ def test_a_refused_record_has_changed_nothing_and_a_tracker_that_is_not_installe
     assert flare_2_9.job_of(made).job.min_clients == 3 and "recorder" not in flare_2_9.server_of(made).components
     monkeypatch.setattr(recipes.importlib.util, "find_spec", lambda name: None)
     course_error("pip install mlflow", toy_recipe, tmp_path, 1, 1, tracker="mlflow")
-
-
-# -- what a hospital reviews -------------------------------------------------------------------------------------------
 
 
 COMMON = ("datalists", "errors", "files", "paths", "seeds", "settings", "task")

@@ -41,8 +41,6 @@ class Lines:
         return place
 
 
-# -- who took part -----------------------------------------------------------------------------------------------------
-
 BACK = Lines(5).start(0, *BOTH).start(1, "north").add("site lost", site="south", reason="gone").start(2, "north")
 BACK.start(3, "north").add("site back", site="south").start(4, *BOTH)
 
@@ -71,9 +69,6 @@ def test_a_fetched_run_has_no_run_json_one_without_a_tracker_lacks_it_and_a_fold
     course_error("streamed no metrics", getattr, run, "metrics")
     Lines().start(0, *BOTH).write(tmp_path / "another")
     course_error("holds 2 runs", Run, tmp_path)
-
-
-# -- models ------------------------------------------------------------------------------------------------------------
 
 
 @rows(
@@ -116,9 +111,6 @@ def test_every_sites_last_model_and_the_global_one_are_tried_at_every_site(tmp_p
     assert table.to_dict("list") == {"north": [0.9, 0.5, 0.7], "south": [0.4, 0.8, 0.6]}
 
 
-# -- the record while and after it is written --------------------------------------------------------------------------
-
-
 def test_progress_counts_rounds_from_one_and_accepted_answers_and_a_line_in_the_writing_is_not_read(tmp_path):
     assert read_record(tmp_path) == [] and progress([]) == progress(Lines().lines) == (0, 0, 0)
     server = Lines(3).start(0, "north").answer("south", "it sent nothing").start(1).write(tmp_path)
@@ -157,8 +149,6 @@ def test_a_run_without_a_record_lacks_one_only_if_its_job_wanted_it(tmp_path):
     config.write_text('{"components": [{"path": "src.federation.server.RunRecorder"}]}')
     assert "before the server" in shortfall(tmp_path)
 
-
-# -- why a run failed --------------------------------------------------------------------------------------------------
 
 LOG = """\
 2026-01-01 00:00:00,000 - TaskScriptRunner - ERROR - Traceback (most recent call last):

@@ -57,9 +57,6 @@ def runs(tmp_path, monkeypatch):
     return tmp_path / "runs"
 
 
-# -- a run from beginning to end ---------------------------------------------------------------------------------------
-
-
 def test_an_environment_is_for_one_run_in_a_folder_of_its_own_and_leaves_signals_as_they_were(simulator, runs):
     simulator()
     env, other, before = CourseSimEnv(2, name="study"), CourseSimEnv(2, name="study"), signal.getsignal(signal.SIGTERM)
@@ -124,10 +121,8 @@ def test_somebody_else_s_src_in_the_current_folder_is_not_taken_for_the_course(t
     assert "job_folder" in (env.run_folder / "console.log").read_text()
 
 
-# -- paths: an odd one is in test_jobs.py ------------------------------------------------------------------------------
-
-
 def test_links_of_a_process_that_was_killed_are_cleared_away(simulator, monkeypatch, tmp_path):
+    """An odd path of a run, and Ctrl-C and SIGTERM while it runs: see ``test_jobs.py``."""
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     simulator()
     left, mine = (Path(tempfile.mkdtemp(prefix=f"course-links-{pid}-")) for pid in (dead.stdout.strip(), os.getpid()))
@@ -139,8 +134,6 @@ def test_links_of_a_process_that_was_killed_are_cleared_away(simulator, monkeypa
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "odd place"))
     course_error(r"not .*odd place; set TMPDIR", CourseSimEnv(2).deploy, JOB)
 
-
-# -- whatever ends it: Ctrl-C and SIGTERM while it runs are in test_jobs.py --------------------------------------------
 
 SLEEPS = "import time; print(1, flush=True); time.sleep(60)"
 DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEPS}"

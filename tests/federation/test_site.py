@@ -48,9 +48,6 @@ def test_the_reason_is_read_from_an_answer_of_any_kind(answer, words):
     assert said_reason(answer) == words
 
 
-# -- what a site decides -----------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def north(tmp_path, monkeypatch):
     """``north(options)``: the site with these options, and the cache that its task was given; ``parts`` are its items."""

@@ -30,7 +30,7 @@ def small() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten(), *layers)
 
 
-def test_the_trainer_is_adam_on_cross_entropy_over_all_rounds():
+def test_the_trainer_is_adam_on_cross_entropy_over_all_rounds_and_the_network_keeps_channels_last_as_is_quickest():
     model, items = small(), images(12)
     trainer = make_trainer(model, batches(items, SETTINGS, train=True), SETTINGS, CPU)
     assert isinstance(trainer.optimizer, torch.optim.Adam)
@@ -39,6 +39,9 @@ def test_the_trainer_is_adam_on_cross_entropy_over_all_rounds():
     assert (trainer.state.epoch, trainer.state.iteration) == (2, 4)
     # After the last step of all rounds the next rate would be 0.
     assert 0 < trainer.optimizer.param_groups[0]["lr"] < 0.2 * SETTINGS.learning_rate
+    weights = dict(to_device(TASK.new_model(1), CPU).named_parameters())
+    (weight,) = (value for name, value in weights.items() if "denseblock1.denselayer1.layers.conv2" in name)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_evaluation_equals_its_definition_and_changes_nothing():
@@ -77,9 +80,3 @@ def test_what_is_said_of_each_image_is_what_the_network_says(tmp_path):
     assert set(table["site"]) == {"north"} and table["predicted"].tolist() == probabilities.argmax(1).tolist()
     assert table["confidence"].tolist() == pytest.approx(probabilities.amax(1).tolist())
     assert table["accuracy"].tolist() == [float(p == i % 6) for i, p in enumerate(table["predicted"])]
-
-
-def test_on_its_device_the_network_keeps_channels_last_as_is_quickest():
-    weights = dict(to_device(TASK.new_model(1), CPU).named_parameters())
-    (weight,) = (value for name, value in weights.items() if "denseblock1.denselayer1.layers.conv2" in name)
-    assert weight.is_contiguous(memory_format=torch.channels_last)
