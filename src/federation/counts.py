@@ -10,8 +10,7 @@ from nvflare.app_common.workflows.statistics_controller import StatisticsControl
 class WholeStatistics(StatisticsController):
     """FLARE's controller, with the number of those sites alone whose sum came too.
 
-    At a site with few values FLARE's filter keeps the sum back and lets the count pass: 35 of 13 images would be divided by 14.
-    """
+    At a site with few values FLARE's filter keeps the sum back and lets the count pass: 35 of 13 images would be divided by 14."""
 
     def statistics_task_flow(self, abort_signal: Signal, fl_ctx: FLContext, statistic_task: str) -> None:
         super().statistics_task_flow(abort_signal, fl_ctx, statistic_task)

@@ -54,8 +54,7 @@ def client_recipe(
     ``sites`` are asked in each round; each runs the file ``client``, by default the task's script, and sends weights or their
     changes (``transfer``, FLARE's ``TransferType``), where the method leaves that open. The run starts from the checkpoint in the
     file ``initial``, by default from a new model of the settings' seed. The other options are those of :func:`add_everything`.
-    A ``CourseError`` for what :func:`start` refuses, FedBN without BatchNorm, and a ``transfer`` that the method does not heed.
-    """
+    A ``CourseError`` for what :func:`start` refuses, FedBN without BatchNorm, and a ``transfer`` that the method does not heed."""
     sites, settings, model, checkpoint = start(task, sites, settings, initial)
     method, network = METHODS[settings.method], type(model)
     kind, stays = getattr(recipes, method.recipe), method.stays(model)
@@ -160,8 +159,7 @@ def add_record(recipe: Recipe, min_clients: int | None = None, round_timeout=Non
     ends the run, with an error that names it. It also goes on after ``round_timeout`` seconds, and whoever has not answered has
     failed in this round; by default it waits for a site as long as its process is there, where FLARE's simulator waits for ever.
     So it is for tasks without rounds, of ``FedStatsRecipe`` or a validation. Who asks for no work in the first ``first_contact``
-    seconds is lost. A ``CourseError`` for numbers that make no sense, a recipe with a record, and a server that waits for all.
-    """
+    seconds is lost. A ``CourseError`` for numbers that make no sense, a recipe with a record, and a server that waits for all."""
     given = {"min_clients": min_clients, "round_timeout": round_timeout, "first_contact": first_contact}
     Options.checked(given, "a recipe's options")
     job, server = flare_2_9.job_of(recipe), flare_2_9.server_of(recipe)

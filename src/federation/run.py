@@ -20,8 +20,7 @@ class Run:
     """One run folder: what an environment's ``get_result()`` names; a ``CourseError`` if it does not hold one run with a record.
 
     ``sites`` should have taken part in ``rounds``; ``seconds`` is the wall time of the whole execution where that is known, else
-    between the first and the last line of the record; ``tensorboard_folder`` is for ``tensorboard --logdir``, a subfolder a site.
-    """
+    between the first and the last line of the record; ``tensorboard_folder`` is for ``tensorboard --logdir``, with one a site."""
 
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
@@ -152,10 +151,8 @@ def _tensorboard_rows(run: Run):
 
     for site in sorted(filter(Path.is_dir, run.tensorboard_folder.iterdir())):
         events = EventAccumulator(str(site), size_guidance={SCALARS: 0})
-        events.Reload()
-        for tag in events.Tags()[SCALARS]:
-            for event in events.Scalars(tag):
-                yield site.name, tag, event.step, event.value
+        tags = events.Reload().Tags()[SCALARS]
+        yield from ((site.name, tag, event.step, event.value) for tag in tags for event in events.Scalars(tag))
 
 
 def _mlflow_rows(run: Run):
@@ -170,6 +167,5 @@ def _mlflow_rows(run: Run):
         # FLARE names a run <site>-<job id>-…; the longest site that fits is the one ("site-1" against "site-11").
         named = (name for name in run.sites if one.info.run_name.startswith(f"{name}-"))
         site = max(named, key=len, default=one.info.run_name)
-        for tag in one.data.metrics:
-            for metric in client.get_metric_history(one.info.run_id, tag):
-                yield site, tag, metric.step, metric.value
+        for metric in (each for tag in one.data.metrics for each in client.get_metric_history(one.info.run_id, tag)):
+            yield site, metric.key, metric.step, metric.value

@@ -44,8 +44,7 @@ class CourseSimEnv(SimEnv):
     into its own folder; an error names site, round and kind of fault; and whatever ends a run early ends every process of it.
 
     ``sites`` is how many, or their names; each gets one process, by the program ``python``. ``run_folder`` is a new one in
-    ``COURSE_RUNS``, in a folder called ``name``, or else ``folder``. A run that logs no line for ``silence`` seconds is ended.
-    """
+    ``COURSE_RUNS``, in a folder called ``name``, or else ``folder``. A run that logs no line for ``silence`` seconds is ended."""
 
     def __init__(self, sites: int | Sequence[str], name="simulation", folder: Path | None = None, silence=SILENCE):
         names, self.silence, self.python = site_names(sites), silence, Path(sys.executable)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from nvflare.app_common.executors.learner_executor import LearnerExecutor
 from nvflare.app_common.workflows.fedavg import FedAvg
-from nvflare.app_opt.pt.file_model_persistor import PTFileModelPersistor
 from nvflare.app_opt.pt.job_config.base_fed_job import BaseFedJob
 from nvflare.app_opt.pt.job_config.model import PTModel
 from nvflare.fuel.utils.constants import FrameworkType
@@ -18,16 +17,12 @@ from src.prostate.card import CONFIG_FILE, Settings
 from src.prostate.training import TASK
 
 
-def learner_recipe(
-    folder: Path, sites: int = 4, settings: Settings | None = None, initial: Path | None = None, **options
-) -> Recipe:
+def learner_recipe(folder: Path, sites: int = 4, settings: Settings | None = None, initial=None, **options) -> Recipe:
     """The recipe around that job, whose settings it writes into ``folder``; the rest is as for ``client_recipe``."""
     sites, settings, model, checkpoint = start(TASK, sites, settings, initial)
     SupervisedMonaiProstateLearner.check(settings)
     job = BaseFedJob(name=TASK.name, min_clients=sites, key_metric=TASK.key_metric)
-    carried = prepare_initial_ckpt(checkpoint, job)
-    persistor = PTFileModelPersistor(model=model, source_ckpt_file_full_name=carried)
-    job.comp_ids.update(job.to_server(PTModel(model, persistor=persistor)))
+    job.comp_ids |= job.to_server(PTModel(model, initial_ckpt=prepare_initial_ckpt(checkpoint, job)))
     part, mean = job.comp_ids["persistor_id"], SampleWeightedMean()
     job.to_server(FedAvg(num_clients=sites, num_rounds=settings.rounds, persistor_id=part, aggregator=mean))
     job.to_clients(LearnerExecutor(learner_id="learner"), tasks=["train", "validate"])
