@@ -14,7 +14,7 @@ from monai.utils import convert_to_tensor
 from src.common.task import Task
 from src.federation.engine import make_trainer as make_any_trainer
 from src.prostate.card import CARD, Settings
-from src.prostate.transforms import Normalise, batches, prepare
+from src.prostate.transforms import batches, normalise, prepare
 from src.unet import UNet
 
 
@@ -49,7 +49,7 @@ def gland_probability(model: UNet, prepared: Mapping, settings: Settings, device
 
     Windows overlap by a quarter, and their middle counts more than their rim, where the network has seen less around.
     https://monai.readthedocs.io/en/stable/inferers.html#sliding-window-inference-function"""
-    image = convert_to_tensor(Normalise()({"image": prepared["image"]})["image"], track_meta=False)[None].to(device)
+    image = convert_to_tensor(normalise({"image": prepared["image"]})["image"], track_meta=False)[None].to(device)
     logits = sliding_window_inference(image, settings.patch_size, 2, model.eval(), overlap=0.25, mode="gaussian")
     return logits[0].float().sigmoid().cpu()
 

@@ -138,12 +138,10 @@ def preparation(settings: Settings) -> mt.Compose:
     return mt.Compose(steps)
 
 
-class Normalise(mt.Transform):
+def normalise(data: Mapping) -> dict:
     """Mean 0 and spread 1 over all voxels, always: those that the percentiles set to 0 are the darkest ones, not background."""
-
-    def __call__(self, data: Mapping) -> dict:
-        # MONAI writes into the volume that it is given, and this one is kept for the next epoch.
-        return {**data, "image": mt.NormalizeIntensity(channel_wise=True)(data["image"].clone())}
+    # MONAI writes into the volume that it is given, and this one is kept for the next epoch.
+    return {**data, "image": mt.NormalizeIntensity(channel_wise=True)(data["image"].clone())}
 
 
 def augmentation(settings: Settings) -> mt.Compose:
@@ -154,21 +152,18 @@ def augmentation(settings: Settings) -> mt.Compose:
     Left and right are alike in a pelvis, so x may flip; up and down, front and back are not."""
     patch = mt.RandCropByPosNegLabeld(BOTH, "label", settings.patch_size, pos=3, neg=1, num_samples=1)
     pose = {"rotate_range": (0.1, 0.1, 0.2), "translate_range": (5, 5, 1), "scale_range": (0.15, 0.15, 0.1)}
-    to_batch = [mt.SelectItemsd(BOTH), mt.ToTensord(BOTH, track_meta=False)]
-    if not settings.augmentation:
-        return mt.Compose([Normalise(), patch, *to_batch])
-    steps = [
+    before = [
         mt.RandBiasFieldd("image", degree=2, coeff_range=(-0.4, 0.4), prob=0.25),
         mt.RandAdjustContrastd("image", gamma=(0.6, 1.7), prob=0.25),
         mt.RandGaussianSmoothd("image", sigma_x=(0.3, 1.0), sigma_y=(0.3, 1.0), sigma_z=(0.1, 0.3), prob=0.1),
-        Normalise(),
-        patch,
+    ]
+    after = [
         mt.RandFlipd(BOTH, spatial_axis=0, prob=0.5),
         mt.RandAffined(BOTH, prob=0.5, **pose, mode=("bilinear", "nearest"), padding_mode="border"),
         mt.RandGaussianNoised("image", std=0.2, prob=0.2),
-        *to_batch,
     ]
-    return mt.Compose(steps)
+    steps = [*before, normalise, patch, *after] if settings.augmentation else [normalise, patch]
+    return mt.Compose([*steps, mt.SelectItemsd(BOTH), mt.ToTensord(BOTH, track_meta=False)])
 
 
 def prepare(items: Sequence[Mapping], settings: Settings, cache: Path | None = None) -> list[dict]:
@@ -202,7 +197,7 @@ def batches(prepared: Sequence[dict], settings: Settings, train: bool, seed: int
     ``train``, augmented patches, one of every case an epoch, in an order that ``seed`` fixes."""
     if train and not prepared:
         raise CourseError("There is no case to train on; give the site at least one.", "it has nothing to train on")
-    plain = mt.Compose([Normalise(), mt.SelectItemsd(BOTH, allow_missing_keys=True)])
+    plain = mt.Compose([normalise, mt.SelectItemsd(BOTH, allow_missing_keys=True)])
     data = Dataset(prepared, augmentation(settings) if train else plain)
     chance = torch.Generator().manual_seed(seed)  # MONAI's loader seeds the random transforms from it, too
     return DataLoader(data, batch_size=settings.batch_size if train else 1, shuffle=train, generator=chance)

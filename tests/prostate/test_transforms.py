@@ -16,7 +16,7 @@ from src.common.errors import CourseError
 from src.common.seeds import site_seed
 from src.prostate import transforms
 from src.prostate.card import Settings
-from src.prostate.transforms import LoadCase, Normalise, augmentation, batches, prepare
+from src.prostate.transforms import LoadCase, augmentation, batches, normalise, prepare
 from tests.tests_support import FULL, ball_case, course_error, failing, flipped_bit, rows
 
 SETTINGS = Settings(voxel_spacing=(2.0, 2.0, 3.0), field_of_view=(64.0, 64.0), patch_size=(32, 32, 16))
@@ -58,7 +58,7 @@ def test_a_scanner_with_other_units_gives_the_same_volume_whose_darkest_voxels_l
     torch.testing.assert_close(image, scaled, rtol=0, atol=1e-4)
     assert (float(image.min()), float(image.max())) == (0.0, 1.0)
     assert (image == 0).sum() > 10, "the percentiles have set some voxels to 0"
-    normalised = Normalise()({"image": image})["image"]
+    normalised = normalise({"image": image})["image"]
     assert float(normalised.mean()) == pytest.approx(0, abs=1e-4)
     assert float(normalised.std()) == pytest.approx(1, abs=1e-2)
     due = -float(image.mean() / image.std(correction=0))
@@ -226,7 +226,7 @@ def test_every_case_is_in_every_epoch_the_seed_fixes_all_and_validation_sees_who
     assert [set(batch) for batch in loaded] == [{"image", "label"}] * 3
     for batch, case in zip(loaded, cases, strict=True):
         assert torch.equal(batch["label"][0], case["label"])
-        torch.testing.assert_close(batch["image"][0], Normalise()({"image": case["image"]})["image"])
+        torch.testing.assert_close(batch["image"][0], normalise({"image": case["image"]})["image"])
     assert not list(batches([], SETTINGS, train=False))
     course_error("no case to train on", batches, [], SETTINGS, train=True)
 
@@ -234,7 +234,7 @@ def test_every_case_is_in_every_epoch_the_seed_fixes_all_and_validation_sees_who
 def test_each_kind_of_augmentation_changes_something_and_all_can_be_turned_off(tmp_path, prepared):
     (fits,) = prepare([ball_case(tmp_path, shape=(64, 64, 16), spacing=(1.0, 1.0, 3.0))], SETTINGS)
     (patch,) = augmentation(SETTINGS.changed(augmentation=False))(fits)
-    torch.testing.assert_close(patch["image"], torch.as_tensor(Normalise()({"image": fits["image"]})["image"]))
+    torch.testing.assert_close(patch["image"], torch.as_tensor(normalise({"image": fits["image"]})["image"]))
     steps = {type(step).__name__: step for step in augmentation(SETTINGS).transforms if hasattr(step, "prob")}
     assert {"RandBiasFieldd", "RandAdjustContrastd", "RandFlipd", "RandAffined", "RandGaussianNoised"} <= set(steps)
     for name, step in steps.items():
