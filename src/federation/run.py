@@ -94,10 +94,9 @@ class Run:
         return self._checkpoint(BEST if mean.get(BEST, -inf) > mean.get(FINAL, -inf) else FINAL)
 
     def _checkpoint(self, name: str) -> Path:
-        path = next(iter(self.server.rglob(name)), None)
-        if path is None:
-            raise CourseError(f"The run in {self.folder} ({self.about.get('status')}) saved no {name}.")
-        return path
+        for path in self.server.rglob(name):
+            return path
+        raise CourseError(f"The run in {self.folder} ({self.about.get('status')}) saved no {name}.")
 
     @staticmethod
     def weights(checkpoint: Path) -> dict:

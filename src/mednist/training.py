@@ -19,8 +19,7 @@ from src.mednist.transforms import batches, prepare
 def to_device(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     """Move the network to the device, the channels of a pixel side by side: oneDNN and cuDNN convolve faster, to the same numbers.
 
-    https://docs.pytorch.org/tutorials/intermediate/memory_format_tutorial.html
-    """
+    https://docs.pytorch.org/tutorials/intermediate/memory_format_tutorial.html"""
     return model.to(device, memory_format=torch.channels_last)
 
 
