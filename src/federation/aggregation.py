@@ -15,10 +15,9 @@ from nvflare.app_common.app_constant import AppConstants
 class SampleWeightedMean(ModelAggregator):
     """The weighted mean of McMahan et al., *Communication-Efficient Learning* (AISTATS 2017), by number of samples.
 
-    Unlike FLARE's own mean, it sums in double precision, so that the order in which sites answer does not show; rounds integer
-    tensors (BatchNorm's ``num_batches_tracked``) and keeps them integers; and refuses by name, and goes on without, an update with
-    a NaN or an infinity, with other tensors than the global model's (less ``held_back``, which every site keeps for itself), or
-    without a positive number of samples. A round is ``reset_stats``, ``accept_model`` for each site, ``aggregate_model``.
+    Unlike FLARE's, it sums in double precision, so that the order of the answers does not show; keeps integers (BatchNorm's
+    ``num_batches_tracked``) integers; and goes on without an update that has a NaN or an infinity, other tensors than the global
+    model's (less ``held_back``, which each site keeps), or no positive number of samples: ``refused`` says so by site.
     """
 
     def __init__(self, held_back: Sequence[str] = ()):
@@ -28,9 +27,7 @@ class SampleWeightedMean(ModelAggregator):
 
     def reset_stats(self) -> None:
         """Forget everything of the last round."""
-        self._sums: dict[str, np.ndarray] = {}
-        self._dtypes: dict[str, np.dtype] = {}
-        self._params_type = None
+        self._sums, self._dtypes, self._params_type = {}, {}, None  # by name of the tensor
         self._metrics = WeightedAggregationHelper()
         self.accepted: dict[str, float] = {}
         self.refused: dict[str, str] = {}

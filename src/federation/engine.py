@@ -13,6 +13,7 @@ from ignite.engine import Engine, Events
 from monai.engines import IterationEvents, SupervisedTrainer
 from monai.engines.utils import CommonKeys
 from monai.inferers import SimpleInferer
+from torch.nn import Module
 
 
 def pick_device() -> torch.device:
@@ -26,14 +27,7 @@ def cosine(progress: float) -> float:
 
 
 def make_trainer(
-    model: torch.nn.Module,
-    batches: Iterable,
-    optimizer: torch.optim.Optimizer,
-    loss: Callable,
-    device: torch.device,
-    epochs: int,
-    amp: bool = False,
-    handlers: Sequence = (),
+    model: Module, batches: Iterable, optimizer, loss: Callable, device, epochs: int, amp=False, handlers: Sequence = ()
 ) -> SupervisedTrainer:
     """MONAI's trainer, with a learning rate that falls over the whole training and a stop before a NaN does harm.
 
@@ -82,12 +76,12 @@ def give_up(engine: Engine, what: str) -> None:
 class ProximalTerm:
     """Holds a network near a reference: adds the gradient of ``mu / 2 * |w - reference|^2`` to that of the loss.
 
-    FedProx (Li et al., *Federated Optimization in Heterogeneous Networks*, MLSys 2020) holds a site near the model it received.
-    The same as adding FLARE's ``PTFedProxLoss`` to the loss, without a second pass of autograd, which takes a quarter of a step of
-    a small network on a CPU. The reference is ``towards``, or the trainer's own network, as each run of the trainer finds it.
+    FedProx (Li et al., *Federated Optimization in Heterogeneous Networks*, MLSys 2020) holds a site near the model it received: as
+    FLARE's ``PTFedProxLoss``, without a second pass of autograd, a quarter of a small network's step on a CPU. The reference is
+    ``towards``, or the trainer's own network, as each run of the trainer finds it.
     """
 
-    def __init__(self, mu: float, towards: torch.nn.Module | None = None):
+    def __init__(self, mu: float, towards: Module | None = None):
         self.mu, self.towards = mu, towards
 
     def attach(self, engine: Engine) -> None:
@@ -109,12 +103,12 @@ def train_for(
 ) -> float:
     """Train for ``epochs`` more passes over the trainer's batches, or until ``should_stop``, asked after every step, is true.
 
-    The learning rate is that after ``done`` passes, by default those that this trainer has made: a site that was away for some
-    rounds goes on where the others are. Returns the mean loss of the last pass, without a proximal term; a ``FloatingPointError``
-    if it or a weight is not finite.
+    The learning rate is that after ``done`` passes, by default this trainer's: a site that was away goes on where the others are.
+    Returns the mean loss of the last pass, without a proximal term; a ``FloatingPointError`` if it or a weight is not finite.
     """
     losses, failures = [], []
-    trainer.state.epoch = trainer.state.epoch if done is None else done
+    if done is not None:
+        trainer.state.epoch = done
 
     def remember(engine: Engine) -> None:
         losses.append(engine.state.output[CommonKeys.LOSS].item())
