@@ -16,12 +16,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from nvflare.fuel.utils.network_utils import get_open_ports
+
 from benchmarks.__main__ import machine
 from benchmarks.half_precision import send_half_precision
 from data_scripts.mednist_sites import share_out
 from data_scripts.phantoms.mednist import write
 from data_scripts.together import pooled, read_sites
-from deploy.federation import Federation, free_port
+from deploy.federation import Federation
 from deploy.kits import SERVER
 from src.common.files import write_json
 from src.federation.recipes import client_recipe
@@ -57,7 +59,7 @@ class SlowLine:
     """
 
     def __init__(self, port: int, speed: float | None):
-        self._target, self.speed, self.port = port, speed, free_port()
+        self._target, self.speed, self.port = port, speed, get_open_ports(1)[0]
         self.up = self.down = 0
         self._free = {"up": 0.0, "down": 0.0}
         self._ready = threading.Event()

@@ -1,14 +1,14 @@
 """A real federation on this machine: FLARE's server and its sites as processes of their own, with certificates and mutual TLS.
 
-The simulator's sites are children of one process and share its environment. Here each starts from its own start-up kit, as a
-hospital starts it, with an environment of its own: what one site needs to find its data, nobody else is told.
+Here each site starts from its own start-up kit, as a hospital starts it, with an environment of its own: what it needs to find its
+data, nobody else is told.
 
     with Federation(folder, {"north": {"COURSE_DATA": "/a"}, "south": {"COURSE_DATA": "/b"}}) as hospitals:
         hospitals.start()
         run = hospitals.execute(recipe, folder / "results")
 
-FLARE's proof of concept (``nvflare poc``, ``PocEnv``) does nearly this, but on a fixed port, with one environment for all, and it
-leaves its processes when the caller is killed. On several machines, everybody starts their own kit; see ``docs/deploy.md``.
+FLARE's ``PocEnv`` does nearly this, but on a fixed port, with one environment for all, and leaves its processes when the caller is
+killed. On several machines, everybody starts their own kit: ``docs/deploy.md``.
 """
 
 import contextlib
@@ -17,7 +17,6 @@ import site as user_packages
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -28,6 +27,7 @@ from nvflare.apis.fl_exception import FLCommunicationError
 from nvflare.apis.job_def import ALL_SITES, RunStatus
 from nvflare.fuel.flare_api.api_spec import JobNotFound, JobTimeout, NoConnection
 from nvflare.fuel.flare_api.flare_api import Session, new_secure_session
+from nvflare.fuel.utils.network_utils import get_open_ports
 from nvflare.recipe import ProdEnv
 from nvflare.recipe.spec import Recipe
 
@@ -44,21 +44,11 @@ GUARD_SECONDS = 60.0
 START_SECONDS = 120.0
 POLL_SECONDS = 0.3
 JOB_SECONDS = 600.0
-WAITING = (RunStatus.SUBMITTED, RunStatus.DISPATCHED)
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
 
 
 def handed_on(**own: str) -> dict[str, str]:
-    """The environment of a federation's process: this one's, so that it finds the same packages and devices, and ``own``.
-
-    Without ``COURSE_*``, which say where *this* process's data are, and the variable that names another folder for FLARE's kit.
-    """
+    """The environment of a federation's process: this one's, so that it finds the same packages and devices, and ``own``; but for
+    ``COURSE_*``, which say where *this* process's data are, and the variable that names another folder for FLARE's kit."""
     ours = {name: text for name, text in os.environ.items() if not name.startswith(("COURSE_", "NVFL_WORKSPACE"))}
     # Python looks for packages of the user below HOME, which is the kit, and for a relative path in its current folder.
     ours["PYTHONUSERBASE"] = str(Path(ours.get("PYTHONUSERBASE") or user_packages.getuserbase()).absolute())
@@ -70,12 +60,12 @@ def handed_on(**own: str) -> dict[str, str]:
 class Federation(contextlib.AbstractContextManager):
     """A provisioned server and its sites on this machine; a context manager that leaves nothing running and no kit behind.
 
-    In a notebook, where a ``with`` block cannot span cells, call :meth:`close` at the end. Should the notebook not get there, a
-    guard, a process of its own, does the same as soon as this process is gone (:mod:`deploy.guard`).
+    In a notebook, where a ``with`` block cannot span cells, call :meth:`close` at the end. A guard, a process of its own, does the
+    same as soon as this process is gone: :mod:`deploy.guard`.
 
     Args:
-        folder: is made, and holds kits, logs and jobs. FLARE splits the command line of a job's process as a shell does; a path
-            with a blank or the like is replaced by a new folder among the system's temporary ones.
+        folder: is made, and holds kits, logs and jobs. FLARE splits the command line of a job's process as a shell does: in the
+            place of a path with a blank or the like there is a new folder among the system's temporary ones.
         sites: name → environment variables of this site's process alone, on top of :func:`handed_on`.
         silence: of :func:`deploy.kits.set_up_server`.
 
@@ -89,24 +79,26 @@ class Federation(contextlib.AbstractContextManager):
     """
 
     def __init__(self, folder: Path, sites: Mapping[str, Mapping[str, str]], silence: float = SILENCE_SECONDS):
-        self.sites, self.port = _variables(sites), free_port()
+        self.sites, (self.port,) = _variables(sites), get_open_ports(1)
         about = project(list(self.sites), self.port)
-        self.folder = _plain_folder(Path(folder))
-        self._participants = [SERVER, *self.sites]
+        self._participants, own = [SERVER, *self.sites], Path(folder).resolve()  # as FLARE does
+        if own.exists():
+            raise CourseError(f"{folder} is there already. Each federation needs a new folder.")
         self.kits: dict[str, Path] = {}
         self._running: dict[str, subprocess.Popen] = {}
         self._guard: subprocess.Popen | None = None
-        self._to_clear = [str(self.folder)]
+        self._to_clear: list[Path] = []
         self._open = contextlib.ExitStack()
         try:
-            python, _ = self._open.enter_context(plain_paths(Path(sys.executable), self.folder))
-            self._python = Path(python)
-            # Links to a Python with a blank in its path go with the federation.
-            self._to_clear += [] if python == sys.executable else [str(self._python.parents[2])]
+            python, place = self._open.enter_context(plain_paths(Path(sys.executable), own))
+            self._python, links = Path(python), Path(place).parent
+            self.folder = own if PLAIN.fullmatch(str(own)) else links.resolve() / "federation"
+            self.folder.mkdir(parents=True)
+            self._to_clear = [self.folder] if place == str(own) else [self.folder, links]
             self._start_guard()
             self.kits = provision(self.folder, about)
             set_up_server(self.kits[SERVER], silence)
-            for participant in (SERVER, *self.sites):
+            for participant in self._participants:
                 set_up_site(self.kits[participant])
         except BaseException:
             self.close()
@@ -114,21 +106,21 @@ class Federation(contextlib.AbstractContextManager):
 
     def _start_guard(self) -> None:
         """Return when the guard has said that it is there: only then there may be keys."""
-        command = [sys.executable, "-m", "deploy.guard", *self._to_clear]
-        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         # Ctrl-C in a terminal is for its owner; in the course's folder Python finds the course's modules first.
-        options = {"start_new_session": True, "cwd": Path(__file__).resolve().parents[1], "text": True}
+        how = {"start_new_session": True, "cwd": Path(__file__).resolve().parents[1], "env": handed_on(), "text": True}
+        how |= dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         alarm = threading.Timer(GUARD_SECONDS, lambda: self._guard.kill())
         try:
-            self._guard = guard = subprocess.Popen(command, **pipes, **options, env=handed_on())
+            self._guard = subprocess.Popen([sys.executable, "-m", "deploy.guard", *self._to_clear], **how)
             alarm.start()
-            if any(line.strip() == READY for line in guard.stdout):
+            if any(line.strip() == READY for line in self._guard.stdout):
                 return
-            said = guard.stderr.read()[-2000:].strip() or f"it said nothing in {GUARD_SECONDS:.0f} s, or at its end"
+            said = self._guard.stderr.read()[-2000:].strip()
         except OSError as error:
             said = str(error)
         finally:
             alarm.cancel()
+        said = said or f"it said nothing in {GUARD_SECONDS:.0f} s, or at its end"
         raise CourseError(f"The guard does not start, so no kit was made: {said}")
 
     def __exit__(self, *_) -> None:
@@ -146,22 +138,23 @@ class Federation(contextlib.AbstractContextManager):
             _wait(process)
         with contextlib.suppress(FileNotFoundError):  # the links are gone
             self._open.close()
-        if self.folder.exists():
-            raise CourseError(f"{self.folder} cannot be removed. Delete it by hand: it may hold private keys.")
+        if left := [str(path) for path in self._to_clear if path.exists()]:
+            raise CourseError(f"{some_of(left)} cannot be removed. Delete it by hand: it may hold private keys.")
 
     # -- processes -----------------------------------------------------------------------------------------------------
 
     def start(self, *names: str, wait: bool = True) -> None:
         """Start the server and all sites, or these participants, and wait until they have registered. Who runs is left alone.
-
-        Raises:
-            CourseError: if the server's port is taken or it does not run, a process ends early, or not all have registered within
-                ``START_SECONDS``; quotes their logs.
-        """
+        A ``CourseError``, with the ends of their logs, if the server's port is taken or it does not run, a process ends early, or
+        not all have registered within ``START_SECONDS``."""
         names, since = names or self._participants, time.time()
         new = [name for name in dict.fromkeys(names) if not self.is_running(name)]
         if SERVER in new:
-            _refuse_if_taken(self.port)
+            try:
+                socket.create_server(("", self.port)).close()
+            except OSError as error:
+                said = f"Port {self.port} is taken by another program ({os.strerror(error.errno)})"
+                raise CourseError(f"{said}. End that program, or make a new Federation.") from error
         for name in new:
             self._running[name] = self._start(name)
         if wait:
@@ -170,26 +163,15 @@ class Federation(contextlib.AbstractContextManager):
     def _start(self, name: str) -> subprocess.Popen:
         """Run a kit's own start script with this Python, what is handed on to all, and its own variables."""
         kit = self.kits[name]
-        common = {
-            "PATH": os.pathsep.join([str(self._python.parent), os.environ.get("PATH", os.defpath)]),
-            "HOME": str(kit),
-            "TMPDIR": str(kit),
-            "OMP_NUM_THREADS": "1",
-            "MKL_NUM_THREADS": "1",
-            # All processes of a job start at once on this one machine; FLARE gives a site 60 s to meet the server's.
-            "NVFLARE_MAX_RUNNER_SYNC_TIMEOUT": str(JOB_SECONDS),
-        }
+        own = {"PATH": os.pathsep.join([str(self._python.parent), os.environ.get("PATH", os.defpath)])}
+        own |= {"HOME": str(kit), "TMPDIR": str(kit), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        # All processes of a job start at once on this one machine; FLARE gives a site 60 s to meet the server's.
+        own |= {"NVFLARE_MAX_RUNNER_SYNC_TIMEOUT": str(JOB_SECONDS), **self.sites.get(name, {})}
+        how = {"cwd": kit, "env": handed_on(**own), "stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+        script = kit / "startup" / "sub_start.sh"
         with (kit / CONSOLE).open("a") as console:
-            return subprocess.Popen(
-                # Once: not in a loop that starts the process again when it ends.
-                [kit / "startup" / "sub_start.sh", "--once"],
-                cwd=kit,
-                env=handed_on(**{**common, **self.sites.get(name, {})}),
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            # Once: not in a loop that starts the process again when it ends.
+            return subprocess.Popen([script, "--once"], stdout=console, start_new_session=True, **how)
 
     def kill(self, name: str) -> None:
         """End a participant as a power failure does: at once, with all that it does for jobs, and without a word to anybody."""
@@ -223,9 +205,8 @@ class Federation(contextlib.AbstractContextManager):
         self._refuse_without_server()
         # A session that is opened too early and gives up can hang: FLARE 2.9 then waits for its own connection to end.
         while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("localhost", self.port)) == 0:
-                    break
+            with contextlib.suppress(OSError), socket.create_connection(("localhost", self.port)):
+                break
             pause()
         with self.session(ADMIN) as session:
             while missing:
@@ -249,14 +230,13 @@ class Federation(contextlib.AbstractContextManager):
         """FLARE's session API for a user, closed at the end of the block."""
         kit, deadline = self._kit(user, USERS), time.monotonic() + START_SECONDS
         self._refuse_without_server()
-        while True:
+        session = None
+        while not session:
             try:
                 session = new_secure_session(user, str(kit), timeout=START_SECONDS)
-                break
-            except (FLCommunicationError, NoConnection) as error:
-                # A busy server did not answer in the moment that FLARE gives it.
+            except (FLCommunicationError, NoConnection) as error:  # a busy server, in the moment that FLARE gives it
+                said = f"The server did not answer {user} within {START_SECONDS:.0f} s.\n{self.ends_of_logs()}"
                 if time.monotonic() > deadline:
-                    said = f"The server did not answer {user} within {START_SECONDS:.0f} s.\n{self.ends_of_logs()}"
                     raise CourseError(said) from error
                 time.sleep(POLL_SECONDS)
         with contextlib.closing(session):
@@ -272,12 +252,9 @@ class Federation(contextlib.AbstractContextManager):
         return self.fetch(recipe.execute(self.environment()).get_job_id(), results, timeout)
 
     def fetch(self, job: str, results: Path, timeout: float = JOB_SECONDS) -> Path:
-        """Wait for the end of a job and fetch what the server kept of it into ``results/<job>``, for ``Run``.
-
-        Raises:
-            CourseError: if the job did not end well (its results are fetched all the same), or not within ``timeout`` seconds: then
-                it goes on if it runs, and is taken out of the queue if it has not started.
-        """
+        """Wait for the end of a job and fetch what the server kept of it into ``results/<job>``, for ``Run``. A ``CourseError`` if
+        it did not end well (its results are fetched all the same), or not within ``timeout`` seconds: then it goes on if it runs,
+        and is taken out of the queue if it has not started."""
         with self.session() as session:
             _about(session, job)
             try:  # FLARE takes 0 for no limit
@@ -291,9 +268,9 @@ class Federation(contextlib.AbstractContextManager):
         refused = {name: said for name, said in answers.items() if said != "OK"}
         error = shortfall(place)
         if about["status"] != RunStatus.FINISHED_COMPLETED:
-            reasons = "".join(f" {name}: {said}." for name, said in refused.items())
-            stopped = [f" {entry['reason']}." for entry in read_record(place) if entry["event"] == "run stopped"]
-            error = f"The job ended with {about['status']}.{reasons}{''.join(stopped[:1])}"
+            reasons = [f"{name}: {said}" for name, said in refused.items()]
+            reasons += [entry["reason"] for entry in read_record(place) if entry["event"] == "run stopped"][:1]
+            error = ". ".join([f"The job ended with {about['status']}", *reasons]) + "."
         lasted = pd.to_timedelta(about["duration"], errors="coerce")  # not a time for a job that never ran: "N/A"
         status = {"status": "failed" if error else "finished", "job": about["name"], "refused": refused}
         status |= {"seconds": 0.0 if pd.isna(lasted) else lasted.total_seconds()}
@@ -307,17 +284,14 @@ class Federation(contextlib.AbstractContextManager):
         return read_record(self.kits[SERVER] / job)
 
     def wait_for(self, job: str, event: str, timeout: float = JOB_SECONDS, **values) -> dict:
-        """Wait for a line in a running job's record, for example ``wait_for(job, "round started", round=1)``, and return it.
-
-        Raises:
-            CourseError: as :meth:`fetch`, if it does not come within ``timeout`` seconds; or if the job ends before.
-        """
+        """Wait for a line in a running job's record, for example ``wait_for(job, "round started", round=1)``, and return it; a
+        ``CourseError`` as by :meth:`fetch` if it does not come within ``timeout`` seconds, or the job ends before."""
         deadline, wanted = time.monotonic() + timeout, f" without {event!r} with {values}"
         with self.session() as session:
             while True:
                 status = _about(session, job)["status"]
                 for entry in self.record(job):
-                    if entry["event"] == event and all(entry.get(name) == value for name, value in values.items()):
+                    if ({"event": event} | values).items() <= entry.items():
                         return entry
                 if status.startswith("FINISHED"):
                     raise CourseError(f"Job {job} has ended with {status}{wanted}.\n{self.ends_of_logs()}")
@@ -328,21 +302,21 @@ class Federation(contextlib.AbstractContextManager):
     def _overdue(self, session: Session, job: str, timeout: float, wanted: str = "") -> CourseError:
         """What to say of a job that is late. If it has not started it is taken out of the queue: it would start by surprise."""
         about = _about(session, job)
-        if about["status"] not in WAITING:
+        if about["status"] not in (RunStatus.SUBMITTED, RunStatus.DISPATCHED):
+            said = f"Job {job} still runs after {timeout:.0f} s{wanted}. It goes on; to stop it: "
             stop = f"with hospitals.session() as session: session.abort_job({job!r})"
-            said = f"Job {job} still runs after {timeout:.0f} s{wanted}. It goes on; to stop it: {stop}"
-            return CourseError(f"{said}\n{self.ends_of_logs()}")
+            return CourseError(f"{said}{stop}\n{self.ends_of_logs()}")
         session.abort_job(job)
         places = {place for places in about["deploy_map"].values() for place in places}
         asked = [one for one in self.sites if {one, ALL_SITES} & places]
         connected = {one.name for one in session.get_connected_client_list()}
         missing = [one for one in asked if one not in connected or not self.is_running(one)]
-        who = f" (missing: {some_of(missing)})" if missing else ""
+        there = f"{len(asked) - len(missing)} of {len(asked)} sites are there"
+        there += f" (missing: {some_of(missing)})" if missing else ""
         last = (about.get("schedule_history") or ["nothing"])[-1]
-        said = f"Job {job} not started: {len(asked) - len(missing)} of {len(asked)} sites are there{who}; it needs "
-        said += f"{about.get('min_clients')}, and the scheduler said last: {last}."
         return CourseError(
-            f"{said} After {timeout:.0f} s it was taken out of the queue; submit it again when they are there."
+            f"Job {job} not started: {there}; it needs {about.get('min_clients')}, and the scheduler said last: {last}. "
+            f"After {timeout:.0f} s it was taken out of the queue; submit it again when they are there."
         )
 
 
@@ -363,32 +337,8 @@ def _variables(sites: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, st
         raise CourseError(f"sites is {sites!r}. Give {right}.") from error
 
 
-def _refuse_if_taken(port: int) -> None:
-    with socket.socket() as probe:
-        # As the server binds: where one has just ended, the port is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            said = f"Port {port} is taken by another program ({error.strerror})"
-            raise CourseError(f"{said}. End that program, or make a new Federation.") from error
-
-
 def _wait(process: subprocess.Popen) -> None:
     try:
         process.wait(END_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise CourseError(f"Process {process.pid} does not end. End it by hand: kill -9 {process.pid}") from error
-
-
-def _plain_folder(folder: Path) -> Path:
-    """Make a new folder whose real path FLARE can write into a command line."""
-    if folder.exists():
-        raise CourseError(f"{folder} is there already. Each federation needs a new folder.")
-    if PLAIN.fullmatch(str(folder.resolve())):
-        folder.mkdir(parents=True)
-        return folder.resolve()
-    place = Path(tempfile.gettempdir()).resolve()
-    if not PLAIN.fullmatch(str(place)):
-        raise CourseError(f"FLARE needs a folder with a plain path, without blanks; {place} is none. Set TMPDIR.")
-    return Path(tempfile.mkdtemp(prefix="course-federation-", dir=place))

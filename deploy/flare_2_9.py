@@ -1,8 +1,8 @@
 """What of FLARE 2.9's insides a *server* needs that takes a site back; the rest is in :mod:`src.federation.flare_2_9`.
 
-FLARE gives a site that registers anew a new token, and the jobs that it was part of neither start there again nor hear of it: a
-round without a time limit waits for ever, others go by without the site. The two functions do what the job runner does for a
-site at a job's start. ``test_flare_by_itself_does_not_take_a_site_back`` in tests/deploy/test_faults.py fails when FLARE does it.
+A site that registers anew gets a new token, and its jobs neither start there again nor hear of it: a round without a time limit
+waits for ever. The two functions do what the job runner does for a site at a job's start.
+``test_flare_by_itself_does_not_take_a_site_back`` in tests/deploy/test_faults.py fails when FLARE does it.
 """
 
 from nvflare.apis.job_def import ALL_SITES

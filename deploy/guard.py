@@ -1,8 +1,8 @@
 """Ends a federation on this machine when its owner is gone, however it went: ``python -m deploy.guard FOLDER [LINKS]``.
 
-The owner holds the other end of this process's standard input. When it closes it, or is killed, all FLARE processes that work
-below the folder end, and the folder is removed. A process of its own can promise that also for an owner who gets no chance to
-clear up: a kernel that is killed, a notebook whose cell fails. It says ``READY`` before there is anything to clear away.
+The owner holds the other end of this process's standard input. When it closes it, or is killed, as a kernel may be that gets no
+chance to clear up, all FLARE processes that work below the folder end, and the folder is removed. It says ``READY`` before there
+is anything to clear away.
 """
 
 import os
@@ -27,14 +27,10 @@ def clear_away(*paths: Path | str) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _leave(number: int, frame: object) -> None:
-    raise SystemExit(0)
-
-
 def main(*paths: str) -> None:
     """Wait for the owner's end, then clear everything away."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())
     owner = os.getppid()
     try:
         print(READY, flush=True)

@@ -4,14 +4,13 @@ A kit is the folder that a participant gets: a key, a certificate, and scripts t
 https://nvflare.readthedocs.io/en/main/programming_guide/provisioning_system.html
 """
 
-import contextlib
-import datetime
 import json
 import logging
 import re
 import socket
 import ssl
 from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import yaml
@@ -31,17 +30,12 @@ from src.federation.flare_2_9 import job_of
 SERVER, ADMIN, LEAD, MEMBER = "server", "admin@example.org", "lead@example.org", "member@example.org"
 USERS = {ADMIN: "project_admin", LEAD: "lead", MEMBER: "member"}
 """Who may log in, and the role that their certificate gives them: a lead, a researcher, submits jobs; a member only looks."""
-
 REVIEWED = (
     "src.",
     "nvflare.app_common.executors.learner_executor.LearnerExecutor",
     "nvflare.app_opt.pt.file_model_persistor.PTFileModelPersistor",
 )
 """What the prostate learner's job names beside FLARE's default list, where the course is installed: see :func:`set_up_site`."""
-
-RIGHTS = ("view", "operate", "manage_job", "submit_job", "clone_job", "download_job", "byoc", "shell_commands")
-"""What FLARE's rules grant or refuse; a role with a list of rights has no other."""
-
 ORDER_SECONDS = 60.0
 """How long a site has to answer an order of the server, such as to take a job. FLARE's 10 s are short on a busy machine."""
 ROOT_DAYS = 1825
@@ -55,37 +49,25 @@ SILENCE_SECONDS = 25.0
 def project(sites: Sequence[str], port: int, host: str = "localhost", name: str = "course") -> dict:
     """What ``nvflare provision`` reads as ``project.yml``: who takes part, and how the kits are made.
 
-    Args:
-        sites: their names.
-        port: of the server, for the sites and the users alike.
-        host: name or address by which the server is called; its certificate holds for it.
-        name: of the project. Kits of two projects do not know each other, whatever their names.
-
-    Raises:
-        CourseError: for what FLARE, TLS or X.509 would refuse later, or take and never work with.
+    All call the server by ``host``, a name or address for which its certificate holds, and ``port``. Kits of two projects do not
+    know each other. A ``CourseError`` for what FLARE, TLS or X.509 would refuse later, or never work with.
     """
-    problems = []
-    if not isinstance(name, str) or not re.fullmatch("(?ai)[a-z0-9][a-z0-9_-]{0,63}", name):
-        problems.append(
-            f"its name {name!r} must be letters, digits, - and _, 64 at most: a folder's and a certificate's"
-        )
-    if not isinstance(port, int) or isinstance(port, bool) or not 0 < port < 65536:
-        problems.append(f"its port {port!r} must be a whole number from 1 to 65535")
     label = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
-    if not isinstance(host, str) or len(host) > 253 or not re.fullmatch(rf"(?ai){label}(\.{label})*", host):
-        problems.append(f"its host {host!r} must be an address, or a name of letters, digits and - with dots between")
-    if problems:
+    own = isinstance(name, str) and re.fullmatch("(?ai)[a-z0-9][a-z0-9_-]{0,63}", name)
+    found = isinstance(host, str) and len(host) <= 253 and re.fullmatch(rf"(?ai){label}(\.{label})*", host)
+    right = {
+        f"its name {name!r} must be letters, digits, - and _, 64 at most: a folder's and a certificate's": own,
+        f"its port {port!r} must be a whole number from 1 to 65535": type(port) is int and 0 < port < 65536,
+        f"its host {host!r} must be an address, or a name of letters, digits and - with dots between": found,
+    }
+    if problems := [what for what, holds in right.items() if not holds]:
         raise all_of("The project cannot be made", problems)
     server = {"name": SERVER, "type": "server", "org": "school", "fed_learn_port": port, "default_host": host}
     orgs = {site: f"hospital_{site}".replace("-", "_") for site in site_names(sites)}
     hospitals = [{"name": site, "type": "client", "org": org} for site, org in orgs.items()]
     people = [{"name": user, "type": "admin", "org": "school", "role": role} for user, role in USERS.items()]
-    steps = {
-        "workspace.WorkspaceBuilder": {},
-        "static_file.StaticFileBuilder": {"config_folder": "config"},
-        "cert.CertBuilder": {"root_valid_days": ROOT_DAYS},
-        "signature.SignatureBuilder": {},
-    }
+    steps = {"workspace.WorkspaceBuilder": {}, "static_file.StaticFileBuilder": {"config_folder": "config"}}
+    steps |= {"cert.CertBuilder": {"root_valid_days": ROOT_DAYS}, "signature.SignatureBuilder": {}}
     return {
         "api_version": 3,
         "name": name,
@@ -99,15 +81,8 @@ def project(sites: Sequence[str], port: int, host: str = "localhost", name: str 
 
 
 def provision(folder: Path, about: dict) -> dict[str, Path]:
-    """Make a start-up kit for each participant, as ``nvflare provision -p project.yml`` does; returns the kits' folders by name.
-
-    Args:
-        folder: gets ``project.yml`` and the kits.
-        about: of :func:`project`.
-
-    Raises:
-        CourseError: if FLARE refuses it; nothing is written then.
-    """
+    """Make ``project.yml`` and a start-up kit for each participant in ``folder``, as ``nvflare provision`` does; returns the kits'
+    folders by name. A ``CourseError``, and no file, if FLARE refuses what :func:`project` has made."""
     text = yaml.safe_dump(about, sort_keys=False)
     try:
         read = yaml.safe_load(text)  # FLARE empties what it is given
@@ -122,13 +97,11 @@ def provision(folder: Path, about: dict) -> dict[str, Path]:
 
 
 def set_up_server(kit: Path, silence: float = SILENCE_SECONDS, storage: str | None = ".") -> None:
-    """Write a server's ``local/resources.json`` anew, on top of FLARE's defaults; so :func:`set_up_site` comes after it.
-
-    Jobs and their results then lie in the kit, and not in one fixed folder of the machine, where another server would find them.
-    A site that comes back takes part again in the jobs that run; see :mod:`deploy.returning`.
+    """Write a server's ``local/resources.json`` anew, on top of FLARE's defaults, with :mod:`deploy.returning`; so
+    :func:`set_up_site` comes after it.
 
     Args:
-        kit: of the server.
+        kit: of the server. In it jobs and results lie then, and not in a fixed folder of the machine, which all servers share.
         silence: seconds without a heartbeat after which a site is lost.
         storage: folder for jobs and results, from the kit's folder on. None leaves them where the kit has them, for a kit that
             ``nvflare deploy prepare`` has made: there that is a path inside the container, or on the cluster.
@@ -145,44 +118,37 @@ def set_up_server(kit: Path, silence: float = SILENCE_SECONDS, storage: str | No
 def set_up_site(kit: Path, classes: Sequence[str] = (), brings_code: bool = True) -> None:
     """Write down what a site, or the server, allows jobs and users to do, on top of FLARE's defaults, from its next start on.
 
-    FLARE lets a lead's job bring its own code along (*bring your own code*, BYOC), and otherwise builds only classes of a list of
-    FLARE's own. A site that reviews and installs code forbids the first and adds the package that it has installed to the second.
-
-    FLARE also lets the project's administrator, and users of the site's own organisation, read files of the site from afar, with
-    ``ls``, ``cat``, ``head``, ``tail`` and ``grep``: logs with the names of cases, and what else the site's account may read. This
-    is switched off here, always and for everybody.
+    FLARE also lets the project's administrator, and users of the site's own organisation, read files of the site from afar (``ls``,
+    ``cat``, ``grep``): logs with names of cases, and what else its account may read. Here that is switched off for everybody.
 
     Args:
         kit: of a site or the server, in ``local/`` of which the two files come.
-        classes: names or, with a dot at the end, packages whose classes a job without code of its own may name.
-        brings_code: whether a job may bring code along; False forbids it to every role.
+        classes: names or, with a dot at the end, packages whose classes a job without code of its own may name, beside FLARE's own
+            list. A site that reviews code and installs it names what it has installed, and forbids the rest by
+        brings_code: whether a job may bring code along (BYOC, *bring your own code*), which a lead's may by default.
     """
     resources, rules = kit / "local" / "resources.json", kit / "local" / "authorization.json"
     default = json.loads((resources if resources.exists() else Path(f"{resources}.default")).read_text())
     default["class_allow_list"] += [name for name in classes if name not in default["class_allow_list"]]
     write_json(resources, default)
     rights = json.loads(Path(f"{rules}.default").read_text())
+    named = {right for allowed in rights["permissions"].values() if isinstance(allowed, dict) for right in allowed}
     for role, allowed in rights["permissions"].items():
         if isinstance(allowed, str):  # one word for all rights: "any", the administrator's, would cover the two below
-            allowed = dict.fromkeys(RIGHTS, allowed)
+            allowed = dict.fromkeys(sorted(named), allowed)
         rights["permissions"][role] = allowed | {"shell_commands": "none"} | ({} if brings_code else {"byoc": "none"})
     write_json(rules, rights)
 
 
-def sign_anew(
-    project_folder: Path, kit: Path, until: datetime.datetime, since: datetime.datetime | None = None
-) -> None:
+def sign_anew(project_folder: Path, kit: Path, until: datetime, since: datetime | None = None) -> None:
     """Give a kit a certificate that holds at another time, for the same key, signed by the project's own root.
 
-    Args:
-        project_folder: of the provisioned project, whose ``state/cert.json`` holds the root's key: the one file to guard most.
-        kit: of a site, the server or a user; the one certificate in its ``startup/`` is replaced.
-        until: with time zone; in the past for a certificate that has expired.
-        since: with time zone; by default two days before the root's.
+    ``project_folder`` is that of the provisioned project, whose ``state/cert.json`` holds the root's key: the one file to guard
+    most. Both times have a time zone; ``since`` is by default two days before the root's.
     """
     state = json.loads((project_folder / "state" / "cert.json").read_text())
     root, (file,) = load_crt_bytes(state["root_cert"].encode()), (kit / "startup").glob("*.crt")
-    old, since = load_crt(str(file)), since or root.not_valid_before_utc - datetime.timedelta(days=2)
+    old, since = load_crt(str(file)), since or root.not_valid_before_utc - timedelta(days=2)
     builder = x509.CertificateBuilder(old.issuer, old.subject, old.public_key(), x509.random_serial_number())
     builder = builder.not_valid_before(since).not_valid_after(until)
     for extension in old.extensions:
@@ -195,13 +161,7 @@ def knock(kit: Path) -> str | None:
 
     Else it says who refused and why, in TLS's words, and from when to when the certificates hold: an alert gives no date. FLARE's
     site stays silent where its own certificate is wrong, and ``nvflare preflight-check`` looks at none. Whether the names are
-    right, FLARE looks afterwards, when the site registers.
-
-    Args:
-        kit: of a site; its ``fed_client.json`` says where the server is.
-
-    Raises:
-        CourseError: if the kit is not whole.
+    right, FLARE looks afterwards, when the site registers. A ``CourseError`` if the kit is not whole.
     """
     startup = kit / "startup"
     try:
@@ -224,24 +184,19 @@ def knock(kit: Path) -> str | None:
         refusal = f"the server refuses the site: {(error.reason or str(error)).lower().replace('_', ' ')}"
     except OSError as error:
         return f"no connection: {error.strerror or error}"
-    certificates = {"site": own}
-    # By TLS 1.3, so that the server shows its certificate before it looks at the site's.
-    context.verify_mode, context.maximum_version = ssl.CERT_NONE, ssl.TLSVersion.MAXIMUM_SUPPORTED
-    with contextlib.suppress(OSError), context.wrap_socket(socket.create_connection(address, KNOCK_SECONDS)) as shown:
-        certificates["server"] = x509.load_der_x509_certificate(shown.getpeercert(binary_form=True))
-    if len(certificates) < 2:
+    try:  # by TLS 1.3 the server shows its certificate before it looks at the site's
+        shown = load_crt_bytes(ssl.get_server_certificate(address, timeout=KNOCK_SECONDS).encode())
+    except OSError:
         return f"no FLARE server answers at {target}, but another program"
     dates = [
-        f"the {name}'s certificate holds from {one.not_valid_before_utc:{MINUTE}} to {one.not_valid_after_utc:{MINUTE}}"
-        for name, one in certificates.items()
+        f"the {whose} certificate holds from {one.not_valid_before_utc:{MINUTE}} to {one.not_valid_after_utc:{MINUTE}}"
+        for whose, one in {"site's": own, "server's": shown}.items()
     ]
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.now(timezone.utc)
     return "; ".join([refusal, *dates, f"this machine's clock says {now:{MINUTE}}"])
 
 
 def use_installed_code(recipe: Recipe) -> None:
-    """Carry no code of the course in the job: server and sites have installed it, a version that they have reviewed.
-
-    For a recipe without a script of its own, such as one with a ``LearnerExecutor``: a script always travels with the job.
-    """
+    """Carry no code of the course in the job: server and sites have installed a version that they have reviewed. Not for a recipe
+    with a script, which always travels with the job."""
     job_of(recipe).set_app_packages(["src"])

@@ -1,7 +1,4 @@
-"""Lets a site that went down come back into the jobs that are running: a component of the *server*, not of a job.
-
-It stands in the server's ``local/resources.json``. What FLARE lacks here, see :mod:`deploy.flare_2_9`.
-"""
+"""Lets a site that went down come back into the jobs that are running: a component of the *server*, in its ``resources.json``."""
 
 import threading
 import time
@@ -24,13 +21,11 @@ TWICE = "its start-up kit runs on two machines, and each takes the other's place
 
 
 class ReturningSites(FLComponent):
-    """Starts running jobs again on a site whose process was lost and that has registered anew.
+    """Starts running jobs again on a site that was lost and has registered anew; FLARE does not, see :mod:`deploy.flare_2_9`.
 
-    It gets the global model of the round, as in each round, and reads what it kept: :meth:`src.federation.site.Site.recall`. It
-    decides anew whether it runs the job: its policy is asked as it was the first time.
-
-    If a kit runs on two machines, each takes the other's place, and FLARE tells nobody. The server knows by a heartbeat of the one
-    that was replaced, which a dead one does not send: it says so in its log and, once, in the record of each job of that site.
+    Such a site gets the model of the round, reads what it kept (:meth:`src.federation.site.Site.recall`), and its policy is asked
+    anew. If a kit runs on two machines, FLARE tells nobody. The server knows by a heartbeat of the one that was replaced, which a
+    dead one does not send: it says so in its log and, once, in the record of each job of that site.
     """
 
     def __init__(self):

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -121,6 +123,14 @@ def processes_of(folder: Path) -> list[str]:
 def links(process: int = os.getpid()) -> set[str]:
     """Folders of links that a process, by default this one, has made in the temporary folder and not removed."""
     return {path.name for path in Path(tempfile.gettempdir()).glob(f"course-links-{process}-*")}
+
+
+def wait_until(happened: Callable[[], bool], seconds: float = 90.0) -> None:
+    """Ask again and again whether it has."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
 
 
 def holders(text: str, folder: Path) -> list[str]:

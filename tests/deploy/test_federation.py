@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,21 +19,19 @@ from data_scripts.mednist_sites import share_out
 from deploy.federation import Federation
 from deploy.kits import ADMIN, LEAD, SERVER
 from src.common.datalists import DATALIST
-from src.common.errors import CourseError
 from src.common.paths import sites_folder
 from src.federation.processes import processes_below
 from src.federation.recipes import client_recipe
 from src.federation.run import Run
 from src.mednist.card import Settings
 from src.mednist.training import TASK
-from tests.runs_support import drawings, holders
+from tests.runs_support import drawings, holders, wait_until
+from tests.tests_support import course_error
 
 pytestmark = pytest.mark.slow
 
 SITES = {"north": 30, "south": 18}  # images of each; not equal, so that it shows who is who
 SETTINGS = Settings(rounds=2, batch_size=8)
-
-
 PACKAGE = "import os, pathlib\npathlib.Path(__file__).with_name(str(os.getpid())).touch()"  # says who has imported it
 
 
@@ -61,16 +58,13 @@ def place(tmp_path_factory) -> Iterator[tuple[Federation, dict[str, Path]]]:
             yield hospitals, folders
 
 
-def guard(hospitals: Federation) -> psutil.Process:
-    return next(child for child in psutil.Process().children() if str(hospitals.folder) in child.cmdline())
-
-
 def test_all_import_the_owner_s_packages_and_who_runs_is_not_started_twice(place):
-    before = {process.pid for process in processes_below(place[0].folder)}
-    found = {file.name for file in (place[0].folder.parent / "packages of the user").iterdir()}
-    assert {str(pid) for pid in (*before, guard(place[0]).pid)} <= found
-    place[0].start()
-    assert {process.pid for process in processes_below(place[0].folder)} == before
+    hospitals, _ = place
+    before = {process.pid for process in processes_below(hospitals.folder)}
+    found = {file.name for file in (hospitals.folder.parent / "packages of the user").iterdir()}
+    assert {str(pid) for pid in (*before, hospitals._guard.pid)} <= found
+    hospitals.start()
+    assert {process.pid for process in processes_below(hospitals.folder)} == before
 
 
 def execute(hospitals: Federation) -> Path:
@@ -96,9 +90,8 @@ def test_each_site_trains_on_what_it_alone_can_find(place):
     assert sorted(run.curve("val_accuracy").columns) == sorted(SITES)
     assert len(run.weights(run.final_model)) > 100
     assert (result / "job" / "mednist" / "app" / "custom" / "src" / "mednist" / "training.py").is_file()
-    for site, folder in folders.items():
-        others = [kit for name, kit in hospitals.kits.items() if name != site]
-        assert not any(holders(str(folder), kit) for kit in others)  # the lead's kit holds the job and its result too
+    for site, folder in folders.items():  # the lead's kit holds the job and its result too
+        assert not any(holders(str(folder), kit) for name, kit in hospitals.kits.items() if name != site)
 
 
 @pytest.mark.faults
@@ -119,9 +112,7 @@ def test_a_name_that_is_not_to_be_known_stays_at_its_site(place):
     content = json.loads(file.read_text())
     content["training"][0]["image"] = f"{name}.jpeg"
     file.write_text(json.dumps(content))
-    with pytest.raises(CourseError, match="EXECUTION_EXCEPTION"):
-        execute(hospitals)
-
+    course_error("EXECUTION_EXCEPTION", execute, hospitals)
     kits = hospitals.kits
     assert holders(name, kits["north"]), "the site itself must be able to find out what was wrong"
     assert not any(holders(name, kits[other]) for other in (SERVER, LEAD, "south"))
@@ -137,16 +128,17 @@ def private_keys(folder: Path) -> list[Path]:
 @pytest.mark.parametrize("folder", ["plain", "with a blank"])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, 0], ids=["killed", "terminated", "alive"])
 def test_no_key_is_left_after_close_whatever_became_of_the_guard(tmp_path, monkeypatch, how, folder):
-    (tmp_path / "temporary").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    temporary = tmp_path.resolve() / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     hospitals = Federation(tmp_path / folder, {"site-1": {}})
-    assert private_keys(tmp_path)
-    guard(hospitals).send_signal(how)
+    right = tmp_path.resolve() / "plain" if folder == "plain" else temporary
+    assert hospitals.folder.is_relative_to(right) and " " not in str(hospitals.folder) and private_keys(right)
+    hospitals._guard.send_signal(how)
     hospitals.close()
     hospitals.close()
-    assert list(tmp_path.iterdir()) == [tmp_path / "temporary"] and not list((tmp_path / "temporary").iterdir())
-    with pytest.raises(CourseError, match="This federation is closed"):
-        hospitals.start()
+    assert [*tmp_path.rglob("*")] == [tmp_path / "temporary"]
+    course_error("This federation is closed", hospitals.start)
 
 
 FORKED = """
@@ -168,10 +160,7 @@ def test_no_key_is_left_after_a_kernel_whose_child_outlives_it(tmp_path):
     child = psutil.Process(int(owner.stdout.readline()))
     assert private_keys(tmp_path)
     owner.kill()
-    deadline = time.monotonic() + 60
-    while any(tmp_path.iterdir()):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_until(lambda: not any(tmp_path.iterdir()))
     child.kill()  # it was alive
     owner.wait()
 
@@ -188,8 +177,6 @@ with Federation(Path(sys.argv[1]), {"site-1": {}}) as hospitals:
         raise RuntimeError("a cell failed")
     time.sleep(600)
 """
-
-
 LONG = {"interrupted": signal.SIGINT, "terminated": signal.SIGTERM, "an error": "error"}
 LONG_ONES = [pytest.param(how, id=name, marks=pytest.mark.long) for name, how in LONG.items()]
 
@@ -208,22 +195,18 @@ def test_however_its_owner_ends_no_process_port_or_file_is_left(tmp_path, how):
         folder, port = json.loads(next(line for line in owner.stdout if line.startswith("[")))
         if how != "error":
             assert len(processes_below(folder)) >= 2
-            with socket.create_connection(("localhost", port), 5.0):
-                pass
+            socket.create_connection(("localhost", port), 5.0).close()
             owner.send_signal(how)
         owner.wait(60)
     finally:
         owner.kill()
         owner.wait()
 
-    def left() -> list[str]:
-        lines = [" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"])]
-        return [line for line in lines if str(tmp_path) in line]
+    def left() -> list[list[str]]:
+        commands = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+        return [words for words in commands if str(tmp_path) in " ".join(words)]
 
-    deadline = time.monotonic() + 60
-    while Path(folder).exists() or any(temporary.iterdir()) or left():  # the guard itself ends last
-        assert time.monotonic() < deadline, left()
-        time.sleep(0.2)
+    wait_until(lambda: not (Path(folder).exists() or any(temporary.iterdir()) or left()))  # the guard itself ends last
     assert processes_below(folder, temporary, tmp_path) == []
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("localhost", port), 5.0)

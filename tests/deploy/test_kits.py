@@ -5,30 +5,33 @@ import re
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import yaml
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import RunProcessKey
 from nvflare.fuel.sec.authz import AuthzContext, Person
+from nvflare.fuel.utils.network_utils import get_open_ports
 from nvflare.lighter.utils import load_crt
 from nvflare.security.security import FLAuthorizer
 
-from deploy import federation, returning
+from deploy import returning
+from deploy.federation import Federation
 from deploy.guard import clear_away
 from deploy.kits import LEAD, ROOT_DAYS, SERVER, USERS, knock, project, provision, set_up_server, set_up_site
 from src.common.datalists import PARTS
-from src.common.errors import CourseError
 from src.federation import processes
+from tests.tests_support import course_error, names_in, rows
 
 ROOT = Path(__file__).resolve().parents[2]
 SITES = ("north", "south")
-ROLES = ("project_admin", "org_admin", "lead", "member")
+ROLES, READS = ("project_admin", "org_admin", "lead", "member"), ("ls", "cat", "head", "tail", "grep", "pwd")
 
 
 @pytest.fixture(scope="module")
 def kits(tmp_path_factory):
-    return provision(tmp_path_factory.mktemp("provisioned"), project(SITES, federation.free_port()))
+    return provision(tmp_path_factory.mktemp("provisioned"), project(SITES, get_open_ports(1)[0]))
 
 
 def local(kit: Path, name: str) -> dict:
@@ -78,10 +81,11 @@ def test_a_server_keeps_its_jobs_to_itself_and_takes_sites_back(kits):
 
 @pytest.mark.parametrize("brings_code", [True, False], ids=["code is allowed", "code is forbidden"])
 def test_no_role_reads_a_site_s_files_and_none_brings_code_where_that_is_forbidden(kits, brings_code):
-    def allows(rules: dict, role: str, right: str) -> bool:
-        """What FLARE makes of a site's rules, for a user of the site's own organisation."""
-        context = AuthzContext(right, Person("somebody", "hospital_north", role))
-        return FLAuthorizer("hospital_north", rules).authorize(context)[0]
+    def who_may(right: str, rules: dict) -> list[str]:
+        """What FLARE makes of a site's rules, for users of the site's own organisation and for one whom a server invents."""
+        people = {role: Person("somebody", "hospital_north", role) for role in (*ROLES, "super")}
+        decide = FLAuthorizer("hospital_north", rules).authorize
+        return [role for role, person in people.items() if decide(AuthzContext(right, person))[0]]
 
     set_up_site(kits["south"], ["src."], brings_code=not brings_code)  # a site may change its mind
     set_up_site(kits["south"], ["src."], brings_code=brings_code)
@@ -89,16 +93,13 @@ def test_no_role_reads_a_site_s_files_and_none_brings_code_where_that_is_forbidd
     assert local(kits["south"], "resources.json")["class_allow_list"] == [*classes, "src."]
     ours, default = (local(kits["south"], f"authorization.json{end}") for end in ("", ".default"))
     assert set(ours["permissions"]) == set(ROLES)
-    assert [role for role in ROLES if allows(default, role, "cat")] == ["project_admin", "org_admin", "lead"]
-    reads = ("ls", "cat", "head", "tail", "grep", "pwd")
-    assert [(role, read) for role in ROLES for read in reads if allows(ours, role, read)] == []
-    assert [role for role in ROLES if allows(ours, role, "byoc")] == (["project_admin", "lead"] if brings_code else [])
-    rest = ("check_status", "list_jobs", "shutdown", "disable_client", "submit_job", "download_job")
-    was, now = ([allows(rules, role, right) for role in ROLES for right in rest] for rules in (default, ours))
-    assert was == now
+    assert who_may("cat", default) == ["project_admin", "org_admin", "lead", "super"]
     # FLARE 2.9 believes the server who a user is, and asks no rules for a role that only a server can claim. So no rules protect a
     # site whose server is taken over; its account must.
-    assert allows(ours, "super", "byoc") and allows(ours, "super", "cat")
+    assert [read for read in READS if who_may(read, ours) != ["super"]] == []
+    assert who_may("byoc", ours) == (["project_admin", "lead", "super"] if brings_code else ["super"])
+    for right in ("check_status", "list_jobs", "shutdown", "disable_client", "submit_job", "download_job"):
+        assert who_may(right, ours) == who_may(right, default)
 
 
 def test_the_commands_of_the_deployment_page_set_kits_up(tmp_path):
@@ -120,47 +121,36 @@ def test_the_commands_of_the_deployment_page_set_kits_up(tmp_path):
     assert set(json.loads(example)) == set(PARTS)
 
 
-def test_a_path_that_flare_cannot_use_gets_a_plain_one_instead(tmp_path, monkeypatch):
-    assert federation._plain_folder(tmp_path / "plain") == (tmp_path / "plain").resolve()
-    (tmp_path / "temporary").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    instead = federation._plain_folder(tmp_path / "with a blank")
-    assert instead.parent == tmp_path / "temporary"
+@rows(
+    ("there already", "plain", "a", "is there already"),
+    ("a blank here and in the temporary folder", "with a blank", "a", "set TMPDIR"),
+    ("a site that cannot be", "new", "a b", "name of a site"),
+)
+def test_a_folder_that_flare_cannot_use_is_refused_and_not_made(folder, site, said, tmp_path, monkeypatch):
+    (tmp_path / "plain").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "odd place"))
-    before = set(tmp_path.rglob("*"))
-    refused = {
-        "plain": ("a", "is there already"),
-        "with a blank": ("a", "Set TMPDIR"),
-        "new": ("a b", "name of a site"),
-    }
-    for folder, (site, said) in refused.items():
-        with pytest.raises(CourseError, match=said):
-            federation.Federation(tmp_path / folder, {site: {}})
-    assert set(tmp_path.rglob("*")) == before
+    course_error(said, Federation, tmp_path / folder, {site: {}})
+    assert names_in(tmp_path) == ["plain"]
 
 
-@pytest.mark.parametrize("twin", [None, "already registered"], ids=["comes back in vain", "its kit runs twice"])
-def test_a_site_is_brought_back_some_times_and_a_twin_is_told_once(monkeypatch, caplog, twin):
-    client, told = SimpleNamespace(name="north", token="new"), []
-
-    def notify(*args) -> None:
-        told.append(args)
-        raise RuntimeError("it does not answer")
-
-    engine = SimpleNamespace(
-        notify_dead_job=notify, send_app_command=lambda job, topic, data, timeout: told.append(data)
-    )
-    engine.client_manager = SimpleNamespace(get_client_from_name=lambda name: client)
+@rows(
+    ("comes back in vain", None, "it stays away from this job: it does not answer"),
+    ("its kit runs twice", "already registered", returning.TWICE),
+)
+def test_a_site_is_brought_back_some_times_and_a_twin_is_told_once(twin, last, monkeypatch, caplog):
+    engine, heartbeat, client = Mock(), Mock(), SimpleNamespace(name="north", token="new")
+    engine.notify_dead_job.side_effect = RuntimeError("it does not answer")
+    engine.client_manager.get_client_from_name = {"north": client}.get
     engine.run_processes = {"j": {RunProcessKey.PARTICIPANTS: {"new" if twin else "old": client}}}
-    peer = SimpleNamespace(get_identity_name=lambda: "north")
-    heartbeat = SimpleNamespace(get_engine=lambda: engine, get_peer_context=lambda: peer, get_prop=lambda name: twin)
+    heartbeat.get_engine.return_value, heartbeat.get_prop.return_value = engine, twin
+    heartbeat.get_peer_context().get_identity_name.return_value = "north"
     monkeypatch.setattr(returning.threading.Thread, "start", lambda thread: thread.run())
     component = returning.ReturningSites()
     for _ in range(20):
         component.handle_event(EventType.CLIENT_HEARTBEAT_PROCESSED, heartbeat)
-    assert len(told) == (1 if twin else returning.MOST_TRIES) == len(caplog.messages)
-    last = returning.TWICE if twin else "it stays away from this job: it does not answer"
-    assert caplog.messages[-1].endswith(last)
+    tries, told = engine.notify_dead_job.call_count, engine.send_app_command.call_count
+    assert (tries, told) == ((0, 1) if twin else (returning.MOST_TRIES, 0))
+    assert len(caplog.messages) == tries + told and caplog.messages[-1].endswith(last)
 
 
 def test_keys_go_even_where_a_process_does_not_end(tmp_path, monkeypatch):
@@ -169,6 +159,5 @@ def test_keys_go_even_where_a_process_does_not_end(tmp_path, monkeypatch):
     monkeypatch.setattr(processes.psutil, "wait_procs", lambda family, timeout: ([], family))
     monkeypatch.setattr(processes, "END_SECONDS", 0.01)
     (tmp_path / "kits").mkdir()
-    with pytest.raises(CourseError, match="End them by hand: kill -9 4711"):
-        clear_away(tmp_path / "kits")
-    assert not (tmp_path / "kits").exists()
+    course_error("End them by hand: kill -9 4711", clear_away, tmp_path / "kits")
+    assert names_in(tmp_path) == []
