@@ -21,7 +21,6 @@ from benchmarks.local import train_locally
 from benchmarks.measure import Watch, plain_seconds, plain_seconds_side_by_side
 from data_scripts.prepare import described, prepare
 from data_scripts.together import pooled, read_sites
-from src.common.datalists import cache_folder
 from src.common.files import write_json
 from src.common.task import Task
 from src.federation.engine import pick_device
@@ -108,7 +107,7 @@ def measure(task: Task) -> dict:
 
 def _forget_caches(data: str) -> None:
     for site in read_sites(data):
-        folder = cache_folder(data, site)
+        folder = sites_folder(data) / site / "cache"
         for file in folder.glob("*.pt") if folder.is_dir() else ():
             file.unlink()
 

@@ -36,11 +36,6 @@ def site_names(sites: int | Sequence[str]) -> list[str]:
     return names
 
 
-def cache_folder(data: str, site: str) -> Path:
-    """Where a site keeps what it prepared from its data, for its next run."""
-    return sites_folder(data) / site / "cache"
-
-
 def read_site(data: str, site: str, labels: Sequence[str] | None = None) -> dict[str, list[dict]]:
     """The datalist of one site on this machine; see :func:`read_datalist`."""
     return read_datalist(sites_folder(data) / site / DATALIST, site, labels)

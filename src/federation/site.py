@@ -13,7 +13,7 @@ from monai.engines import SupervisedTrainer
 from nvflare.apis.fl_constant import WorkspaceConstants
 from typing_extensions import Self
 
-from src.common.datalists import cache_folder, read_site
+from src.common.datalists import read_site
 from src.common.errors import CourseError
 from src.common.files import read_json, writing
 from src.common.paths import sites_folder
@@ -69,7 +69,8 @@ class Site:
         app = app or next((one for one in job.parents if one.name.startswith(WorkspaceConstants.APP_PREFIX)), job)
         places = job, job / "src" / CONFIG, job / CONFIG
         settings = task.settings.read(next(filter(Path.is_file, places), places[-1]))
-        file = sites_folder(settings.data) / name / "options.json"
+        own = sites_folder(settings.data) / name
+        file = own / "options.json"
         if (chosen := read_json(file) if file.exists() else {}) is None:
             raise CourseError(f"{file} is no JSON object. Mend it, or delete it.", "its settings cannot be read")
         options = SiteOptions.checked(chosen, f"{file}")
@@ -79,9 +80,8 @@ class Site:
             settings = settings.changed(batch_size=options.batch_size)
         # FLARE collects garbage after each round. To look at half a million objects that stay anyway takes as long as some steps.
         gc.freeze()
-        cache = cache_folder(settings.data, name) if options.cache else None
-        kept = app.parents[1] / KEPT / app.parent.name
-        return cls(task, settings, read_site(settings.data, name, task.classes), name, cache, kept=kept)
+        parts, kept = read_site(settings.data, name, task.classes), app.parents[1] / KEPT / app.parent.name
+        return cls(task, settings, parts, name, own / "cache" if options.cache else None, kept=kept)
 
     def _trainer(self, model: torch.nn.Module) -> SupervisedTrainer:
         seed = site_seed(self.settings.seed, self.name)

@@ -9,7 +9,6 @@ from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils
 
-from src.common.datalists import cache_folder
 from src.common.errors import CourseError
 from src.common.files import write_json
 from src.common.settings import CONFIG
@@ -21,31 +20,25 @@ from tests.training_support import LINE, LineSettings
 PATIENT = "SURNAME_FIRSTNAME_1950"
 
 
-@rows(
-    ("of a kind", CourseError(f"no /data/{PATIENT}", "a file is missing"), "a file is missing"),
-    ("the course's", CourseError(PATIENT), "something is wrong with its settings or its data"),
-    ("NaN", FloatingPointError(PATIENT), "its loss or its weights became NaN or infinite"),
-    ("memory", MemoryError(PATIENT), "it ran out of memory"),
-    ("any other", FileNotFoundError(2, "No", PATIENT), "its software raised FileNotFoundError"),
-)
-def test_of_an_error_its_kind_leaves_and_never_its_message(error, words):
-    assert short_reason(error) == words
-
-
 NOTHING = "it sent nothing that can be averaged"
 SCRIPTS, LEARNERS = FLModel(metrics={}, meta={REASON: "an image is bad"}), {REASON: "no memory"}
 
 
 @rows(
-    ("a learner's", make_reply(ReturnCode.EXECUTION_EXCEPTION, headers=LEARNERS), "no memory"),
-    ("a script's", FLModelUtils.to_shareable(SCRIPTS), "an image is bad"),
-    ("stopped", make_reply(ReturnCode.TASK_ABORTED), "it answered with TASK_ABORTED"),
-    ("empty", Shareable(), NOTHING),
-    ("without weights", FLModelUtils.to_shareable(FLModel(metrics={"a": 1.0})), NOTHING),
-    ("none", None, "it sent nothing"),
+    ("of a kind", short_reason, CourseError(f"no /data/{PATIENT}", "a file is missing"), "a file is missing"),
+    ("the course's", short_reason, CourseError(PATIENT), "something is wrong with its settings or its data"),
+    ("NaN", short_reason, FloatingPointError(PATIENT), "its loss or its weights became NaN or infinite"),
+    ("memory", short_reason, MemoryError(PATIENT), "it ran out of memory"),
+    ("any other", short_reason, FileNotFoundError(2, "No", PATIENT), "its software raised FileNotFoundError"),
+    ("a learner's", said_reason, make_reply(ReturnCode.EXECUTION_EXCEPTION, headers=LEARNERS), "no memory"),
+    ("a script's", said_reason, FLModelUtils.to_shareable(SCRIPTS), "an image is bad"),
+    ("stopped", said_reason, make_reply(ReturnCode.TASK_ABORTED), "it answered with TASK_ABORTED"),
+    ("empty", said_reason, Shareable(), NOTHING),
+    ("without weights", said_reason, FLModelUtils.to_shareable(FLModel(metrics={"a": 1.0})), NOTHING),
+    ("none", said_reason, None, "it sent nothing"),
 )
-def test_the_reason_is_read_from_an_answer_of_any_kind(answer, words):
-    assert said_reason(answer) == words
+def test_of_an_error_its_kind_leaves_and_never_its_message_and_of_any_answer_it_is_read(read, given, words):
+    assert read(given) == words
 
 
 @pytest.fixture
@@ -79,7 +72,7 @@ def test_what_a_site_decides_for_itself(options, threads, batch_size, cached, no
     finally:
         torch.set_num_threads(before)
     assert site.settings == LineSettings(batch_size=batch_size)
-    assert caches == [cache_folder("line", "north") if cached else None] * 2
+    assert caches == [tmp_path / "sites/line/north/cache" if cached else None] * 2
     assert site.training == [{"image": str(tmp_path / "sites/line/north/a.png"), "label": 1, "site": "north"}]
 
 
