@@ -80,8 +80,6 @@ def spoil(folder: Path) -> None:
     write_json(folder / "datalist.json", content)
 
 
-# -- jobs that move ----------------------------------------------------------------------------------------------------
-
 ONLY_THE_JOBS_CODE = """
 import sys
 from importlib.machinery import PathFinder
@@ -204,8 +202,6 @@ def test_script_and_learner_give_the_same_weights_and_both_trackers_the_same_cur
     assert {"seconds_training", "seconds_validation"} <= set(script.metrics.tag) == set(learner.metrics.tag)
 
 
-# -- hospitals that fail -----------------------------------------------------------------------------------------------
-
 FAILING = """
 \"\"\"The course's client at hospitals of which most fail, each in its own way; the name of the site says how.\"\"\"
 import os
@@ -258,7 +254,7 @@ def hospitals(place):
     return Run(executed.get_result())
 
 
-def test_the_others_finish_and_the_table_says_who_did_not_and_why(hospitals):
+def test_the_others_finish_a_killed_site_is_missed_within_seconds_and_the_table_says_who_did_not_and_why(hospitals):
     nan, unreadable = "its loss or its weights became NaN or infinite", "an image cannot be read"
     expected = {
         "healthy": ([True, True, True], set()),
@@ -272,9 +268,6 @@ def test_the_others_finish_and_the_table_says_who_did_not_and_why(hospitals):
     assert "10 of 15 updates are missing, see contributions" in repr(hospitals)
     assert hospitals.left_out == {"nan": nan, "unreadable": unreadable}
     assert hospitals.curve("train_loss")["healthy"].notna().all() and processes_of(hospitals.folder) == []
-
-
-def test_a_killed_site_is_missed_within_seconds_and_the_global_model_is_that_of_the_others(hospitals):
     (lost,) = [entry for entry in hospitals.record if entry["event"] == "site lost"]
     assert (lost["site"], lost["round"]) == ("killed", 1)
     saved = [entry["time"] for entry in hospitals.record if entry["event"] == "model saved"]
@@ -355,7 +348,7 @@ def started(place, quick):
         yield {name: (envs[name], pool.submit(made.execute, envs[name])) for name, (made, _) in runs.items()}
 
 
-def test_too_few_are_left_and_the_error_names_them_all(started):
+def test_too_few_are_left_and_the_error_names_them_all_and_the_argument_where_every_site_is_late(started):
     env, run = started["too few"]
     with pytest.raises(CourseError, match=r"^The run failed in round 2 of 3\. ") as caught:
         run.result()
@@ -368,9 +361,6 @@ def test_too_few_are_left_and_the_error_names_them_all(started):
     assert [entry["accepted"] for entry in answers[:4]] == [False, False, True, True]
     assert PATIENT in log.read_text() and PATIENT not in said
     assert holders(PATIENT, held_by_the_server(env.run_folder, env.clients)) == []
-
-
-def test_a_round_that_every_site_misses_ends_the_run_and_names_the_argument(started):
     late = "it did not answer within round_timeout, 3 s"
     said = re.escape(f"The run failed in round 1 of 2. asleep: {late}; dozing: {late}.")
     course_error(said, started["late"][1].result)
@@ -396,8 +386,6 @@ def test_sixteen_sites_one_with_one_image_and_one_without_some_class(started):
     assert processes_of(run.folder) == [], "and nothing of the others"
 
 
-# -- whoever ends it ---------------------------------------------------------------------------------------------------
-
 PROGRAM = """
 import signal
 import sys
@@ -419,8 +407,7 @@ WAYS = {
 }
 
 
-@pytest.fixture(scope="module")
-def ended(place):
+def test_whoever_ends_a_run_leaves_nothing_behind(place):
     """Three programs that run a toy federation whose only site never answers, each ended in its own way while its site trains."""
     started, pipes = {}, {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     try:
@@ -439,22 +426,17 @@ def ended(place):
         time.sleep(1)
         for way, end in WAYS.items():
             end(started[way])
-        yield started
+        for way, one in started.items():
+            error = one.communicate(timeout=60)[1]
+            assert one.returncode == (128 + signal.SIGTERM if way == "SIGTERM" else -signal.SIGINT), way
+            assert ("KeyboardInterrupt" in error) == (way != "SIGTERM")
+            assert [process for process in one.family if process.is_running() and process.status() != "zombie"] == []
+            assert processes_of(one.run_folder) == [] and not links(one.pid)
+            assert json.loads((one.run_folder / "run.json").read_text())["status"] == "failed"
+            course_error(r"\(failed\) saved no FL_global_model", getattr, Run(one.run_folder), "final_model")
     finally:
         for program in started.values():  # after a failed test nothing may go on
             if program.poll() is None:
                 for process in (*psutil.Process(program.pid).children(recursive=True), program):
                     process.kill()
             program.wait()
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_whoever_ends_a_run_leaves_nothing_behind(ended, way):
-    one = ended[way]
-    error = one.communicate(timeout=60)[1]
-    assert one.returncode == (128 + signal.SIGTERM if way == "SIGTERM" else -signal.SIGINT)
-    assert ("KeyboardInterrupt" in error) == (way != "SIGTERM")
-    assert [process for process in one.family if process.is_running() and process.status() != "zombie"] == []
-    assert processes_of(one.run_folder) == [] and not links(one.pid)
-    assert json.loads((one.run_folder / "run.json").read_text())["status"] == "failed"
-    course_error(r"\(failed\) saved no FL_global_model", getattr, Run(one.run_folder), "final_model")
