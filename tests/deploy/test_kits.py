@@ -3,6 +3,7 @@
 import json
 import re
 import tempfile
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -11,10 +12,12 @@ import pytest
 import yaml
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import RunProcessKey
+from nvflare.app_opt.job_launcher.study_runtime import load_study_runtime_file
 from nvflare.fuel.sec.authz import AuthzContext, Person
 from nvflare.fuel.utils.network_utils import get_open_ports
 from nvflare.lighter.utils import load_crt
 from nvflare.security.security import FLAuthorizer
+from nvflare.tool.deploy.deploy_commands import prepare_deployment
 
 from deploy import returning
 from deploy.federation import Federation
@@ -25,27 +28,33 @@ from src.federation import processes
 from tests.tests_support import course_error, names_in, rows
 
 ROOT = Path(__file__).resolve().parents[2]
-SITES = ("north", "south")
+SITES, (PORT,) = ("north", "south"), get_open_ports(1)
 ROLES, READS = ("project_admin", "org_admin", "lead", "member"), ("ls", "cat", "head", "tail", "grep", "pwd")
 
 
 @pytest.fixture(scope="module")
 def kits(tmp_path_factory):
-    return provision(tmp_path_factory.mktemp("provisioned"), project(SITES, get_open_ports(1)[0]))
+    made = provision(tmp_path_factory.mktemp("provisioned"), project(SITES, PORT))
+    set_up_server(made[SERVER])
+    return made
+
+
+def read(kit: Path, name: str) -> dict:
+    return json.loads((kit / name).read_text())
 
 
 def local(kit: Path, name: str) -> dict:
-    return json.loads((kit / "local" / name).read_text())
+    return read(kit / "local", name)
 
 
 def test_everybody_gets_a_kit_with_one_key_for_the_server_s_one_port(kits):
     assert set(kits) == {SERVER, *SITES, *USERS}
     assert {name: len(list(kit.rglob("*.key"))) for name, kit in kits.items()} == dict.fromkeys(kits, 1)
-    admin = json.loads((kits[LEAD] / "startup" / "fed_admin.json").read_text())["admin"]
+    assert read(kits[LEAD], "startup/fed_admin.json")["admin"]["port"] == PORT
     for site in SITES:
         assert local(kits[site], "resources.json.default")["allow_log_streaming"] is False
-        service = json.loads((kits[site] / "startup" / "fed_client.json").read_text())["servers"][0]["service"]
-        assert service["target"] == f"localhost:{admin['port']}"
+        (server,) = read(kits[site], "startup/fed_client.json")["servers"]
+        assert server["service"]["target"] == f"localhost:{PORT}"
     assert knock(kits["north"]).startswith("no connection"), "nobody listens"
     example = yaml.safe_load((ROOT / "deploy" / "project.yml").read_text())
     assert example == project(["site-1", "site-2", "site-3"], 8002, host="flare.example.org")
@@ -161,3 +170,86 @@ def test_keys_go_even_where_a_process_does_not_end(tmp_path, monkeypatch):
     (tmp_path / "kits").mkdir()
     course_error("End them by hand: kill -9 4711", clear_away, tmp_path / "kits")
     assert names_in(tmp_path) == []
+
+
+# -- examples for containers and clusters: no Docker, Kubernetes or Slurm is here, FLARE's own command reads the files --------
+
+
+def prepare(kit: Path, config: Path, output: Path) -> None:
+    """``nvflare deploy prepare <kit> --config <config> --output <output>``; ends in SystemExit where FLARE refuses."""
+    prepare_deployment(SimpleNamespace(kit=str(kit), config=str(config), output=str(output)))
+
+
+@pytest.mark.parametrize("name", [SERVER, "north"])
+@pytest.mark.parametrize("runtime", ["docker", "k8s", "slurm"])
+def test_flare_prepares_a_kit_with_each_example_and_it_is_set_up_after_that(kits, tmp_path, capfd, runtime, name):
+    example, made = ROOT / "deploy" / f"{runtime}.yaml", tmp_path / "prepared"
+    prepare(kits[name], example, made)
+    config = yaml.safe_load(example.read_text())
+    default, line = local(made, "resources.json.default"), local(made, "comm_config.json")
+    (launcher,) = [one["args"] for one in default["components"] if one["id"] == f"{runtime}_launcher"]
+    assert launcher["default_python_path" if runtime != "slurm" else "python_path"].startswith("/")
+    assert line["internal"]["resources"]["connection_security"] == "mtls"
+    if runtime == "docker":
+        script = (made / "startup" / "start_docker.sh").read_text()
+        assert config["parent"]["docker_image"] in script
+        assert (f"-p {PORT}:{PORT}" in script) == (name == SERVER), "sites dial out and open no port"
+        assert launcher["default_job_container_kwargs"]["cap_drop"] == ["ALL"]
+    elif runtime == "k8s":
+        values = yaml.safe_load((made / "helm_chart" / "values.yaml").read_text())
+        assert values["securityContext"]["runAsNonRoot"] is True
+        assert launcher["security_context"]["runAsUser"] == 10001 and launcher["namespace"] == config["namespace"]
+    else:
+        assert launcher["sbatch_directives"] == config["job_launcher"]["sbatch_directives"]
+        assert (made / "startup" / "start_slurm.sh").is_file()
+
+    assert not (made / "local" / "resources.json").exists()
+    if name == SERVER:
+        set_up_server(made, silence=60, storage=None)
+    set_up_site(made, ["src."], brings_code=False)
+    found = local(made, "resources.json")
+    components = [one for one in found["components"] if one["id"] != "returning_sites"]
+    assert components == default["components"], "launcher and folders as FLARE has prepared them"
+    assert found["class_allow_list"][-1] == "src."
+    if name == SERVER:
+        assert found["servers"][0]["heart_beat_timeout"] == 60
+        assert found["snapshot_persistor"] == default["snapshot_persistor"]
+        here = kits[name] if runtime == "slurm" else tmp_path
+        assert str(here) not in json.dumps(found), "a path of this machine is none in the container"
+
+    config["job_launcher"]["no_such_word"] = 1  # so that "FLARE takes it" says something
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(SystemExit):
+        prepare(kits[name], tmp_path / "config.yaml", tmp_path / "refused")
+    assert "no_such_word" in "".join(capfd.readouterr())
+
+
+def test_what_a_study_gets_at_a_site_and_at_the_server_is_read_by_flare(tmp_path):
+    study = ROOT / "deploy" / "study_runtime.yaml"
+    for mode in ("docker", "k8s"):
+        text = str(load_study_runtime_file(str(study), mode))
+        assert "/srv/course/sites" in text and "COURSE_DATA" in text
+    # FLARE mounts a dataset at /data/<study>/<dataset>; nothing else says where the data are.
+    example = yaml.safe_load(study.read_text())
+    about = example["studies"]["default"]
+    assert about.pop("env") == {"COURSE_DATA": "/data/default"} and set(about.pop("datasets")) == {"sites"}
+    assert "COURSE_DATA" not in re.sub(r"#.*", "", (ROOT / "deploy" / "docker.yaml").read_text())
+    # At the server, as docs/deploy.md has it: the same file without datasets and env.
+    (tmp_path / "study_runtime.yaml").write_text(yaml.safe_dump(example))
+    assert "course-flare:1.0.0" in str(load_study_runtime_file(str(tmp_path / "study_runtime.yaml"), "docker"))
+
+
+def test_the_image_has_pinned_versions_no_root_no_kit_and_all_that_a_server_s_resources_name():
+    instructions = re.sub(r"^\s*#.*$", "", (ROOT / "deploy" / "Dockerfile").read_text(), flags=re.MULTILINE)
+    assert re.search(r"^FROM python:\d+\.\d+\.\d+-", instructions, re.MULTILINE)
+    assert "-c constraints.txt" in instructions
+    assert f"\nnvflare=={metadata.version('nvflare')}\n" in (ROOT / "constraints.txt").read_text()
+    assert all("==" in package for package in re.findall(r'"(kubernetes[^"]*)"', instructions))
+    users = re.findall(r"^USER (\S+)", instructions, re.MULTILINE)
+    assert users and users[-1] not in ("root", "0")
+    copied = re.findall(r"^COPY (.+)$", instructions, re.MULTILINE)
+    assert [one for one in copied if re.search(r"kit|startup|data|\.key|\s\.\s|^\. ", one)] == []
+    sources = {word for line in copied for word in line.split()[:-1]}
+    assert {"src", "deploy"} <= sources and all((ROOT / source).exists() for source in sources)
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert {"workspace", "**/*.key", "**/cert.json", "data", ".git"} <= set(ignored)
