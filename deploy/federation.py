@@ -1,7 +1,6 @@
 """A real federation on this machine: FLARE's server and its sites as processes of their own, with certificates and mutual TLS.
 
-Here each site starts from its own start-up kit, as a hospital starts it, with an environment of its own: what it needs to find its
-data, nobody else is told.
+Each starts from its own kit, as at a hospital, in an environment of its own: what it needs to find its data, nobody else is told.
 
     with Federation(folder, {"north": {"COURSE_DATA": "/a"}, "south": {"COURSE_DATA": "/b"}}) as hospitals:
         hospitals.start()
@@ -193,8 +192,8 @@ class Federation(contextlib.AbstractContextManager):
             raise CourseError("This federation is closed. Make a new one.")
         return self.kits[name]
 
-    def _wait_until_registered(self, sites: set[str], new: Collection[str], since: float) -> None:
-        deadline, missing = time.monotonic() + START_SECONDS, set(sites)
+    def _wait_until_registered(self, missing: set[str], new: Collection[str], since: float) -> None:
+        deadline = time.monotonic() + START_SECONDS
 
         def pause() -> None:
             ended = [name for name in new if self._running[name].poll() is not None]

@@ -34,8 +34,7 @@ def main(*paths: str) -> None:
     owner = os.getppid()
     try:
         print(READY, flush=True)
-        # Without a limit, and meant so: a course may stay open for weeks. A process that the owner has forked holds the other end
-        # of the input too, and may outlive it, so its number is looked at as well.
+        # Without a limit: a course may stay open for weeks. What the owner has forked holds the other end too, and may outlive it.
         while os.getppid() == owner and not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
             pass
     finally:

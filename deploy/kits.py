@@ -97,8 +97,7 @@ def provision(folder: Path, about: dict) -> dict[str, Path]:
 
 
 def set_up_server(kit: Path, silence: float = SILENCE_SECONDS, storage: str | None = ".") -> None:
-    """Write a server's ``local/resources.json`` anew, on top of FLARE's defaults, with :mod:`deploy.returning`; so
-    :func:`set_up_site` comes after it.
+    """Write a server's ``local/resources.json`` anew, with :mod:`deploy.returning`; :func:`set_up_site` comes after it.
 
     Args:
         kit: of the server. In it jobs and results lie then, and not in a fixed folder of the machine, which all servers share.
@@ -141,11 +140,8 @@ def set_up_site(kit: Path, classes: Sequence[str] = (), brings_code: bool = True
 
 
 def sign_anew(project_folder: Path, kit: Path, until: datetime, since: datetime | None = None) -> None:
-    """Give a kit a certificate that holds at another time, for the same key, signed by the project's own root.
-
-    ``project_folder`` is that of the provisioned project, whose ``state/cert.json`` holds the root's key: the one file to guard
-    most. Both times have a time zone; ``since`` is by default two days before the root's.
-    """
+    """Give a kit a certificate that holds at another time, for the same key, signed by the project's own root, whose key is in
+    ``state/cert.json``: the file to guard most. Both times have a time zone; ``since`` is by default two days before the root's."""
     state = json.loads((project_folder / "state" / "cert.json").read_text())
     root, (file,) = load_crt_bytes(state["root_cert"].encode()), (kit / "startup").glob("*.crt")
     old, since = load_crt(str(file)), since or root.not_valid_before_utc - timedelta(days=2)
