@@ -30,7 +30,7 @@ def test_the_pages_hold_the_kept_figures_and_every_fault_of_the_table_is_a_test(
     assert deploy.with_tables(page) == page, "run: python -m benchmarks.deploy"
     folder = table.README.parent / "tests" / "deploy"
     tests = "".join(file.read_text(encoding="utf-8") for file in folder.glob("test_*.py"))
-    assert [test for *_, test in deploy.FAULTS if f"def {test.split('[')[0]}(" not in tests] == []
+    assert [test for test in deploy.FAULTS if f"def {test.split('[')[0]}(" not in tests] == []
 
 
 def test_the_table_of_a_comparison_is_over_seeds_and_weighs_sites_by_their_items(tmp_path):
