@@ -82,9 +82,6 @@ def test_the_watch_sees_what_its_block_starts_and_adds_up_what_all_hold_at_one_m
     assert watch.peak_memory == {} and (watch.loopback_bytes is None or len(watch.traffic) > 1)
 
 
-# -- the grid of methods -----------------------------------------------------------------------------------------------
-
-
 def cells_of(**wanted) -> list:
     return [cell for cell in grid.grid() if all(getattr(cell, name) == value for name, value in wanted.items())]
 

@@ -62,10 +62,9 @@ def addresses(text: str) -> list[str]:
     return re.findall(r"\]\(\s*<?([^)>\s]+)", text) + re.findall(r"""(?:href|src)=["']([^"']+)["']""", text)
 
 
-def anchors(path: Path) -> set[str]:
-    """The names by which GitHub lets one link to a heading."""
-    headings = re.findall(r"^#+ (.+)$", markdown(path), flags=re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+def anchor(heading: str) -> str:
+    """The name by which GitHub lets one link to a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *NOTEBOOKS]
@@ -155,8 +154,8 @@ def test_links_and_pictures_lead_somewhere_and_pictures_say_what_they_show(path)
             found = parts.scheme == "mailto" or (not parts.scheme and target.exists() and target.is_relative_to(ROOT))
         if not parts.scheme and parts.fragment and target.suffix in (".md", ".ipynb"):
             # JupyterLab keeps the capitals and turns only blanks into hyphens, GitHub has its own rules.
-            plain = re.sub(r"[^\w\- ]", "", unquote(parts.fragment).lower()).replace(" ", "-")
-            found = found and plain in anchors(target)
+            headings = re.findall(r"^#+ (.+?) *$", markdown(target), flags=re.MULTILINE) if found else []
+            found = anchor(unquote(parts.fragment)) in map(anchor, headings)
         lost += [] if found else [address]
     assert lost == []
     # For those who do not see it. A picture inside a link is a thumbnail beside the words that name it.
@@ -263,7 +262,7 @@ def loaded_by(path: Path) -> set[str]:
     return {name for name in names if re.fullmatch(r"\w+(\.(\w+|\*))+", name)}
 
 
-def test_no_room_uses_one_above_it():
+def test_no_room_uses_one_above_it_and_tasks_have_the_same_rooms():
     """The drawing of the house has no arrow upwards and none between neighbours, whatever way a module is loaded."""
     top = len(FLOORS) - 1
     assert floors_of("src.common.files") == {0} and floors_of("book.figures") == {top} and floors_of("numpy") == set()
@@ -280,10 +279,7 @@ def test_no_room_uses_one_above_it():
             if not inside and any(floor >= here for floor in floors_of(module)):
                 upwards.append(f"{name} → {module}")
     assert upwards == []
-
-
-def test_tasks_have_the_same_rooms():
-    """What a third task copies."""
+    # And what a third task copies: tasks have the same rooms.
     rooms = {name: {file.name for file in (ROOT / "src" / name).glob("*.py")} for name in tasks()}
     assert set(rooms) == {"mednist", "prostate"}
     assert rooms["mednist"] == rooms["prostate"] == {"card.py", "transforms.py", "training.py", "evaluation.py"}
@@ -319,14 +315,12 @@ def test_what_drives_a_site_is_written_once():
 def test_the_house_is_small():
     """A reader reads ``src`` in an evening, and a hospital's engineer reviews it."""
 
-    def lines(*folders: str) -> dict[str, int]:
-        files = [path.relative_to(ROOT) for path in repository_files() if path.suffix == ".py"]
-        ours = [path for path in files if path.parts[0] in folders]
-        return {str(path): len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in ours}
-
-    assert sum(lines("src").values()) <= 3_100
-    assert {name: count for name, count in lines("src").items() if count > 250} == {}
-    assert sum(lines("src", "data_scripts", "deploy", "book", "conftest.py").values()) <= 7_100
+    files = {path.relative_to(ROOT): path for path in repository_files() if path.suffix == ".py"}
+    lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in files.items()}
+    src = {name: count for name, count in lines.items() if name.parts[0] == "src"}
+    assert sum(src.values()) <= 3_100 and {name: count for name, count in src.items() if count > 250} == {}
+    ours = ("src", "data_scripts", "deploy", "book", "conftest.py")
+    assert sum(count for name, count in lines.items() if name.parts[0] in ours) <= 7_100
 
 
 WAITING = re.compile(
@@ -428,11 +422,10 @@ def test_a_checkout_by_windows_git_works_in_wsl(tmp_path):
     if (listed := git("ls-files", "--eol")) is None:
         pytest.skip("not a git checkout")
     assert [line for line in listed.splitlines() if re.search(r"[iw]/(crlf|mixed)", line)] == []
-    copy = ["git", "clone", "--quiet", "--depth=1", "-c", "core.autocrlf=true", ROOT.as_uri(), str(tmp_path / "clone")]
-    subprocess.run(copy, check=True, timeout=600)
-    command = ["bash", str(tmp_path / "clone/data_scripts/data_conversion.sh"), "--help"]
-    environment = {**os.environ, "PYTHON": sys.executable}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    clone = tmp_path / "clone"
+    assert git("clone", "--quiet", "--depth=1", "-c", "core.autocrlf=true", ROOT.as_uri(), str(clone)) is not None
+    command, environment = ["bash", clone / "data_scripts/data_conversion.sh", "--help"], {"PYTHON": sys.executable}
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("usage: data_conversion.sh")
 
 

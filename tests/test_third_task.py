@@ -39,13 +39,9 @@ recipe.export(job_dir=str(jobs))
 run = Run(recipe.execute(CourseSimEnv(2, task.name)).get_result())
 model = task.load_model(run.weights(run.best_model(task.key_metric)))
 cases = task.evaluate_cases(model, pooled(read_sites("xray"))["testing"], settings)
-print(json.dumps({
-    "tasks": list(tasks()),
-    "accepted": run.contributions["accepted"].tolist(),
-    "curve": run.curve(task.key_metric).shape,
-    "table": who_has_what(read_sites("xray"), task.labels).to_dict("index")["all sites"],
-    "cases": cases["case"].tolist(),
-}))
+table = who_has_what(read_sites("xray"), task.labels).to_dict("index")["all sites"]
+said = {"tasks": list(tasks()), "accepted": run.contributions["accepted"].tolist(), "table": table}
+print(json.dumps({**said, "curve": run.curve(task.key_metric).shape, "cases": cases["case"].tolist()}))
 """
 """What is particular to it is where its raw images lie: everything else is found by looking."""
 

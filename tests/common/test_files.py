@@ -11,7 +11,7 @@ import pytest
 
 from data_scripts import folders
 from data_scripts.folders import GENERATED, generated, is_generated, link_or_copy, one_at_a_time, staged
-from src.common.errors import CourseError, all_of
+from src.common.errors import CourseError
 from src.common.files import read_json, write_file, write_json
 from tests.tests_support import FULL, course_error, failing, files_of, names_in
 
@@ -99,9 +99,3 @@ def test_drawings_never_replace_what_was_not_drawn(tmp_path, monkeypatch):
     for name, said in {"MedNIST": r"MedNIST is in the place .*COURSE_DATA", "file": "was not drawn by this"}.items():
         course_error(said, generated, tmp_path / name, {}, lambda new: draw(new, []))
     assert files_of(tmp_path) == {"MedNIST/image": b"drawing 1", "file": b"thesis"}
-
-
-def test_one_problem_is_a_sentence_and_more_are_a_list():
-    assert str(all_of("Nothing was converted", ["a.nii: is empty"])) == "Nothing was converted: a.nii: is empty"
-    several = all_of("Nothing was converted", ["a", "b"], kind="files are damaged")
-    assert (str(several), several.kind) == ("Nothing was converted, 2 problems:\n  - a\n  - b", "files are damaged")

@@ -62,12 +62,12 @@ def test_a_wrong_key_or_value_is_named_with_what_may_be(study, values, said):
     assert caught.value.kind == "its settings are wrong"
 
 
-def test_all_that_is_wrong_is_named_at_once_with_its_file(tmp_path):
+def test_all_that_is_wrong_is_listed_at_once_with_its_file(tmp_path):
     file = tmp_path / "my settings.json"
     file.write_text(json.dumps({"rounds": 0, "bach_size": 2, "loss": "dice"}))
     with pytest.raises(CourseError) as caught:
         Study.read(file, seed=-1)
-    for said in (str(file), "3 problems", "'rounds'", "'batch_size'?", "'seed'"):
+    for said in (f"{file} cannot be used, 3 problems:\n  - ", "\n  - 'rounds' is 0", "'batch_size'?", "'seed'"):
         assert said in str(caught.value)
 
 

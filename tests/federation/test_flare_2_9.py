@@ -1,5 +1,6 @@
 """What the course touches of FLARE's insides is needed and is still called so: a test fails on the day when that changes."""
 
+import contextlib
 import inspect
 import json
 import re
@@ -153,12 +154,10 @@ def test_flare_alone_tells_some_sites_the_name_of_another(mended, names, flares,
 
 def offers(port: int) -> bool:
     """Whether the system lets somebody else have this port."""
-    with socket.socket() as other:
-        try:
-            other.bind(("", port))
-        except OSError:
-            return False
-    return True
+    with contextlib.suppress(OSError), socket.socket() as other:
+        other.bind(("", port))
+        return True
+    return False
 
 
 def test_flare_alone_only_looks_for_a_port_and_the_mended_one_is_offered_to_nobody_else(flares):

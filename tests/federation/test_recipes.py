@@ -95,17 +95,15 @@ def test_a_refused_record_has_changed_nothing_and_a_tracker_that_is_not_installe
 COMMON = ("datalists", "errors", "files", "paths", "seeds", "settings", "task")
 FEDERATION = ("aggregation", "engine", "flare_2_9", "lean", "reasons", "server", "site")
 EVERYWHERE = {*(f"common/{name}.py" for name in COMMON), *(f"federation/{name}.py" for name in FEDERATION)}
-PARTS = "card", "training", "transforms"
-OF_PROSTATE = {"unet.py", *(f"prostate/{name}.py" for name in PARTS)}
-OF_MEDNIST = {"densenet.py", *(f"mednist/{name}.py" for name in PARTS)}
-BY_SCRIPT = {"federation/methods.py"}
-BY_LEARNER = {f"learners/{name}.py" for name in ("supervised_learner", "supervised_monai_prostate_learner")}
+MEDNISTS, PROSTATES = ({f"{one}/{name}.py" for name in ("card", "training", "transforms")} for one in TASKS)
+LEARNERS = {f"learners/{name}.py" for name in ("supervised_learner", "supervised_monai_prostate_learner")}
+METHOD = "federation/methods.py"
 
 
 @rows(
-    ("mednist", lambda folder: client_recipe(MEDNIST, 2), {MEDNIST.client, *BY_SCRIPT, *OF_MEDNIST}),
-    ("prostate", lambda folder: client_recipe(PROSTATE, 2), {PROSTATE.client, *BY_SCRIPT, *OF_PROSTATE}),
-    ("learner", lambda folder: learner_recipe(folder, 2), {*BY_LEARNER, *OF_PROSTATE}),
+    ("mednist", lambda folder: client_recipe(MEDNIST, 2), {MEDNIST.client, METHOD, "densenet.py", *MEDNISTS}),
+    ("prostate", lambda folder: client_recipe(PROSTATE, 2), {PROSTATE.client, METHOD, "unet.py", *PROSTATES}),
+    ("learner", lambda folder: learner_recipe(folder, 2), {"unet.py", *LEARNERS, *PROSTATES}),
 )
 def test_a_job_carries_these_files_and_so_many_lines(make, own, tmp_path):
     make(tmp_path / "config").export(job_dir=str(tmp_path / "jobs"))

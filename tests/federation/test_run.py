@@ -102,10 +102,9 @@ def test_the_best_model_has_the_best_metric_weighed_by_samples(best, final, samp
 
 def test_every_sites_last_model_and_the_global_one_are_tried_at_every_site(tmp_path):
     server = Lines().start(0, *BOTH).write(tmp_path)
-    scores = {"north": (0.9, 0.5, 0.7), "south": (0.4, 0.8, 0.6)}
-    results = {at: dict(zip((*BOTH, f"SRV_{FINAL}"), found, strict=True)) for at, found in scores.items()}
-    results = {at: {model: {"val_accuracy": score} for model, score in found.items()} for at, found in results.items()}
-    (server / "cross_val_results.json").write_text(json.dumps(results))
+    scores, models = {"north": (0.9, 0.5, 0.7), "south": (0.4, 0.8, 0.6)}, (*BOTH, f"SRV_{FINAL}")
+    of = lambda found: {name: {"val_accuracy": score} for name, score in zip(models, found, strict=True)}  # noqa: E731
+    (server / "cross_val_results.json").write_text(json.dumps({at: of(found) for at, found in scores.items()}))
     table = Run(tmp_path).cross_site("val_accuracy")
     assert list(table.index) == [*BOTH, "all"]
     assert table.to_dict("list") == {"north": [0.9, 0.5, 0.7], "south": [0.4, 0.8, 0.6]}

@@ -181,8 +181,6 @@ def test_abort_stops_within_a_step(how):
         assert executor.do("train", START).get_return_code() == ReturnCode.OK and len(steps) == 3 + 100
 
 
-# -- the prostate ------------------------------------------------------------------------------------------------------
-
 SIZES = {"voxel_spacing": (2, 2, 3), "field_of_view": (64, 64), "patch_size": (32, 32, 16)}
 TINY = TASK.settings(**SIZES, data="tiny", rounds=2, local_epochs=1)
 FRESH = numpy_weights(TASK.new_model(TINY.seed))
