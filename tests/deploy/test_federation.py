@@ -32,6 +32,7 @@ pytestmark = pytest.mark.slow
 
 SITES = {"north": 30, "south": 18}  # images of each; not equal, so that it shows who is who
 SETTINGS = Settings(rounds=2, batch_size=8)
+PACKAGES = "packages of the user"
 PACKAGE = "import os, pathlib\npathlib.Path(__file__).with_name(str(os.getpid())).touch()"  # says who has imported it
 
 
@@ -48,10 +49,9 @@ def place(tmp_path_factory) -> Iterator[tuple[Federation, dict[str, Path]]]:
             shutil.move(sites_folder(data) / site, folder / "sites" / data / site)
         # What this process knows must not help either.
         patch.setenv("COURSE_DATA", str(root / "nothing"))
-        packages = root / "packages of the user"
-        packages.mkdir()
-        (packages / "sitecustomize.py").write_text(PACKAGE)
-        patch.setenv("PYTHONPATH", os.path.relpath(packages))
+        (root / PACKAGES).mkdir()
+        (root / PACKAGES / "sitecustomize.py").write_text(PACKAGE)
+        patch.setenv("PYTHONPATH", os.path.relpath(root / PACKAGES))
         told = {site: {"COURSE_DATA": str(folder)} for site, folder in folders.items()}
         with Federation(root / "federation", told) as hospitals:
             hospitals.start()
@@ -61,7 +61,7 @@ def place(tmp_path_factory) -> Iterator[tuple[Federation, dict[str, Path]]]:
 def test_all_import_the_owner_s_packages_and_who_runs_is_not_started_twice(place):
     hospitals, _ = place
     before = {process.pid for process in processes_below(hospitals.folder)}
-    found = {file.name for file in (hospitals.folder.parent / "packages of the user").iterdir()}
+    found = {file.name for file in (hospitals.folder.parent / PACKAGES).iterdir()}
     assert {str(pid) for pid in (*before, hospitals._guard.pid)} <= found
     hospitals.start()
     assert {process.pid for process in processes_below(hospitals.folder)} == before
@@ -146,8 +146,7 @@ import os, sys, time
 from pathlib import Path
 from deploy.federation import Federation
 hospitals = Federation(Path(sys.argv[1]), {"site-1": {}})
-child = os.fork()
-if child:
+if child := os.fork():
     print(child, flush=True)
 time.sleep(600)
 """
