@@ -27,9 +27,7 @@ def test_a_file_is_written_for_all_to_read_whole_or_not_at_all(tmp_path, monkeyp
     assert files_of(tmp_path) == {"page.html": b"\0\xff"}
     with pytest.raises(CourseError, match=r"/page\.html/x: Not a directory\. Choose a folder that you can"):
         write_file(tmp_path / "page.html" / "x", "")
-
-
-def test_json_comes_back_with_any_file_name_in_it_and_is_none_where_it_is_no_object(tmp_path):
+    # JSON comes back with any file name in it, and is None where it is no object.
     content, file = {"case": "Prostata ä", "bytes": os.fsdecode(b"fall_\xe4"), "n": [1, 2.5, None]}, tmp_path / "a.json"
     assert read_json(file) is None
     write_json(file, content)
@@ -39,16 +37,14 @@ def test_json_comes_back_with_any_file_name_in_it_and_is_none_where_it_is_no_obj
         assert read_json(file) is None, other
 
 
-def test_a_second_name_is_a_link_or_else_a_copy(tmp_path, monkeypatch):
+def test_a_second_name_is_a_link_or_else_a_copy_and_a_folder_appears_whole(tmp_path, monkeypatch):
     (tmp_path / "a").write_text("image")
     link_or_copy(tmp_path / "a", tmp_path / "linked")
     with failing(monkeypatch, os, "link", OSError(errno.EXDEV, "another disk")):
         link_or_copy(tmp_path / "a", tmp_path / "copied")
     assert [(tmp_path / name).samefile(tmp_path / "a") for name in ("linked", "copied")] == [True, False]
     assert (tmp_path / "copied").read_text() == "image"
-
-
-def test_a_folder_appears_whole_and_replaces_what_was_there(tmp_path):
+    # And it replaces what was there.
     place = tmp_path / "new parent" / "data"
     for content in ("first", "second"):
         with staged(place) as new:

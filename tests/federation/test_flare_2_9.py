@@ -96,14 +96,11 @@ def test_flare_does_not_know_the_parts_of_its_own_recipes(made, kind):
     assert flare_2_9.server_of(one).components["model_selector"].key_metric == "val_dice"
 
 
-@pytest.mark.parametrize("program", flare_2_9.PROGRAMS)
-def test_programs_are_known_by_their_names(program, monkeypatch):
-    assert find_spec(program)
-    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", program])
-    assert flare_2_9.process_kind() == flare_2_9.PROGRAMS[program]
-
-
-def test_in_the_simulator_a_script_and_flare_look_for_each_other_more_often(monkeypatch):
+def test_programs_are_known_by_name_and_in_the_simulator_a_script_and_flare_look_for_each_other_more_often(monkeypatch):
+    for program, kind in flare_2_9.PROGRAMS.items():
+        monkeypatch.setattr(sys, "orig_argv", ["python", "-m", program])
+        assert find_spec(program) and flare_2_9.process_kind() == kind
+    monkeypatch.undo()
     api = InProcessClientAPI({})
     monkeypatch.setattr(in_process_backend, "_RESULT_POLL_INTERVAL", in_process_backend._RESULT_POLL_INTERVAL)
     DataBus().put_data(CLIENT_API_KEY, api)
