@@ -1093,6 +1093,8 @@ def test_a_process_that_works_for_an_hour_is_named(tmp_path, monkeypatch):
 
 ALL_BUT_BINS = {"count": {"a": {"t": 30}}, "mean": {"a": {"t": 2.5}, "Global": {"t": 2.5}}}
 FEW = "a kept back the mean, histogram of its class: it has too few values to tell more than their number."
+FIGURES = ["count", "mean", "histogram"]
+BY_PART = {"class": {"count": {site: {"training": 3, "testing": 4} for site in ("a", "b", "Global")}}}
 UNREADABLE, BACK, PAIR = "an image cannot be read", "started without its own state", ("north", "south")
 
 
@@ -1211,9 +1213,21 @@ def test_counts_of_all_sites(told_by, figure, right, asked_for):
     ("a site that told all", ALL_BUT_BINS | {"histogram": {"a": {"t": [[0, 1, 30]]}}}, 2.5, ""),
 )  # fmt: skip
 def test_what_filters_keep_back(statistics, mean, says):
-    said = told.kept_back({"class": statistics}, ["a"], ["count", "mean", "histogram"])
+    said = told.kept_back({"class": statistics}, ["a"], FIGURES)
     assert says in " ".join(said) and len(said) == bool(says)
     assert told.table({"class": statistics}, ["a"])["all"].get(("class", "mean")) == mean
+
+
+@rows(
+    ("a site that told nothing", {"sites": ["a", "c"]}, 1, "c told nothing (a, b did); Run(...).left_out says why."),
+    ("one site's name", {"sites": "a"}, 0, " of 'a'; give a list of sites, and one of "),
+    ("a misspelt statistic", {"asked": ["count", "meen"]}, 0, "There are no statistics ['count', 'meen'] of ['a', 'b']; give"),
+    ("one statistic", {"asked": "count"}, 0, "stddev, sum, var."),
+)  # fmt: skip
+def test_sites_and_statistics_that_were_asked(given, count, right):
+    found = outcome(lambda: told.kept_back(**{"statistics": BY_PART, "sites": ["a", "b"], "asked": ["count"]} | given))
+    assert right in (found[0] if count else found) and (not count or len(found) == count)
+    assert told.table(BY_PART, ["a", "b"]).loc[("class", "count", "testing")].tolist() == [4, 4, 4]
 
 
 @rows(
