@@ -57,7 +57,7 @@ def share_out(
         raise all_of(f"Nothing was shared out from {folder}", problems)
     datalists = {site: split(own, CARD.validation, CARD.testing, seed, site) for site, own in shares.items()}
     about = {"task": CARD.name, "generated": bool(record.get("generated")), "seed": seed}
-    data = Settings.checked({"data": data or CARD.name}).data
+    data = Settings(data=data or CARD.name).data
     return write_sites(data, datalists, folder, about, say, CARD.classes)
 
 

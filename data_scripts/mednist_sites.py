@@ -117,7 +117,7 @@ def share_out(
     homes go by :data:`BY_DEVICE`, and with ``scanners`` each site sees its images by another scanner. ``per_class`` is that of
     :func:`read_items`. A ``CourseError`` for what cannot be shared out like that, or written."""
     folder = Path(folder or find_or_make(say=say)).absolute()
-    data = Settings.checked({"data": data or CARD.name}).data
+    data = Settings(data=data or CARD.name).data
     homes, base, is_drawn = None, folder, is_generated(folder)
     if how == "specialised":
         homes, few = [CARD.labels.index(name) for name in BY_DEVICE], FEW if few is None else few

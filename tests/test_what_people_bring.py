@@ -506,6 +506,8 @@ def test_names(change, right, notice, tmp_path, home):
 # -- settings and lists in files: what is read of them -----------------------------------------------------------------
 
 READERS = {"settings": MEDNIST.settings.read, "hospitals": read_hospitals, "sites": site_names}
+READERS["typed"] = lambda given: MEDNIST.settings(**given)
+READERS["written"] = lambda file: MEDNIST.settings().write(Path(file, "new", "settings.json"))
 RULE = "cannot be the name of a site: use letters, digits, - and _ alone"
 
 
@@ -517,6 +519,11 @@ RULE = "cannot be the name of a site: use letters, digits, - and _ alone"
     ("settings: a list", b"[]", "settings", "must hold one JSON object with the settings, not a list"),
     ("settings: no file", None, "settings", "settings: No such file or directory"),
     ("settings: a misspelt key", b'{"ronds": 7}', "settings", "unknown key 'ronds'; did you mean 'rounds'?"),
+    *[(f"settings: {name}={value!r} in a notebook", {name: value}, "typed", said) for name, value, said in (
+        ("round", 4, "The settings cannot be used: unknown key 'round'; did you mean 'rounds'?"),
+        ("network", "DenseNet", "it must be 'DenseNet121' or"), ("rounds", True, "'rounds' is True; it must be a valid integer"),
+        ("learning_rate", True, "it must be a valid number"), ("seed", 2**63, "'seed' is 9223372036854775808; it must be less"))],
+    ("settings: a place below a file", __file__, "written", ".py/new/settings.json: Not a directory. Choose a folder that you"),
     ("hospitals: names of people", '\ufeff{"Köln": ["Müller"], "b": []}'.encode(), "hospitals", {"Köln": ["Müller"], "b": []}),
     *alike({"hospitals: UTF-16": '{"a": ["x"]}'.encode("utf-16"), "hospitals: nothing": b"", "hospitals: a list": b"[]",
             "hospitals: one case that is not in a list": b'{"a": "x"}', "hospitals: numbers": b'{"a": [1]}',

@@ -8,30 +8,36 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from typing_extensions import Self
 
 from src.common.errors import CourseError, all_of
-from src.common.files import load_json, write_json
+from src.common.files import load_json, write_json, writing
 
 CONFIG = "config/config_train.json"  # from a client script's folder on: in the course, and in a job that brings others
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+Count = Annotated[int, Field(ge=1, strict=True)]  # strict: True is no 1
 DataName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # of shared-out data: a folder's name
 
 
 class Checked(BaseModel):
     """A pydantic model whose complaints are a ``CourseError``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, /, **values):
+        """A ``CourseError`` lists every key that is unknown or has a wrong value."""
+        try:
+            return super().__init__(**values)
+        except ValidationError as error:
+            problems = list(dict.fromkeys(map(self._problem, error.errors())))
+        raise all_of("The settings cannot be used", problems, "its settings are wrong")
 
     @classmethod
-    def checked(cls, values: dict, where: str = "") -> Self:
-        """Settings from a dictionary; a ``CourseError`` lists every key that is unknown or has a wrong value."""
+    def checked(cls, values: dict, where: str) -> Self:
+        """Settings from a dictionary; the ``CourseError`` says ``where`` the wrong ones are."""
         try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            problems = list(dict.fromkeys(map(cls._problem, error.errors())))
-        place = f" in {where}" if where else ""
-        raise all_of(f"The settings{place} cannot be used", problems, "its settings are wrong")
+            return cls(**values)
+        except CourseError as error:
+            raise CourseError(str(error).replace("settings", f"settings in {where}", 1), error.kind) from None
 
     @classmethod
     def _problem(cls, error: dict) -> str:
@@ -62,7 +68,7 @@ class StudySettings(Checked):
     # How models of sites that differ become one, or stay several: src/federation/methods.py.
     method: Literal["fedavg", "fedprox", "scaffold", "fedadam", "fedavgm", "fedbn", "ditto"] = "fedavg"
     fedproxloss_mu: NotNegative = 0.0  # weight of FedProx's proximal term, and of no other method's
-    seed: Annotated[int, Field(ge=0)] = 0  # of the first model, the order of the items and the augmentation
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0  # of the first model, the items' order, augmentation
 
     @model_validator(mode="after")
     def _weight_belongs_to_fedprox(self) -> Self:
@@ -88,9 +94,10 @@ class StudySettings(Checked):
 
     def write(self, file: Path) -> str:
         """Write them as JSON, for a job to carry to the sites; returns the file's path."""
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        with writing(file):
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
         return str(write_json(file, self.model_dump(mode="json")))
 
     def changed(self, **overrides) -> Self:
         """The same settings but for some keys; checked like all others."""
-        return self.checked({**self.model_dump(), **overrides})
+        return type(self)(**{**self.model_dump(), **overrides})

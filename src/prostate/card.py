@@ -25,7 +25,7 @@ CARD = Card(
 CONFIG_FILE = Path(__file__).parents[1] / "config" / "config_train.json"  # the notebook's study, to copy and to change
 
 STRIDE = 16  # the U-Net halves a patch four times, so that each side is a multiple of this
-Side = Annotated[int, Field(ge=STRIDE, multiple_of=STRIDE)]
+Side = Annotated[int, Field(ge=STRIDE, multiple_of=STRIDE, strict=True)]
 
 
 class Settings(StudySettings):

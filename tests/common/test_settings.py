@@ -57,7 +57,7 @@ def test_the_prostate_s_file_holds_exactly_its_defaults():
 )  # fmt: skip
 def test_a_wrong_key_or_value_is_named_with_what_may_be(study, values, said):
     with pytest.raises(CourseError) as caught:
-        study.checked(values)
+        study(**values)
     assert said in str(caught.value) and "problems" not in str(caught.value)
     assert caught.value.kind == "its settings are wrong"
 
