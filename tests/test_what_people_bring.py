@@ -1000,15 +1000,17 @@ def saved(content: object, **options) -> Callable[[Path], object]:
     ("one tensor too few", saved(state(**{"1.bias": None})), "the first is '1.bias': missing instead of (2,)"),
     ("a diverged training's", saved(state(**{"1.bias": torch.tensor([0, torch.nan])})),
      "1 of 7 tensors hold NaN or infinity, the first is '1.bias'"),
+    ("whole numbers for weights", saved(state(**{"0.bias": torch.ones(2, dtype=int)})), "'0.bias' is torch.int64, not as in"),
+    ("complex weights", saved(state(**{"0.bias": torch.ones(2, dtype=torch.complex64)})), "'0.bias' is torch.complex64, not as in"),
 )  # fmt: skip
-def test_checkpoints(make, right, tmp_path, monkeypatch):
-    """What is no start is refused before the run, with what to do; and FLARE's persistor is told what the recipe is given."""
-    monkeypatch.chdir(tmp_path)
+def test_checkpoints(make, right, tmp_path):
+    """What is no start is refused before the run, with what to do; what is one starts in the network's own types."""
     file = tmp_path / "my model.pt"
     make(file)
     found = outcome(lambda: start(SMALL, 2, None, file)[-1])
     if right is None:
-        assert found == "my model.pt" and outcome(lambda: start(SMALL, 2, None, None)[-1]) is None
+        kinds = [{name: value.dtype for name, value in weights.items()} for weights in (found, state())]
+        assert kinds[0] == kinds[1] and start(SMALL, 2, None, None)[-1] == {}
     else:
         assert found.startswith(f"The checkpoint {file} cannot be the start of Small: ") and right in found
 
@@ -1038,6 +1040,22 @@ def test_options_of_a_recipe(options, right):
     if isinstance(method := given.get("settings"), str):
         given["settings"] = MEDNIST.settings(method=method)
     agrees(outcome(lambda: client_recipe(SMALL, **given)), right)
+
+
+@pytest.mark.parametrize("make", [client_recipe, lambda task, sites, **given: learner_recipe(Path(), sites, **given)],
+                         ids=["by a script", "by the learner"])  # fmt: skip
+def test_the_checkpoint_that_was_checked_is_the_one_that_travels(make, tmp_path, monkeypatch):
+    """Also where the file, or the current folder, is another one when the job is sent."""
+    monkeypatch.chdir(tmp_path)
+    task = tasks()["prostate"]
+    torch.save(network := task.new_model(seed=9).state_dict(), "start.pt")
+    made = make(task, 2, initial="start.pt")
+    Path("start.pt").unlink()
+    made.export(job_dir=str(tmp_path / "jobs"))
+    (sent,) = (tmp_path / "jobs").rglob("initial.pt")
+    assert all(torch.equal(value, network[name]) for name, value in torch.load(sent).items())
+    (config,) = (tmp_path / "jobs").rglob("config_fed_server.json")
+    assert '"source_ckpt_file_full_name": "initial.pt"' in config.read_text()
 
 
 def test_a_server_with_an_optimizer_of_its_own_starts_from_a_new_model(tmp_path):

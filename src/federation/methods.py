@@ -36,7 +36,7 @@ class FedAvg:
     """
 
     def __init__(self, site: Site):
-        self.site, self.model, self.lacks_state = site, site.model, False
+        self.site, self.model, self.remark = site, site.model, None
         self.trained = site.keeps["trained"] = Tensors()
 
     def receive(self, received: FLModel) -> None:
@@ -46,10 +46,10 @@ class FedAvg:
     def train(self, received: FLModel) -> float:
         """Train one round and keep its weights; returns the mean loss of the last pass. The methods differ in :meth:`fit`."""
         start = time.perf_counter()
-        self.lacks_state = bool(received.current_round) and not self.site.has_state
+        self.remark = WITHOUT_STATE if received.current_round and not self.site.has_state else None
         loss = self.fit(received)
         self.trained.update((name, value.clone()) for name, value in self.model.state_dict().items())
-        self.site.remember()
+        self.remark = self.site.remember() or self.remark
         self.site.seconds["seconds_training"] = time.perf_counter() - start
         return loss
 
@@ -57,9 +57,9 @@ class FedAvg:
         return self.site.train(received.current_round)
 
     def meta(self) -> dict[str, object]:
-        """What is sent beside weights and metrics: the number of training items, by which the average weighs; and what it lacks."""
-        lacks = {REASON: WITHOUT_STATE} if self.lacks_state else {}
-        return {FLMetaKey.NUM_STEPS_CURRENT_ROUND: len(self.site.training)} | lacks
+        """What is sent beside weights and metrics: the number of training items, by which the average weighs; and a remark."""
+        remark = {REASON: self.remark} if self.remark else {}
+        return {FLMetaKey.NUM_STEPS_CURRENT_ROUND: len(self.site.training)} | remark
 
     def submit(self) -> FLModel:
         """The site's own last model, for the others to try on their images; a ``CourseError`` where it has not trained."""

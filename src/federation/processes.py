@@ -17,7 +17,6 @@ MODULES = ("nvflare.", "src.federation.")  # which such a process's command line
 PATIENCE_SECONDS = 3.0
 END_SECONDS = 60.0
 PLAIN = re.compile(r"[\w./~+=@:-]+", re.ASCII)
-_LINKS = "course-links-"
 
 
 def processes_below(*folders: Path | str) -> list[psutil.Process]:
@@ -48,6 +47,14 @@ def end_processes_below(*folders: Path | str, patience: float = PATIENCE_SECONDS
             family = psutil.wait_procs(family, timeout=seconds)[1]
 
 
+def own_folder(what: str) -> tempfile.TemporaryDirectory:
+    """A temporary folder of this process; those of processes that were killed go first."""
+    for left in Path(tempfile.gettempdir()).glob(f"course-{what}-[0-9]*-*"):
+        if not psutil.pid_exists(int(left.name.split("-")[2])):
+            shutil.rmtree(left, ignore_errors=True)
+    return tempfile.TemporaryDirectory(prefix=f"course-{what}-{os.getpid()}-")
+
+
 @contextlib.contextmanager
 def plain_paths(python: Path, folder: Path) -> Iterator[tuple[str, str]]:
     """Yield both as strings, as they are or through links: FLARE splits command lines as a shell does, at a blank or a quote."""
@@ -57,10 +64,7 @@ def plain_paths(python: Path, folder: Path) -> Iterator[tuple[str, str]]:
     place = tempfile.gettempdir()
     if not PLAIN.fullmatch(place):
         raise CourseError(f"FLARE needs a temporary folder with a plain name, not {place}; set TMPDIR to one.")
-    for left in Path(place).glob(f"{_LINKS}*"):  # of a process that was killed
-        if not psutil.pid_exists(int(left.name.split("-")[2])):
-            shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f"{_LINKS}{os.getpid()}-") as made:
+    with own_folder("links") as made:
         environment, run = Path(made, "environment"), Path(made, "run")
         # The interpreter finds its packages from its own place, so the environment is linked, not the binary.
         environment.symlink_to(python.parent.parent, target_is_directory=True)

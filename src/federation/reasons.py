@@ -29,12 +29,17 @@ def short_reason(error: BaseException) -> str:
     return "it ran out of memory" if isinstance(error, MemoryError) else f"its software raised {type(error).__name__}"
 
 
+def meta_of(answer: Shareable) -> dict:
+    """What an answer says beside its weights and metrics."""
+    try:
+        return FLModelUtils.from_shareable(answer).meta
+    except ValueError:  # in an answer with an error code is no model
+        return {}
+
+
 def given_reason(answer: Shareable) -> str | None:
     """The short reason in an answer: of a failure, or beside a good update; None if it holds none."""
-    try:
-        return answer.get_header(REASON) or FLModelUtils.from_shareable(answer).meta.get(REASON)
-    except ValueError:  # in an answer with an error code is no model
-        return None
+    return answer.get_header(REASON) or meta_of(answer).get(REASON)
 
 
 def said_reason(answer: Shareable | None) -> str:

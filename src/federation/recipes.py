@@ -5,7 +5,6 @@ import os
 import re
 from math import ceil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
 
 import torch
@@ -22,17 +21,31 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt
 from src.common.datalists import site_names
 from src.common.errors import CourseError, some_of
 from src.common.settings import CONFIG, Checked, StudySettings
-from src.common.task import Task
-from src.federation import flare_2_9
-from src.federation.aggregation import SampleWeightedMean, shapes, unlike
+from src.common.task import Task, shapes, unlike
+from src.federation.aggregation import SampleWeightedMean
 from src.federation.counts import WholeStatistics
+from src.federation.flare_2_9 import (
+    DAY,
+    add_to_sites,
+    forget_script_folder,
+    go_on_without,
+    job_of,
+    know_the_parts,
+    look_often,
+    named_sites,
+    server_of,
+)
 from src.federation.methods import METHODS
+from src.federation.processes import own_folder
 from src.federation.reasons import LastWords
 from src.federation.scaffold import RecordedScaffold
 from src.federation.server import FIRST_CONTACT, RunRecorder
 
 ASK_SECONDS = 0.1
 Seconds = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
+START = "initial.pt"  # the checkpoint that a run starts from, in the job
+FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
+INTEGERS = torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64
 SAVED_BY = {"module.": "DataParallel", "_orig_mod.": "torch.compile", "model.": "Lightning"}
 
 
@@ -55,7 +68,7 @@ def client_recipe(
     changes (``transfer``, FLARE's ``TransferType``), where the method leaves that open. The run starts from the checkpoint in the
     file ``initial``, by default from a new model of the settings' seed. The other options are those of :func:`add_everything`.
     A ``CourseError`` for what :func:`start` refuses, FedBN without BatchNorm, and a ``transfer`` that the method does not heed."""
-    sites, settings, model, checkpoint = start(task, sites, settings, initial)
+    sites, settings, model, weights = start(task, sites, settings, initial)
     method, network = METHODS[settings.method], type(model)
     kind, stays = getattr(recipes, method.recipe), method.stays(model)
     own = method.arguments(settings)
@@ -73,26 +86,30 @@ def client_recipe(
         min_clients=sites,
         num_rounds=settings.rounds,
         model={"class_path": f"{network.__module__}.{network.__name__}", "args": {"seed": settings.seed}},
-        initial_ckpt=checkpoint,
         train_script=str(client or Path(__file__).parents[1] / task.client),
         client_memory_gc_rounds=1,
         **own,
     )
-    made.kept = TemporaryDirectory(prefix="course-settings-")  # as long as the recipe, which may be exported again
-    settings.write(Path(made.kept.name) / "src" / CONFIG)
-    made.add_client_file(made.kept.name)  # a folder's content goes beside the script
-    flare_2_9.know_the_parts(made, task.key_metric)
+    made.kept = own_folder("settings")  # as long as the recipe, which may be exported again
+    kept = Path(made.kept.name)
+    settings.write(kept / "site" / "src" / CONFIG)
+    made.add_client_file(str(kept / "site"))  # a folder's content goes beside the script
+    if weights:
+        torch.save(weights, kept / START)
+        made.add_server_file(str(kept / START))
+        server_of(made).components["persistor"].source_ckpt_file_full_name = START
+    know_the_parts(made, task.key_metric)
     if stays:
         made.add_client_output_filter(ExcludeVars(stays), tasks=["train"])
     if kind is recipes.ScaffoldRecipe:
-        (workflow,) = flare_2_9.server_of(made).workflows
+        (workflow,) = server_of(made).workflows
         workflow.controller = RecordedScaffold(num_clients=sites, num_rounds=settings.rounds, persistor_id="persistor")
     return add_everything(made, **options)
 
 
 def start(task: Task, sites: int, settings: StudySettings | None, initial: Path | None) -> tuple:
-    """What a job starts from, a ``CourseError`` where that is wrong: number of sites, settings, their new network, and the path of
-    the checkpoint, if there is one, from the current folder on, so that FLARE carries the file along."""
+    """What a job starts from, a ``CourseError`` where that is wrong: number of sites, settings, their new network, and the weights
+    of a checkpoint, if there is one, in the network's own types."""
     settings = settings or task.settings()
     if not isinstance(settings, task.settings):
         due = f"{task.settings.__module__}.Settings"
@@ -100,15 +117,15 @@ def start(task: Task, sites: int, settings: StudySettings | None, initial: Path 
     if not isinstance(initial, str | os.PathLike | None):
         raise CourseError(f"initial is a {type(initial).__name__}; give the path of a checkpoint, or None.")
     model = task.new_model(settings.seed, settings.network)
-    if initial is not None and (said := _misfit(initial, model)):
-        raise CourseError(f"The checkpoint {initial} cannot be the start of {type(model).__name__}: {said}.")
-    return len(site_names(sites)), settings, model, initial and os.path.relpath(initial)
+    weights = {} if initial is None else _checkpoint(initial, model)
+    if isinstance(weights, str):
+        raise CourseError(f"The checkpoint {initial} cannot be the start of {type(model).__name__}: {weights}.")
+    return len(site_names(sites)), settings, model, weights
 
 
-def _misfit(file: Path, model: torch.nn.Module) -> str | None:
-    """Why FLARE's persistor, or a site, could not start from a checkpoint; None where nothing is wrong. In another floating type it
-    is as good: a site's network keeps its own, and from the first round on so does the server."""
-    alone = "save model.state_dict() alone"
+def _checkpoint(file: Path, model: torch.nn.Module) -> dict | str:
+    """The weights in a checkpoint, in the types of the network; or why it cannot start from it."""
+    alone, own = "save model.state_dict() alone", model.state_dict()
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -116,7 +133,7 @@ def _misfit(file: Path, model: torch.nn.Module) -> str | None:
     except Exception as error:  # what is no file of PyTorch's makes it raise a dozen kinds
         more = re.search(r"GLOBAL (\S+)", str(error))
         return f"it {f'holds {more[1]}, more than weights' if more else 'is half a file, or none of weights'}; {alone}"
-    top, first = content.get("model", content) if isinstance(content, dict) else content, next(iter(model.state_dict()))
+    top, first = content.get("model", content) if isinstance(content, dict) else content, next(iter(own))
     places = {None: top, **top} if isinstance(top, dict) else {}
     names = [(place, str(name)) for place, inside in places.items() if isinstance(inside, dict) for name in inside]
     ours = [(place, name.removesuffix(first)) for place, name in names if name.endswith(first)]
@@ -128,8 +145,17 @@ def _misfit(file: Path, model: torch.nn.Module) -> str | None:
     if not isinstance(top, dict) or not all(isinstance(value, torch.Tensor) for value in top.values()):
         held = some_of([*map(repr, places)][1:]) or f"a {type(top).__name__}"
         return f"it holds {held}, not tensors by name; {alone}"
-    weights = {name: value.float().numpy() for name, value in top.items()}
-    return unlike(weights, shapes(model.state_dict()), "this network")
+    if odd := [f"{key!r} is {one.dtype}" for key, one in top.items() if key in own and not _alike(one, own[key])]:
+        return f"{some_of(odd, 3)}, not as in this network; {alone}"
+    weights = {
+        name: value.detach().to_dense().to(own[name].dtype) if name in own else value for name, value in top.items()
+    }
+    return unlike({name: value.numpy() for name, value in weights.items()}, shapes(own), "this network") or weights
+
+
+def _alike(one: torch.Tensor, own: torch.Tensor) -> bool:  # another type of the same kind is as good
+    kind = FLOATS if own.is_floating_point() else INTEGERS
+    return one.dtype in kind and not one.is_meta
 
 
 def add_everything(recipe: Recipe, **options) -> Recipe:
@@ -148,7 +174,7 @@ def add_everything(recipe: Recipe, **options) -> Recipe:
         add_final_global_evaluation(recipe, **wait)
     weigh_selection(recipe)
     add_quick_pace(recipe)
-    flare_2_9.forget_script_folder(recipe)
+    forget_script_folder(recipe)
     return recipe
 
 
@@ -162,10 +188,10 @@ def add_record(recipe: Recipe, min_clients: int | None = None, round_timeout=Non
     seconds is lost. A ``CourseError`` for numbers that make no sense, a recipe with a record, and a server that waits for all."""
     given = {"min_clients": min_clients, "round_timeout": round_timeout, "first_contact": first_contact}
     Options.checked(given, "a recipe's options")
-    job, server = flare_2_9.job_of(recipe), flare_2_9.server_of(recipe)
+    job, server = job_of(recipe), server_of(recipe)
     controller, name = server.workflows[0].controller, type(recipe).__name__
     counts = type(controller) is StatisticsController  # its recipe names its sites, and not how many there must be
-    everyone = len(flare_2_9.named_sites(recipe)) if counts else job.job.min_clients
+    everyone = len(named_sites(recipe)) if counts else job.job.min_clients
     min_clients = everyone if min_clients is None else min_clients
     if not 1 <= min_clients <= everyone:
         raise CourseError(f"min_clients is {min_clients}; the job asks {everyone} site(s), so give 1 to {everyone}.")
@@ -174,28 +200,28 @@ def add_record(recipe: Recipe, min_clients: int | None = None, round_timeout=Non
     if "recorder" in server.components:
         raise CourseError(f"{name} has a record; call add_record once, and not after add_everything.")
     if min_clients < everyone:
-        flare_2_9.go_on_without(recipe, min_clients)
+        go_on_without(recipe, min_clients)
     if counts:
         told = controller.statistic_configs, controller.writer_id
-        made = WholeStatistics(*told, flare_2_9.DAY, min_clients=min_clients)
+        made = WholeStatistics(*told, DAY, min_clients=min_clients)
         made.enable_pre_run_task = controller.enable_pre_run_task
         server.workflows[0].controller = made
     job.job.min_clients = min_clients
     job.to_server(RunRecorder(min_clients, round_timeout, first_contact), id="recorder")
-    flare_2_9.add_to_sites(recipe, LastWords(), "last_words")
+    add_to_sites(recipe, LastWords(), "last_words")
     # FLARE waits 60 s for a site that is gone to come back, and does not count one as gone in a task's first 30 s.
     recipe.add_server_config({"dead_client_grace_period": 1.0, "dead_client_check_lead_time": 2.0})
 
 
 def add_quick_pace(recipe: Recipe) -> None:
     """Let sites ask for work ten times a second, not every 2 s: right for hospitals, and a third of the time of a course's run."""
-    flare_2_9.look_often(recipe)
+    look_often(recipe)
     recipe.add_server_config({"server": {"task_request_interval": ASK_SECONDS}})
 
 
 def weigh_selection(recipe: Recipe) -> None:
     """Let FLARE's model selector weigh the sites' metrics by their number of samples, as the average does; else all count alike."""
-    selector = flare_2_9.server_of(recipe).components.get("model_selector")
+    selector = server_of(recipe).components.get("model_selector")
     if selector is None:
         raise CourseError(f"{type(recipe).__name__} selects no model; leave weigh_selection out.")
     selector.weigh_by_local_iter = True

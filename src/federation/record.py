@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from itertools import takewhile
 from pathlib import Path
 
 from src.common.errors import CourseError
@@ -53,7 +54,10 @@ def shortfall(folder: Path) -> str | None:
 def failure_report(run_folder: Path, workspace: Path, sites: list[str]) -> str:
     """Why a run failed: round, sites and kinds of fault, and which process's own log in the simulator's ``workspace`` says more."""
     record = read_record(run_folder)
-    failed = [entry for entry in record if entry["event"] == "site lost" or not entry.get("accepted", True)]
+    before = takewhile(
+        lambda entry: entry["event"] != "run stopped", record
+    )  # afterwards, sites are lost because it stops
+    failed = [entry for entry in before if entry["event"] == "site lost" or not entry.get("accepted", True)]
     causes = {entry["site"]: entry["reason"] for entry in failed}
     for name in () if causes else (*sites, "server"):
         log = workspace / name / "error_log.txt"

@@ -7,7 +7,7 @@ from collections import Counter
 from math import inf
 from pathlib import Path
 
-from nvflare.apis.dxo import from_shareable
+from nvflare.apis.dxo import MetaKey, from_shareable
 from nvflare.apis.event_type import EventType
 from nvflare.apis.fl_constant import FLContextKey, ReturnCode
 from nvflare.apis.fl_context import FLContext
@@ -17,7 +17,7 @@ from nvflare.app_common.app_event_type import AppEventType
 from nvflare.widgets.widget import Widget
 
 from src.federation.flare_2_9 import LOSS_IS_NOTED, SITE_IS_BACK
-from src.federation.reasons import LAST_WORDS, REASON, WITHOUT_STATE, given_reason, said_reason
+from src.federation.reasons import LAST_WORDS, REASON, WITHOUT_STATE, given_reason, meta_of, said_reason
 
 RECORD, LOOK_SECONDS, FIRST_CONTACT = "course_record.jsonl", 0.5, 600.0
 LOST = "its process has ended; often a lack of memory"
@@ -144,7 +144,8 @@ class RunRecorder(Widget):
         refused = getattr(aggregator, "refused", {}).get(site)
         accepted = refused is None and bool(fl_ctx.get_prop(AppConstants.AGGREGATION_ACCEPTED))
         reason = given_reason(answer) if accepted else refused or said_reason(answer)
-        self._note(site, accepted, reason, fl_ctx, getattr(aggregator, "accepted", {}).get(site))
+        samples = meta_of(answer).get(MetaKey.NUM_STEPS_CURRENT_ROUND) if accepted else None
+        self._note(site, accepted, reason, fl_ctx, samples)
 
     def _note(self, site: str, accepted: bool, reason: str | None, fl_ctx: FLContext, samples=None) -> None:
         if self._round is not None and site in self._answered:

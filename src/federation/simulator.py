@@ -86,6 +86,9 @@ class CourseSimEnv(SimEnv):
         here = f"this simulator has {self.num_clients} ({some_of(self.clients)})"
         if named and named != set(self.clients):
             raise CourseError(f"The job is for {some_of(sorted(named))}; {here}. Give it the same sites.")
+        quick = [one["min_clients"] for one in workflows if one.get("wait_time_after_min_received") == 0]
+        if min(quick, default=self.num_clients) < self.num_clients:
+            raise CourseError(f"The job goes on with the first {min(quick)} answers, {here}; give it as many.")
         if asked > self.num_clients:
             raise CourseError(f"The job asks {asked} sites, {here}; give it as many.")
 

@@ -2,20 +2,22 @@
 
 import copy
 import gc
+import io
 import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from monai.engines import SupervisedTrainer
 from nvflare.apis.fl_constant import WorkspaceConstants
+from pydantic import Field
 from typing_extensions import Self
 
 from src.common.datalists import read_site
 from src.common.errors import CourseError
-from src.common.files import read_json, writing
+from src.common.files import read_json, write_file, writing
 from src.common.paths import sites_folder
 from src.common.seeds import site_seed
 from src.common.settings import CONFIG, Checked, Count, StudySettings
@@ -23,16 +25,14 @@ from src.common.task import Task
 from src.federation.engine import pick_device, train_for
 from src.federation.flare_2_9 import process_kind
 
-KEPT, STATE = (
-    "kept",
-    "site_state.pt",
-)  # in a site's workspace, kept/<job>/site_state.pt: what it keeps between rounds; never sent
+# In a site's workspace, kept/<job>/site_state.pt: what it keeps between rounds; never sent.
+KEPT, STATE = "kept", "site_state.pt"
 
 
 class SiteOptions(Checked):
     """What a site decides for itself: ``options.json`` in its folder, where there is one."""
 
-    threads: int = 0  # of the CPU; 0 leaves PyTorch's choice, which follows OMP_NUM_THREADS
+    threads: Annotated[int, Field(ge=0)] = 0  # of the CPU; 0 leaves PyTorch's choice, which follows OMP_NUM_THREADS
     cache: bool = True  # keep prepared volumes in the site's folder, so that a second run need not make them again
     batch_size: Count | None = None  # items a step instead of the study's, for a GPU with little memory
 
@@ -104,16 +104,21 @@ class Site:
         epochs = self.settings.local_epochs
         return train_for(trainer or self.trainer, epochs, done=None if number is None else number * epochs)
 
-    def remember(self) -> None:
-        """Write what the site keeps between rounds; a ``CourseError`` if it cannot. Of a simulated site, which never comes back, it
-        is ``model`` alone, weights of the site's own, which are a result."""
+    def remember(self) -> str | None:
+        """Write what the site keeps between rounds; returns a short reason if it cannot. Of a simulated site, which never comes
+        back, it is ``model`` alone, weights of the site's own, which are a result."""
         self.has_state, simulated = True, process_kind() == "simulated site"
         state = {name: one.state_dict() for name, one in self.keeps.items() if name == "model" or not simulated}
-        if self.kept and state:
+        if not self.kept or not state:
+            return None
+        torch.save(state, content := io.BytesIO())
+        try:
             with writing(self.kept):
                 self.kept.mkdir(parents=True, exist_ok=True)
-                torch.save(state, self.kept / f".{STATE}")
-                (self.kept / f".{STATE}").replace(self.kept / STATE)
+            write_file(self.kept / STATE, content.getvalue())
+        except CourseError as error:  # the update is good all the same
+            logging.getLogger(__name__).warning("does not keep its state: %s", error)
+            return error.kind
 
     def recall(self) -> None:
         """Take up what the site kept in this job before its process ended, if it is there and whole."""

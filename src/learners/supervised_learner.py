@@ -87,13 +87,13 @@ class SupervisedLearner(Learner, ABC):
             start, received, epochs = time.time(), from_shareable(data), self.aggregation_epochs
             self._load(received)
             number = int(data.get_header(AppConstants.CURRENT_ROUND))
-            meta = {REASON: WITHOUT_STATE} if number and not self.site.has_state else {}
+            remark = WITHOUT_STATE if number and not self.site.has_state else None
             loss = train_for(self.site.trainer, epochs, lambda: self._stopped(abort_signal), done=number * epochs)
-            self.site.remember()
+            remark = self.site.remember() or remark
             self._stream({"train_loss": loss, "seconds_training": time.time() - start}, data, fl_ctx)
             trained = self.site.model.state_dict()
             change = {name: value.cpu().numpy() - np.asarray(received.data[name]) for name, value in trained.items()}
-            meta[MetaKey.NUM_STEPS_CURRENT_ROUND] = len(self.site.training)
+            meta = {MetaKey.NUM_STEPS_CURRENT_ROUND: len(self.site.training)} | ({REASON: remark} if remark else {})
             return DXO(DataKind.WEIGHT_DIFF, data=change, meta=meta)
 
         return self._answer("training", train, fl_ctx, abort_signal)
