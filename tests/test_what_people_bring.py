@@ -506,8 +506,6 @@ def test_names(change, right, notice, tmp_path, home):
 # -- settings and lists in files: what is read of them -----------------------------------------------------------------
 
 READERS = {"settings": MEDNIST.settings.read, "hospitals": read_hospitals, "sites": site_names}
-READERS["typed"] = lambda given: MEDNIST.settings(**given)
-READERS["written"] = lambda file: MEDNIST.settings().write(Path(file, "new", "settings.json"))
 RULE = "cannot be the name of a site: use letters, digits, - and _ alone"
 
 
@@ -519,11 +517,6 @@ RULE = "cannot be the name of a site: use letters, digits, - and _ alone"
     ("settings: a list", b"[]", "settings", "must hold one JSON object with the settings, not a list"),
     ("settings: no file", None, "settings", "settings: No such file or directory"),
     ("settings: a misspelt key", b'{"ronds": 7}', "settings", "unknown key 'ronds'; did you mean 'rounds'?"),
-    *[(f"settings: {name}={value!r} in a notebook", {name: value}, "typed", said) for name, value, said in (
-        ("round", 4, "The settings cannot be used: unknown key 'round'; did you mean 'rounds'?"),
-        ("network", "DenseNet", "it must be 'DenseNet121' or"), ("rounds", True, "'rounds' is True; it must be a valid integer"),
-        ("learning_rate", True, "it must be a valid number"), ("seed", 2**63, "'seed' is 9223372036854775808; it must be less"))],
-    ("settings: a place below a file", __file__, "written", ".py/new/settings.json: Not a directory. Choose a folder that you"),
     ("hospitals: names of people", '\ufeff{"Köln": ["Müller"], "b": []}'.encode(), "hospitals", {"Köln": ["Müller"], "b": []}),
     *alike({"hospitals: UTF-16": '{"a": ["x"]}'.encode("utf-16"), "hospitals: nothing": b"", "hospitals: a list": b"[]",
             "hospitals: one case that is not in a list": b'{"a": "x"}', "hospitals: numbers": b'{"a": [1]}',
@@ -1244,18 +1237,6 @@ def test_what_filters_keep_back(statistics, mean, says):
 
 
 @rows(
-    ("a site that told nothing", {"sites": ["a", "c"]}, 1, "c told nothing (a, b did); Run(...).left_out says why."),
-    ("one site's name", {"sites": "a"}, 0, " of 'a'; give a list of sites, and one of "),
-    ("a misspelt statistic", {"asked": ["count", "meen"]}, 0, "There are no statistics ['count', 'meen'] of ['a', 'b']; give"),
-    ("one statistic", {"asked": "count"}, 0, "stddev, sum, var."),
-)  # fmt: skip
-def test_sites_and_statistics_that_were_asked(given, count, right):
-    found = outcome(lambda: told.kept_back(**{"statistics": BY_PART, "sites": ["a", "b"], "asked": ["count"]} | given))
-    assert right in (found[0] if count else found) and (not count or len(found) == count)
-    assert told.table(BY_PART, ["a", "b"]).loc[("class", "count", "testing")].tolist() == [4, 4, 4]
-
-
-@rows(
     ("more sites than the statistics name", add_record, {"min_clients": 3}, "min_clients is 3; the job asks 2 site(s)"),
     ("no time for the first contact", add_record, {"first_contact": 0.0}, f"'first_contact' is 0.0; {ABOVE}"),
     ("a weighed selection of models", weigh_selection, {}, "FedStatsRecipe selects no model; leave weigh_selection out."),
@@ -1267,3 +1248,35 @@ def test_statistics_with_a_record(change, options, right, tmp_path):
     made = FedStatsRecipe("toy", "toy.json", ["a", "b"], {"count": {}}, ImageStatistics("toy"))
     found = outcome(lambda: change(made, **options))
     agrees(found or server_of(made).components["recorder"].min_clients, right)
+
+
+# -- cells: what is typed in a notebook, with values that fit in a line --------------------------------------------------
+
+SMALLER = "CompactDenseNet"
+WEIGHTS = MEDNIST.new_model(0, SMALLER).state_dict()
+
+
+@rows(
+    ("a site that told nothing", lambda: told.kept_back(BY_PART, ["a", "c"], ["count"]),
+     ["c told nothing (a, b did); Run(...).left_out says why."]),
+    ("one site's name", lambda: told.kept_back(BY_PART, "a", ["count"]), " of 'a'; give a list of sites, and one of "),
+    ("a misspelt statistic", lambda: told.kept_back(BY_PART, ["a"], ["count", "meen"]), "no statistics ['count', 'meen'] of ['a']"),
+    ("one statistic", lambda: told.kept_back(BY_PART, ["a"], "count"), "stddev, sum, var."),
+    ("two parts", lambda: told.table(BY_PART, ["a", "b"]).loc[("class", "count", "testing")].tolist(), [4, 4, 4]),
+    *[(f"{name}={value!r}", lambda name=name, value=value: MEDNIST.settings(**{name: value}), said) for name, value, said in (
+        ("round", 4, "The settings cannot be used: unknown key 'round'; did you mean 'rounds'?"),
+        ("network", "DenseNet", "it must be 'DenseNet121' or"), ("rounds", True, "'rounds' is True; it must be a valid integer"),
+        ("learning_rate", True, "it must be a valid number"), ("seed", 2**63, "'seed' is 9223372036854775808; it must be less"))],
+    ("settings below a file", lambda: MEDNIST.settings().write(Path(__file__, "a", "b.json")), "b.json: Not a directory. Choose a"),
+    ("a misspelt network", lambda: MEDNIST.new_model(0, "DenseNet"), "There is no network 'DenseNet'; choose DenseNet121 or"),
+    *[(f"weights: {name}", lambda made=made: type(MEDNIST.load_model(made, SMALLER)).__name__, said) for name, made, said in (
+        ("the network's own", WEIGHTS, SMALLER), ("of another", MEDNIST.new_model().state_dict(), "of its tensors are not those"),
+        ("that train", {name: one.requires_grad_(one.is_floating_point()) for name, one in WEIGHTS.items()}, SMALLER),
+        ("names and numbers", {**WEIGHTS, 0: torch.ones(1)}, "1 of its tensors are not those of this network, the first is 0"),
+        ("a path", "a.pt", "there is a str instead of tensors by name. Give a state_dict, for example run.weights("),
+        ("FLARE's checkpoint", {"model": {**WEIGHTS}}, "there is a dict instead of tensors by name"),
+        ("arrays", {name: np.ones(one.shape) for name, one in WEIGHTS.items()}, "there is a ndarray instead of tensors"),
+        ("NaN", {name: one * math.nan for name, one in WEIGHTS.items()}, "175 of 175 tensors hold NaN or infinity"))],
+)  # fmt: skip
+def test_cells(call, right):
+    agrees(outcome(call), right)

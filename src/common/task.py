@@ -1,7 +1,11 @@
 """What a task is: what it says about itself, and the functions by which a site trains for it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
+
+from src.common.errors import CourseError
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,38 @@ class Task(Card):
     evaluate_cases: Callable | None = None  # (model, items, settings): a table with a row an item; not at a site
 
     def new_model(self, seed: int = 0, network: str | None = None):
-        """A fresh network, by default the usual one, whose weights depend on ``seed`` alone."""
-        return self.networks[network or next(iter(self.networks))](seed=seed)
+        """A fresh network, by default the usual one, whose weights depend on ``seed`` alone; a ``CourseError`` where it is none."""
+        if (name := network or next(iter(self.networks))) not in self.networks:
+            raise CourseError(f"There is no network {name!r}; choose {' or '.join(self.networks)}.")
+        return self.networks[name](seed=seed)
 
     def load_model(self, weights: Mapping, network: str | None = None):
-        """The network with given weights, for example ``run.weights(run.final_model)``, ready to predict."""
-        model = self.new_model(network=network)
+        """The network with given weights, for example ``run.weights(run.final_model)``, ready to predict; a ``CourseError`` for
+        what are no tensors by name, those of another network, and a NaN or an infinity."""
+        model, held = self.new_model(network=network), weights if isinstance(weights, Mapping) else {"": weights}
+        odd = [type(one).__name__ for one in held.values() if not hasattr(one, "detach")]
+        said = f"there is a {odd[0]} instead of tensors by name" if odd else None
+        if said := said or unlike(held, shapes(model.state_dict()), "this network"):
+            due = f"{said}. Give a state_dict, for example run.weights(run.final_model)."
+            raise CourseError(f"This cannot be the weights of {type(model).__name__}: {due}")
         model.load_state_dict(weights)
         return model.eval()
+
+
+def unlike(params: Mapping, due: Mapping[str, tuple], whose: str) -> str | None:
+    """What is wrong with arrays or tensors that should be finite and of the shapes ``due``, by name; None where nothing is."""
+    found = shapes(params)
+    if found != due:
+        odd = sorted((name for name in found.keys() | due.keys() if found.get(name) != due.get(name)), key=str)
+        said = f"{len(odd)} of its tensors are not those of {whose}, the first is {odd[0]!r}"
+        return f"{said}: {found.get(odd[0], 'missing')} instead of {due.get(odd[0], 'none')}"
+    plain = {
+        name: one.detach().float().cpu().numpy() if hasattr(one, "detach") else one for name, one in params.items()
+    }
+    if broken := [name for name, value in plain.items() if not np.isfinite(value).all()]:
+        return f"{len(broken)} of {len(params)} tensors hold NaN or infinity, the first is {broken[0]!r}"
+    return None
+
+
+def shapes(tensors: Mapping[str, object], but: Sequence[str] = ()) -> dict[str, tuple]:
+    return {name: tuple(np.shape(value)) for name, value in tensors.items() if name not in but}

@@ -11,6 +11,8 @@ from nvflare.app_common.aggregators.model_aggregator import ModelAggregator
 from nvflare.app_common.aggregators.weighted_aggregation_helper import WeightedAggregationHelper
 from nvflare.app_common.app_constant import AppConstants
 
+from src.common.task import shapes, unlike
+
 
 class SampleWeightedMean(ModelAggregator):
     """The weighted mean of McMahan et al., *Communication-Efficient Learning* (AISTATS 2017), by number of samples.
@@ -67,19 +69,3 @@ class SampleWeightedMean(ModelAggregator):
         model = self.fl_ctx.get_prop(AppConstants.GLOBAL_MODEL) if self.fl_ctx else None  # none outside of a run
         due = shapes(model[ModelLearnableKey.WEIGHTS], self.held_back) if model else shapes(self._sums)
         return unlike(params, due or shapes(params), "the global model")
-
-
-def unlike(params: Mapping[str, np.ndarray], due: Mapping[str, tuple], whose: str) -> str | None:
-    """What is wrong with tensors that should be finite and of the shapes ``due``, by name; None where nothing is."""
-    found = shapes(params)
-    if found != due:
-        odd = sorted(name for name in found.keys() | due.keys() if found.get(name) != due.get(name))
-        said = f"{len(odd)} of its tensors are not those of {whose}, the first is {odd[0]!r}"
-        return f"{said}: {found.get(odd[0], 'missing')} instead of {due.get(odd[0], 'none')}"
-    if broken := [name for name, value in params.items() if not np.isfinite(value).all()]:
-        return f"{len(broken)} of {len(params)} tensors hold NaN or infinity, the first is {broken[0]!r}"
-    return None
-
-
-def shapes(tensors: Mapping[str, object], but: Sequence[str] = ()) -> dict[str, tuple]:
-    return {name: tuple(np.shape(value)) for name, value in tensors.items() if name not in but}
