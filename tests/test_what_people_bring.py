@@ -1145,6 +1145,11 @@ def damaged(run: Run) -> list[dict]:
     return Run(run.folder).record
 
 
+def half_validated(run: Run) -> Path:
+    next(run.folder.rglob("cross_val_results.json")).write_text('{"north": {"SRV_')
+    return run.best_model("val_dice")
+
+
 def why(run: Run) -> str:
     return failure_report(run.folder, run.folder / "mednist", [*PAIR])
 
@@ -1170,8 +1175,11 @@ ONE, NONE = tallied(north=None, south=UNREADABLE), "is no checkpoint of a run: "
     ("a server that stopped", STOPPED, why, "before the first round. server: Not all required 2 statistics received."),
     ("a damaged record", asked(PAIR), damaged, " is damaged: "),
     ("a matrix of no validation", asked(PAIR), lambda run: run.cross_site("a"), "it needs add_cross_site_evaluation()."),
+    ("the best model of no validation", asked(PAIR), lambda run: run.best_model("a"), "it needs add_final_global_evaluation(),"),
+    ("half a file of the validation", VALIDATED, half_validated, "cross_val_results.json: Unterminated string"),
+    ("no folder", asked(PAIR), lambda run: Run(None), "None holds 0 runs with a record"),
     *[(f"weights in {one}", SILENT, lambda run, one=one: Run.weights(run.folder / one), NONE) for one in ("run.json", "no.pt")],
-    ("the best model by a misspelt metric", VALIDATED, lambda run: run.best_model("acc"), "No site validated 'acc'; there are ["),
+    ("the best model by a misspelt metric", VALIDATED, lambda run: run.best_model("acc"), " validated 'acc'; there are ["),
     ("a table of a misspelt metric", VALIDATED, lambda run: run.cross_site("accuracy"), "'accuracy'; there are ['val_dice']."),
     ("a misspelt curve", VALIDATED, lambda run: run.curve("acc"), "No site streamed 'acc'; there are ['val_dice']."),
     ("the metric's own name", VALIDATED, lambda run: run.curve("val_dice")["north"].tolist(), [0.5]),

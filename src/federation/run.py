@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from src.common.errors import CourseError, first_line
-from src.common.files import read_json
+from src.common.files import load_json, read_json
 from src.federation.record import progress, read_record
 from src.federation.server import RECORD
 
@@ -23,12 +23,11 @@ class Run:
     between the first and the last line of the record; ``tensorboard_folder`` is for ``tensorboard --logdir``, with one a site."""
 
     def __init__(self, folder: Path | str):
-        self.folder = Path(folder)
-        records = sorted(self.folder.rglob(RECORD))
+        records = sorted(Path(folder).rglob(RECORD)) if isinstance(folder, str | Path) else []
         if len(records) != 1:
-            found = f"{self.folder} holds {len(records)} runs with a record ({RECORD}), not one"
+            found = f"{folder} holds {len(records)} runs with a record ({RECORD}), not one"
             raise CourseError(f"{found}. Give the folder of one run whose recipe went through add_record().")
-        self.server = records[0].parent
+        self.folder, self.server = Path(folder), records[0].parent
         self.about = read_json(self.folder / RUN) or {}
         self.record = read_record(self.folder)
         self.sites = self.about.get("sites") or sorted({entry["site"] for entry in self.record if "site" in entry})
@@ -55,9 +54,11 @@ class Run:
 
     @cached_property
     def final_validation(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Model file → site → metrics of FLARE's ``add_final_global_evaluation``; empty where the recipe has none."""
-        tried = next(map(read_json, self.server.rglob("cross_val_results.json")), None) or {}
-        found: dict[str, dict] = {}
+        """Model file → site → metrics of FLARE's ``add_final_global_evaluation``; empty where the recipe has none; a
+        ``CourseError`` for half a file."""
+        file, found = next(self.server.rglob("cross_val_results.json"), None), {}
+        told = "final validation", "Fetch the run again, or make it anew.", "its results cannot be read"
+        tried = load_json(file, *told) if file else {}
         for site, models in tried.items():
             for model in filter(models.get, models):
                 found.setdefault(model.removeprefix("SRV_"), {})[site] = models[model]
@@ -65,17 +66,16 @@ class Run:
 
     def cross_site(self, metric: str) -> pd.DataFrame:
         """Scores of FLARE's ``add_cross_site_evaluation``: a row for each site's last model, then for ``all``; a column a site."""
-        scores = self._scores(metric).rename(columns={FINAL: "all"})
-        if scores.empty:
-            raise CourseError(f"The run in {self.folder} validated nothing; it needs add_cross_site_evaluation().")
-        return scores.reindex(columns=[*self.sites, "all"]).T
+        return self._scores(metric).rename(columns={FINAL: "all"}).reindex(columns=[*self.sites, "all"]).T
 
     def _scores(self, metric: str) -> pd.DataFrame:
         """One metric of the final validation: a row a site, a column a model file; a ``CourseError`` where no site has it."""
         tried = self.final_validation
         known = {name for sites in tried.values() for metrics in sites.values() for name in metrics}
-        if known and metric not in known:
-            raise CourseError(f"No site validated {metric!r}; there are {sorted(known)}.")
+        if metric not in known:
+            nothing = "for a best model it needs add_final_global_evaluation(), for cross_site it needs add_cross_site_evaluation()"
+            said = f"there are {sorted(known)}" if known else nothing
+            raise CourseError(f"No site of the run in {self.folder} validated {metric!r}; {said}.")
         scores = {model: {site: own.get(metric) for site, own in sites.items()} for model, sites in tried.items()}
         return pd.DataFrame(scores, index=self.sites, dtype=float)
 

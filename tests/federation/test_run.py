@@ -80,7 +80,6 @@ def test_a_fetched_run_has_no_run_json_one_without_a_tracker_lacks_it_and_a_fold
     ("below zero", (-0.3, -0.3), (-0.5, -0.5), (10, 30), BEST),
     ("a site that could not validate", (0.9, None), (0.8, None), (10, 30), BEST),
     ("the last one alone", (None, None), (-0.5, -0.5), (10, 30), FINAL),
-    ("no validation", (None, None), (None, None), (10, 30), FINAL),
 )
 def test_the_best_model_has_the_best_metric_weighed_by_samples(best, final, samples, expected, tmp_path):
     lines = Lines(1).start(0)
