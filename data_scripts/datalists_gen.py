@@ -49,8 +49,8 @@ def share_out(
     hospitals = folder.parent / record.get("from", folder.name) / "hospitals.json"
     if sites is None:
         sites = read_hospitals(hospitals) if hospitals.exists() else max(1, min(SITES, len(items) // len(PARTS)))
-    number = isinstance(sites, int)
-    shares = partition([*items.values()], sites, seed=seed) if number else _given(items, sites, problems, say)
+    named = isinstance(sites, Mapping)
+    shares = _given(items, sites, problems, say) if named else partition([*items.values()], sites, seed=seed)
     few = f"case(s), at least {len(PARTS)} are needed: {', '.join(PARTS)}"
     problems += [f"site {site}: {len(own)} {few}" for site, own in shares.items() if len(own) < len(PARTS)]
     if problems:

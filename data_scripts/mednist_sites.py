@@ -12,7 +12,7 @@ from data_scripts.fetching import fetch
 from data_scripts.folders import data_source, generated, is_generated, raw_folder
 from data_scripts.phantoms.mednist import parameters, write
 from data_scripts.scanners import rescan
-from data_scripts.sharing import HOW, partition, random_numbers, split, write_sites
+from data_scripts.sharing import HOW, Arguments, partition, random_numbers, split, write_sites
 from src.common.errors import CourseError, some_of
 from src.mednist.card import CARD, Settings
 
@@ -78,9 +78,7 @@ def read_items(folder: Path, per_class: int | None = None, seed: int = 0) -> lis
     or ``all``), else all drawings and 500 real images a class. A ``CourseError`` for less than 1, or if a class is missing."""
     folder = Path(folder).absolute()
     _check(folder)
-    most = _per_class(folder) if per_class is None else per_class
-    if most is not None and most < 1:
-        raise CourseError(f"per_class is {most}; it must be at least 1.")
+    most = Arguments(per_class=_per_class(folder) if per_class is None else per_class).per_class
     items, rng = [], random_numbers(seed)
     for label, name in enumerate(CARD.labels):
         images = _images(folder / name)

@@ -22,11 +22,12 @@ def prepare(task: str, say: Callable[[str], None] = print) -> str:
 
 def share_out(task: str, **options) -> str:
     """Share a task's data out in another way, by the arguments of its ``share_out``; a task of your own is shared out already."""
-    return SHARE_OUT[task](**options) if task in SHARE_OUT else task
+    return SHARE_OUT[task](**options) if task in SHARE_OUT else prepare(task)
 
 
 def described(task: str) -> str:
     """What the raw data of a task are, without their place on this machine."""
     if task not in RAW:
+        prepare(task)
         return "your own data"
     return RAW[task].describe(RAW[task].find_or_make()).split(" in ")[0].split(" (/")[0]

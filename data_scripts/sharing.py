@@ -6,40 +6,55 @@ A hospital makes its own folder by whatever means; here :func:`write_sites` puts
 import hashlib
 import itertools
 import json
+import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data_scripts.folders import link_or_copy, one_at_a_time, staged
-from src.common.datalists import (
-    CHECKED,
-    DATALIST,
-    PARTS,
-    Datalists,
-    each,
-    in_two_places,
-    plain_item,
-    site_names,
-    volumes,
-)
+from src.common.datalists import CHECKED, DATALIST, PARTS, each, in_two_places, plain_item, site_names, volumes
 from src.common.errors import CourseError, all_of
 from src.common.files import read_json, stamp, write_json
 from src.common.paths import sites_folder
+from src.common.settings import Checked, Count, NotNegative, Number, Positive
 
 Items = Sequence[dict]
 ABOUT = "about.json"  # beside the sites' folders, where this course made them: what they were made of
 
 
+class Arguments(Checked):
+    """What somebody asks for here, as it is given: a text is no number, and True is not 1."""
+
+    seed: Number = 0
+    site: str = ""
+    how: str = ""
+    counts: tuple[Count, ...] | None = None
+    alpha: Positive | None = None
+    homes: tuple[Number, ...] | None = None
+    few: Number | None = None
+    validation: NotNegative = 0.0
+    testing: NotNegative = 0.0
+    per_class: Count | None = None
+
+
 def random_numbers(seed: int, site: str = "") -> np.random.Generator:
     """NumPy's generator, fixed by a seed and the name of a site; a ``CourseError`` for a negative seed."""
-    if seed < 0:
-        raise CourseError(f"seed is {seed}; it must be 0 or more.")
+    Arguments(seed=seed, site=site)
     return np.random.default_rng([seed, *site.encode()])
 
 
 def _class(item: Mapping) -> int:  # items with a mask are one class
     return 0 if volumes(item) else item["label"]
+
+
+def _plain(items: Items, homes: Sequence[int] = ()) -> list[dict]:  # no image, and no class, may be given out twice
+    plain = [*map(plain_item, items)]
+    for one, number in Counter([*(os.path.normpath(item["image"]) for item in plain), *homes]).items():
+        if number > 1:
+            raise CourseError(f"{one!r} is given {number} times to be shared out; give it once.")
+    return plain
 
 
 def mixed(items: Items, rng: np.random.Generator) -> list[dict]:
@@ -57,12 +72,13 @@ def mixed(items: Items, rng: np.random.Generator) -> list[dict]:
 def split(items: Items, validation: float, testing: float, seed: int = 0, site: str = "") -> dict[str, list[dict]]:
     """Split one site's items into the three parts, by the shares of two of them; seed and name fix it, each has the mix of classes.
     Training gets at least one item; validation and testing get one each as soon as there are enough. A ``CourseError`` for no
-    items, wrong labels, or shares that leave nothing for training."""
-    if validation < 0 or testing < 0 or validation + testing >= 1:
+    items, an image given twice, wrong labels or types, or shares that leave nothing for training."""
+    Arguments(validation=validation, testing=testing)
+    if validation + testing >= 1:
         raise CourseError(f"The shares validation={validation} and testing={testing} must leave some for training.")
     if not items:
         raise CourseError(f"{site or 'This place'} has no items to split.")
-    order, count = mixed([*map(plain_item, items)], random_numbers(seed, site)), len(items)
+    order, count = mixed(_plain(items), random_numbers(seed, site)), len(items)
     tests = round(count * testing)
     held = round(count * (testing + validation)) - tests
     if count >= 3:
@@ -80,7 +96,7 @@ def _even(items: Items, sites: int, rng: np.random.Generator) -> list[Items]:
 
 def _by_counts(items: Items, sites: int, rng: np.random.Generator, counts: Sequence[int] = ()) -> list[Items]:
     counts = list(counts)
-    if len(counts) != sites or min(counts) < 1 or sum(counts) > len(items):
+    if len(counts) != sites or sum(counts) > len(items):
         said = f"give one number of at least 1 for each of the {sites} sites, at most {len(items)} in all."
         raise CourseError(f"counts is {counts}; {said}")
     order = iter(mixed(items, rng))
@@ -88,8 +104,6 @@ def _by_counts(items: Items, sites: int, rng: np.random.Generator, counts: Seque
 
 
 def _by_dirichlet(items: Items, sites: int, rng: np.random.Generator, alpha: float = 0.5) -> list[Items]:
-    if not alpha > 0:
-        raise CourseError(f"alpha is {alpha}; it must be above 0.")
     pools = [list(own) for _, own in itertools.groupby(sorted(items, key=_class), _class)]
     for pool in pools:
         rng.shuffle(pool)
@@ -114,7 +128,7 @@ def _specialised(items: Items, sites: int, rng: np.random.Generator, homes: Sequ
     shares = [[] for _ in range(sites)]
     for home, label in ((home, one) for home, own in enumerate(np.array_split(homes, sites)) for one in own):
         own, given = [item for item in items if item["label"] == label], few * (sites - 1)
-        if few < 0 or len(own) - given < max(few, 1):
+        if len(own) - given < max(few, 1):
             where = "the sites where it is not at home, which leaves too few at its own."
             raise CourseError(f"few is {few}: of the {len(own)} items of class {label} {given} would go to {where}")
         order = [own[i] for i in rng.permutation(len(own))]
@@ -146,11 +160,12 @@ def partition(
     over the classes: 100 gives nearly equal sites, 0.1 one or two classes each, as long as there are images of these.
     ``specialised``: every class is at home at one site, the first of ``homes``, which are all classes, at the first site, and so
     on, in equal numbers; ``few`` of its items, by default none, are at each other site. A ``CourseError`` for an unknown ``how``,
-    an option that it does not heed, labels that are none, and numbers with which it is not possible."""
-    names, rng, items = site_names(sites), random_numbers(seed), [*map(plain_item, items)]
+    an option that it does not heed, an image or class given twice, wrong labels or types, and numbers that are not possible."""
+    options = {"counts": counts, "alpha": alpha, "homes": homes, "few": few}
+    Arguments(how=how, **options)
+    names, rng, items = site_names(sites), random_numbers(seed), _plain(items, homes or ())
     if how not in HOW:
         raise CourseError(f"Unknown partition {how!r}; choose one of {', '.join(HOW)}.")
-    options = {"counts": counts, "alpha": alpha, "homes": homes, "few": few}
     options = {name: value for name, value in options.items() if value is not None}
     for name, value in options.items():
         if name not in HOW[how]:
@@ -162,15 +177,15 @@ def partition(
 
 
 def write_sites(
-    data: str, datalists: Datalists, base: Path, about: Mapping, say: Callable = print, labels: Sequence | None = None
+    data: str, datalists: Mapping, base: Path, about: Mapping, say: Callable = print, labels: Sequence | None = None
 ) -> str:
     """Write a folder for every site, with its datalist and files of its own, below ``$COURSE_DATA/sites/<data>``; returns ``data``.
     All appear together, whole, or not at all. When the same was written before, from files that are unchanged, nothing is done;
     what this function wrote for other settings, ``about``, is replaced. Volumes are hashed here alone, into ``checked.json``. Items
     have absolute paths, all below ``base``: their places there are kept in the site's folder. ``labels`` are the ``classes`` of the
-    task's card. A ``CourseError`` for a label that is none of them, an image at two sites or in two parts, or a folder that is not
-    this function's or cannot be written."""
-    folder, base = sites_folder(data), Path(base)
+    task's card. A ``CourseError`` for a label that is none of them, a part that is none of :data:`PARTS`, an image that is missing,
+    not below ``base``, at two sites or in two parts, or a folder that is not this function's or cannot be written."""
+    folder, base = sites_folder(data), Path(os.path.normpath(base))
     site_names(list(datalists))
     datalists = {
         site: {part: [plain_item(one, labels) for one in own] for part, own in parts.items()}
@@ -216,7 +231,11 @@ def write_sites(
 
 def _below(base: Path, item: Mapping) -> dict[str, str]:  # the files of an item, as they are found from a folder
     files = {"image": item["image"], **volumes(item)}
-    return {key: Path(file).relative_to(base).as_posix() for key, file in files.items()}
+    files = {key: Path(os.path.normpath(file)) for key, file in files.items()}
+    for file in files.values():
+        if not file.is_relative_to(base) or not os.access(file, os.R_OK):
+            raise CourseError(f"{file} is not in {base}, or cannot be read.", "an image cannot be read")
+    return {key: file.relative_to(base).as_posix() for key, file in files.items()}
 
 
 def _sum(file: str) -> dict:
@@ -227,9 +246,9 @@ def _sum(file: str) -> dict:
     return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
-def who_has_what(datalists: Datalists, labels: Sequence[str] = ()):
+def who_has_what(datalists: Mapping, labels: Sequence[str] = ()):
     """Number of items: a pandas.DataFrame with a row a site and one for all, a column a part, one for all, and one a label; a
-    ``CourseError`` for a label that is none of those."""
+    ``CourseError`` for a label that is none of those, or a part that is none of :data:`PARTS`."""
     import pandas as pd
 
     items = [plain_item(item | {"site": site, "part": part}, labels or None) for site, part, item in each(datalists)]

@@ -11,6 +11,7 @@ def sites_of(data: str) -> list[str]:
     names = sorted(path.parent.name for path in folder.glob(f"*/{DATALIST}") if not path.parent.name.startswith("."))
     if not names:
         first = "data_scripts/mednist_sites.sh, or the prostate's prostate_download.sh, data_conversion.sh and datalists_gen.sh."
+        first += " They make mednist and prostate; data of your own have the name of their folder."
         raise CourseError(f"No site has data in {folder}. Share the data out first: {first}")
     return names
 

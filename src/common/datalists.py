@@ -8,8 +8,8 @@ that came through ``data_scripts/datalists_gen.sh``: ``{path: {"sha256": …, "b
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from numbers import Real
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 
 from src.common.errors import CourseError, all_of, some_of
@@ -23,9 +23,10 @@ Datalists = Mapping[str, Mapping[str, list[dict]]]
 
 def site_names(sites: int | Sequence[str]) -> list[str]:
     """``site-1``, ``site-2``, … for a number; a list of names is returned, or refused where one cannot be a site's."""
-    if isinstance(sites, int) and not isinstance(sites, bool) and sites > 0:
-        return [f"site-{number}" for number in range(1, sites + 1)]
-    names = list(sites) if isinstance(sites, Iterable) and not isinstance(sites, str) else []
+    if isinstance(sites, Integral) and not isinstance(sites, bool) and sites > 0:
+        return [f"site-{number}" for number in range(1, int(sites) + 1)]
+    # A set has another order in each process.
+    names = list(sites) if isinstance(sites, Sequence) and not isinstance(sites, str | bytes) else []
     if not names or len({str(name).lower() for name in names}) != len(names):  # on a Mac, A and a are one folder
         said = "give a number of at least 1, or a list of names that differ in more than capitals."
         raise CourseError(f"sites is {sites!r}; {said}")
@@ -42,8 +43,11 @@ def read_site(data: str, site: str, labels: Sequence[str] | None = None) -> dict
 
 
 def each(datalists: Datalists) -> Iterator[tuple[str, str, dict]]:
-    """Site, part and item of all items."""
-    return ((site, part, item) for site, parts in datalists.items() for part, items in parts.items() for item in items)
+    """Site, part and item of all items; a ``CourseError`` for a part that is none of :data:`PARTS`."""
+    for site, parts in datalists.items():
+        if unknown := [repr(part) for part in parts if part not in PARTS]:
+            raise CourseError(f"{site} has a part {some_of(unknown)}; there are {', '.join(PARTS)}.")
+        yield from ((site, part, item) for part, items in parts.items() for item in items)
 
 
 def plain_item(item: object, classes: Sequence[str] | None = None) -> dict:
@@ -52,7 +56,9 @@ def plain_item(item: object, classes: Sequence[str] | None = None) -> dict:
     image, label = (item.get("image"), item.get("label")) if isinstance(item, Mapping) else (None, None)
     if not isinstance(image, str | os.PathLike) or label is None:
         raise CourseError("no 'image' with its 'label'", "a label cannot be used")
-    plain = label.item() if getattr(label, "ndim", None) == 0 else label  # a number of NumPy or PyTorch
+    plain, kind = label, getattr(getattr(label, "dtype", None), "kind", "i")
+    if getattr(label, "ndim", None) == 0:  # a number of NumPy or PyTorch, if it is not masked, or a time
+        plain = label.item() if kind in "biufU" and not getattr(label, "mask", False) else None
     most = math.inf if classes is None else len(classes)
     if isinstance(plain, str | os.PathLike) and not classes and re.search(r"[^-+.\d\s]", str(plain)):
         return {**item, "image": str(image), "label": str(plain)}
@@ -73,7 +79,7 @@ def in_two_places(datalists: Datalists, sums: Mapping[str, str]) -> list[str]:
     seen, problems = {}, []
     for site, part, item in each(datalists):
         place = item["image"], f"{site} {part}".strip()
-        first = seen.setdefault(sums.get(item["image"], item["image"]), place)
+        first = seen.setdefault(sums.get(item["image"], os.path.normpath(item["image"])), place)
         if first is not place:
             names = " and ".join(dict.fromkeys((first[0], place[0])))
             problems.append(f"{names}: the same image is in {first[1]} and in {place[1]}; take it out of one of them")
@@ -104,8 +110,8 @@ def read_datalist(path: Path, site: str = "", labels: Sequence[str] | None = Non
             for key, name in {"image": entry["image"], **volumes(entry)}.items():
                 file = path.parent / name
                 items[-1][key] = str(file)
-                if not file.is_file():
-                    problems.append(f"{part}[{number}]: {file} does not exist")
+                if not os.path.isfile(file):  # noqa: PTH113 - Path's raises for a name too long, or in a closed folder
+                    problems.append(f"{part}[{number}]: {file} does not exist, or cannot be read")
                 elif volumes(entry) and file.stat().st_size != checked.get(name, {}).get("bytes"):
                     unknown.append(str(file))
     if unknown:

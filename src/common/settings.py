@@ -15,6 +15,7 @@ CONFIG = "config/config_train.json"  # from a client script's folder on: in the 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]  # strict: True is no 1
+Number = Annotated[int, Field(ge=0, strict=True)]
 DataName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # of shared-out data: a folder's name
 
 

@@ -7,12 +7,11 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from monai.engines import SupervisedTrainer
 from nvflare.apis.fl_constant import WorkspaceConstants
-from pydantic import Field
 from typing_extensions import Self
 
 from src.common.datalists import read_site
@@ -20,7 +19,7 @@ from src.common.errors import CourseError
 from src.common.files import read_json, write_file, writing
 from src.common.paths import sites_folder
 from src.common.seeds import site_seed
-from src.common.settings import CONFIG, Checked, Count, StudySettings
+from src.common.settings import CONFIG, Checked, Count, Number, StudySettings
 from src.common.task import Task
 from src.federation.engine import pick_device, train_for
 from src.federation.flare_2_9 import process_kind
@@ -32,7 +31,7 @@ KEPT, STATE = "kept", "site_state.pt"
 class SiteOptions(Checked):
     """What a site decides for itself: ``options.json`` in its folder, where there is one."""
 
-    threads: Annotated[int, Field(ge=0)] = 0  # of the CPU; 0 leaves PyTorch's choice, which follows OMP_NUM_THREADS
+    threads: Number = 0  # of the CPU; 0 leaves PyTorch's choice, which follows OMP_NUM_THREADS
     cache: bool = True  # keep prepared volumes in the site's folder, so that a second run need not make them again
     batch_size: Count | None = None  # items a step instead of the study's, for a GPU with little memory
 

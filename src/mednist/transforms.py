@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose, EnsureTyped, RandAffined, RandFlipd, ScaleIntensityRanged, Transform
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 from src.common.datalists import plain_item
 from src.common.errors import CourseError, first_line, some_of
@@ -29,6 +29,10 @@ class LoadPicture(Transform):
             if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
                 raise ValueError(f"it holds {picture.n_frames} pictures, not one")
             is_deep = picture.mode in ("I", "F") or picture.mode.startswith("I;16")
+            tags = getattr(picture, "tag_v2", {})  # a TIFF's, not all of which Pillow heeds
+            if not is_deep and (";16" in str(picture.tile) or tags.get(TiffImagePlugin.SAMPLEFORMAT) == (2,)):
+                kind = "16 bits a channel" if ";16" in str(picture.tile) else "signed values of 8 bits"
+                raise ValueError(f"it has {kind}; save it as grey of 16 bits, or unsigned with 8 bits")
             checks = {
                 "scaled by the file's own range of values, for it has more than 8 bits": is_deep,
                 "turned as its EXIF data say": picture.getexif().get(ExifTags.Base.Orientation, 1) != 1,
@@ -36,9 +40,10 @@ class LoadPicture(Transform):
             }
             upright = ImageOps.exif_transpose(picture)
             if is_deep:
-                values = np.asarray(upright, dtype=np.float32)
+                values = np.asarray(upright, dtype=np.float64)
                 if not np.isfinite(values).all():
                     raise ValueError("it holds NaN or infinity")
+                values = -values if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0 else values  # white is 0
                 values = values - values.min()
                 upright = Image.fromarray(np.rint(values * (255 / (values.max() or 1))).astype(np.uint8))
             image = np.array(ImageOps.pad(upright.convert("L"), (SIZE, SIZE)))[None]

@@ -37,8 +37,8 @@ def test_items_are_sorted_and_chosen_by_seed(folder, monkeypatch):
     monkeypatch.setenv("COURSE_MEDNIST_PER_CLASS", "many")
     for arguments, said in (
         ({}, "COURSE_MEDNIST_PER_CLASS is 'many'"),
-        ({"per_class": 0}, "per_class is 0"),
-        ({"per_class": 5, "seed": -1}, "seed is -1"),
+        ({"per_class": 0}, "'per_class' is 0"),
+        ({"per_class": 5, "seed": -1}, "'seed' is -1"),
     ):
         course_error(said, data.read_items, folder, **arguments)
 
@@ -65,7 +65,7 @@ def test_a_hospital_has_plenty_of_its_own_kinds_and_a_few_of_the_others(folder):
 @rows(
     ("more sites than classes", {"sites": 7}, "6 classes cannot be at home at 7 sites"),
     ("too many of the few", {"few": 11}, "few is 11: of the 20 items of class 0 11 would go"),
-    ("less than none", {"few": -1}, "few is -1"),
+    ("less than none", {"few": -1}, "'few' is -1"),
     ("a path as a name", {"data": "../mine"}, "'data' is '../mine'; it must match"),
     ("no folder", {"folder": Path("/nowhere")}, r"No images \(.*\) in /nowhere/AbdomenCT"),
     ("counts without their way", {"counts": [9, 9]}, r"counts is \[9, 9\], which 'specialised' does not heed"),

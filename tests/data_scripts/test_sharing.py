@@ -54,8 +54,8 @@ def test_few_items_go_to_training_first_and_parts_are_as_near_to_their_shares_as
 
 
 def test_a_split_that_cannot_be_made_is_refused():
-    for shares in ((0.5, 0.5), (-0.1, 0.5)):
-        course_error("must leave some for training", split, fake_cases(9), *shares)
+    course_error("must leave some for training", split, fake_cases(9), 0.5, 0.5)
+    course_error("'validation' is -0.1; it must be greater", split, fake_cases(9), -0.1, 0.5)
     course_error("north has no items to split", split, [], 0.1, 0.2, site="north")
 
 
@@ -113,13 +113,13 @@ def test_labels_are_the_more_skewed_the_smaller_alpha_is():
     ("another way", {"how": "fair"}, "Unknown partition 'fair'; choose one of specialised, even, counts, dirichlet"),
     ("no counts", {"how": "counts"}, r"counts is \[\]; give one number .* 2 sites"),
     ("too few counts", {"how": "counts", "counts": [3]}, r"counts is \[3\]"),
-    ("a count of 0", {"how": "counts", "counts": [0, 3]}, r"counts is \[0, 3\]"),
+    ("a count of 0", {"how": "counts", "counts": [0, 3]}, r"'counts\[0\]' is 0; it must be greater than or equal to 1"),
     ("more than there are", {"how": "counts", "counts": [6, 7]}, "at most 12 in all"),
-    ("alpha of 0", {"how": "dirichlet", "alpha": 0}, "alpha is 0; it must be above 0"),
-    ("alpha that is no number", {"how": "dirichlet", "alpha": float("nan")}, "alpha is nan"),
+    ("alpha of 0", {"how": "dirichlet", "alpha": 0}, "'alpha' is 0; it must be greater than 0"),
+    ("alpha that is no number", {"how": "dirichlet", "alpha": float("nan")}, "'alpha' is nan; it must be a finite"),
     ("more sites than items", {"sites": 13}, "12 items cannot be shared out over 13 sites"),
     ("a name twice", {"sites": ["a", "a"]}, "names that differ"),
-    ("a negative seed", {"seed": -1}, "seed is -1; it must be 0 or more"),
+    ("a negative seed", {"seed": -1}, "'seed' is -1; it must be greater than or equal to 0"),
     ("counts for even shares", {"counts": [6, 6]}, r"counts is \[6, 6\], which 'even' does not heed"),
     ("alpha for counts", {"how": "counts", "counts": [6, 6], "alpha": 0.5}, "alpha is 0.5, which 'counts' does not"),
     ("few for a random mix", {"how": "dirichlet", "few": 0}, "few is 0, .* leave it out, or choose 'specialised'"),
