@@ -1179,7 +1179,7 @@ ONE, NONE = tallied(north=None, south=UNREADABLE), "is no checkpoint of a run: "
     ("half a file of the validation", VALIDATED, half_validated, "cross_val_results.json: Unterminated string"),
     ("no folder", asked(PAIR), lambda run: Run(None), "None holds 0 runs with a record"),
     *[(f"weights in {one}", SILENT, lambda run, one=one: Run.weights(run.folder / one), NONE) for one in ("run.json", "no.pt")],
-    ("the best model by a misspelt metric", VALIDATED, lambda run: run.best_model("acc"), " validated 'acc'; there are ["),
+    ("the best model by a misspelt metric", VALIDATED, lambda run: run.best_model("acc"), "No site validated 'acc'; there are ["),
     ("a table of a misspelt metric", VALIDATED, lambda run: run.cross_site("accuracy"), "'accuracy'; there are ['val_dice']."),
     ("a misspelt curve", VALIDATED, lambda run: run.curve("acc"), "No site streamed 'acc'; there are ['val_dice']."),
     ("the metric's own name", VALIDATED, lambda run: run.curve("val_dice")["north"].tolist(), [0.5]),
@@ -1260,7 +1260,7 @@ def test_statistics_with_a_record(change, options, right, tmp_path):
 
 # -- cells: what is typed in a notebook, with values that fit in a line --------------------------------------------------
 
-SMALLER = "CompactDenseNet"
+SMALLER, EMPTY = "CompactDenseNet", "Empty DataFrame\nColumns: ["
 WEIGHTS = MEDNIST.new_model(0, SMALLER).state_dict()
 
 
@@ -1275,6 +1275,9 @@ WEIGHTS = MEDNIST.new_model(0, SMALLER).state_dict()
         ("round", 4, "The settings cannot be used: unknown key 'round'; did you mean 'rounds'?"),
         ("network", "DenseNet", "it must be 'DenseNet121' or"), ("rounds", True, "'rounds' is True; it must be a valid integer"),
         ("learning_rate", True, "it must be a valid number"), ("seed", 2**63, "'seed' is 9223372036854775808; it must be less"))],
+    *[(f"no items: {task.name}", lambda task=task: repr(task.evaluate_cases(task.new_model(), [], task.settings())), said)
+      for task, said in ((MEDNIST, EMPTY + "case, site, label, predicted, confidence, accuracy]"),
+                         (PROSTATE, EMPTY + "case, site, dice, hd95_mm, missed]"))],
     ("settings below a file", lambda: MEDNIST.settings().write(Path(__file__, "a", "b.json")), "b.json: Not a directory. Choose a"),
     ("a misspelt network", lambda: MEDNIST.new_model(0, "DenseNet"), "There is no network 'DenseNet'; choose DenseNet121 or"),
     *[(f"weights: {name}", lambda made=made: type(MEDNIST.load_model(made, SMALLER)).__name__, said) for name, made, said in (

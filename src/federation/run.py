@@ -75,7 +75,7 @@ class Run:
         if metric not in known:
             nothing = "for a best model it needs add_final_global_evaluation(), for cross_site it needs add_cross_site_evaluation()"
             said = f"there are {sorted(known)}" if known else nothing
-            raise CourseError(f"No site of the run in {self.folder} validated {metric!r}; {said}.")
+            raise CourseError(f"No site validated {metric!r}; {said}.")
         scores = {model: {site: own.get(metric) for site, own in sites.items()} for model, sites in tried.items()}
         return pd.DataFrame(scores, index=self.sites, dtype=float)
 

@@ -20,7 +20,8 @@ def predict(model: torch.nn.Module, items: Sequence[dict], settings: Settings, d
     """Class probabilities ``(images, classes)`` of items, in their order, on the CPU."""
     device = device or pick_device()
     model, loader = AT_A_SITE.to_device(model, device).eval(), batches(prepare(items, settings), settings, train=False)
-    return torch.cat([model(batch["image"].to(device)).softmax(dim=1).cpu() for batch in loader])
+    found = [model(batch["image"].to(device)).softmax(dim=1).cpu() for batch in loader]
+    return torch.cat([torch.zeros(0, len(CARD.labels)), *found])  # none of no items
 
 
 def evaluate_cases(model: torch.nn.Module, items: Sequence[dict], settings: Settings, device=None) -> pd.DataFrame:
