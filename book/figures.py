@@ -8,7 +8,8 @@ the front of sagittal ones on the left.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -21,7 +22,7 @@ from matplotlib.patheffects import withStroke
 from pandas.io.formats.style import Styler
 
 from src.common.datalists import plain_item
-from src.common.errors import CourseError
+from src.common.errors import CourseError, first_line
 from src.mednist.transforms import LoadPicture
 
 SITE_COLORS = ("#2a6f97", "#e07a5f", "#3d8b5f", "#8e6bbf", "#c9a227", "#5c677d", "#d1495b", "#00798c")
@@ -280,3 +281,17 @@ def method_scores(results, titles: Mapping[str, str], value: str, label: str, ti
     axes[0, 0].invert_yaxis()
     figure.suptitle(title)
     return figure
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, IndexError, ValueError, TypeError, OSError) as error:
+        said = f"{type(error).__name__}: {first_line(error)}. help(figures.{name}) says what it needs."
+        raise CourseError(f"{name}() cannot draw this: {said}") from error
+
+
+for _name, _draw in [*globals().items()]:
+    if callable(_draw) and _draw.__module__ == __name__ and not _name.startswith("_"):
+        globals()[_name] = _explained(_name)(_draw)

@@ -29,6 +29,7 @@ from unittest.mock import Mock, call
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import SimpleITK
 import torch
@@ -1260,7 +1261,7 @@ def test_statistics_with_a_record(change, options, right, tmp_path):
 
 # -- cells: what is typed in a notebook, with values that fit in a line --------------------------------------------------
 
-SMALLER, EMPTY = "CompactDenseNet", "Empty DataFrame\nColumns: ["
+SMALLER, NO_ROWS = "CompactDenseNet", "Empty DataFrame\nColumns: ["
 WEIGHTS = MEDNIST.new_model(0, SMALLER).state_dict()
 
 
@@ -1276,17 +1277,22 @@ WEIGHTS = MEDNIST.new_model(0, SMALLER).state_dict()
         ("network", "DenseNet", "it must be 'DenseNet121' or"), ("rounds", True, "'rounds' is True; it must be a valid integer"),
         ("learning_rate", True, "it must be a valid number"), ("seed", 2**63, "'seed' is 9223372036854775808; it must be less"))],
     *[(f"no items: {task.name}", lambda task=task: repr(task.evaluate_cases(task.new_model(), [], task.settings())), said)
-      for task, said in ((MEDNIST, EMPTY + "case, site, label, predicted, confidence, accuracy]"),
-                         (PROSTATE, EMPTY + "case, site, dice, hd95_mm, missed]"))],
+      for task, said in ((MEDNIST, NO_ROWS + "case, site, label, predicted, confidence, accuracy]"),
+                         (PROSTATE, NO_ROWS + "case, site, dice, hd95_mm, missed]"))],
+    *[(name, draw, f"{name.split('(')[0]}() cannot draw this: {said}") for name, draw, said in (
+        ("class_montage() of nothing", lambda: figures.class_montage({}), "IndexError: list index out of range. help(figures."),
+        ("pooled_histograms() of age", lambda: figures.pooled_histograms(BY_PART, "age"), "KeyError: 'age'."),
+        ("load_case() of no file", lambda: figures.load_case({"image": "no.nii", "label": "no.nii"}), "FileNotFoundError: "),
+        ("partition_bars() of no class", lambda: figures.partition_bars(pd.DataFrame({"Hand": [1]}), ["Hnd"]), "KeyError"))],
     ("settings below a file", lambda: MEDNIST.settings().write(Path(__file__, "a", "b.json")), "b.json: Not a directory. Choose a"),
     ("a misspelt network", lambda: MEDNIST.new_model(0, "DenseNet"), "There is no network 'DenseNet'; choose DenseNet121 or"),
     *[(f"weights: {name}", lambda made=made: type(MEDNIST.load_model(made, SMALLER)).__name__, said) for name, made, said in (
         ("the network's own", WEIGHTS, SMALLER), ("of another", MEDNIST.new_model().state_dict(), "of its tensors are not those"),
         ("that train", {name: one.requires_grad_(one.is_floating_point()) for name, one in WEIGHTS.items()}, SMALLER),
         ("names and numbers", {**WEIGHTS, 0: torch.ones(1)}, "1 of its tensors are not those of this network, the first is 0"),
-        ("a path", "a.pt", "there is a str instead of tensors by name. Give a state_dict, for example run.weights("),
-        ("FLARE's checkpoint", {"model": {**WEIGHTS}}, "there is a dict instead of tensors by name"),
-        ("arrays", {name: np.ones(one.shape) for name, one in WEIGHTS.items()}, "there is a ndarray instead of tensors"),
+        ("a path", "a.pt", "there is a str, not a tensor. Give a state_dict, for example run.weights("),
+        ("FLARE's checkpoint", {"model": {**WEIGHTS}}, "there is a dict, not a tensor"),
+        ("arrays", {name: np.ones(one.shape) for name, one in WEIGHTS.items()}, "there is a ndarray, not a tensor"),
         ("NaN", {name: one * math.nan for name, one in WEIGHTS.items()}, "175 of 175 tensors hold NaN or infinity"))],
 )  # fmt: skip
 def test_cells(call, right):

@@ -50,12 +50,10 @@ class Task(Card):
         return self.networks[name](seed=seed)
 
     def load_model(self, weights: Mapping, network: str | None = None):
-        """The network with given weights, for example ``run.weights(run.final_model)``, ready to predict; a ``CourseError`` for
-        what are no tensors by name, those of another network, and a NaN or an infinity."""
+        """The network with weights, as ``run.weights(run.final_model)``, ready to predict; a ``CourseError`` if they do not fit."""
         model, held = self.new_model(network=network), weights if isinstance(weights, Mapping) else {"": weights}
-        odd = [type(one).__name__ for one in held.values() if not hasattr(one, "detach")]
-        said = f"there is a {odd[0]} instead of tensors by name" if odd else None
-        if said := said or unlike(held, shapes(model.state_dict()), "this network"):
+        odd = [f"there is a {type(one).__name__}, not a tensor" for one in held.values() if not hasattr(one, "detach")]
+        if said := next(iter(odd), None) or unlike(held, shapes(model.state_dict()), "this network"):
             due = f"{said}. Give a state_dict, for example run.weights(run.final_model)."
             raise CourseError(f"This cannot be the weights of {type(model).__name__}: {due}")
         model.load_state_dict(weights)
@@ -69,9 +67,7 @@ def unlike(params: Mapping, due: Mapping[str, tuple], whose: str) -> str | None:
         odd = sorted((name for name in found.keys() | due.keys() if found.get(name) != due.get(name)), key=str)
         said = f"{len(odd)} of its tensors are not those of {whose}, the first is {odd[0]!r}"
         return f"{said}: {found.get(odd[0], 'missing')} instead of {due.get(odd[0], 'none')}"
-    plain = {
-        name: one.detach().float().cpu().numpy() if hasattr(one, "detach") else one for name, one in params.items()
-    }
+    plain = {key: one.detach().float().cpu().numpy() if hasattr(one, "detach") else one for key, one in params.items()}
     if broken := [name for name, value in plain.items() if not np.isfinite(value).all()]:
         return f"{len(broken)} of {len(params)} tensors hold NaN or infinity, the first is {broken[0]!r}"
     return None

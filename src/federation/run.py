@@ -54,11 +54,9 @@ class Run:
 
     @cached_property
     def final_validation(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Model file → site → metrics of FLARE's ``add_final_global_evaluation``; empty where the recipe has none; a
-        ``CourseError`` for half a file."""
+        """Model file → site → metrics of FLARE's ``add_final_global_evaluation``; empty without; a ``CourseError`` if damaged."""
         file, found = next(self.server.rglob("cross_val_results.json"), None), {}
-        told = "final validation", "Fetch the run again, or make it anew.", "its results cannot be read"
-        tried = load_json(file, *told) if file else {}
+        tried = load_json(file, "final validation", "Fetch the run again.", "it cannot be read") if file else {}
         for site, models in tried.items():
             for model in filter(models.get, models):
                 found.setdefault(model.removeprefix("SRV_"), {})[site] = models[model]
