@@ -45,7 +45,7 @@ from PIL import Image
 from tensorboard import notebook
 
 from book import figures, show, told
-from data_scripts import folders, mednist_sites, prostate_download, scanners
+from data_scripts import folders, mednist_sites, prepare, prostate_download, scanners
 from data_scripts.datalists_gen import read_hospitals, share_out
 from data_scripts.nifti import one_geometry
 from data_scripts.sharing import partition, split, who_has_what, write_sites
@@ -64,6 +64,7 @@ from src.federation.record import failure_report, shortfall
 from src.federation.run import FINAL, Run
 from src.federation.server import RECORD
 from src.federation.simulator import CourseSimEnv
+from src.federation.site import SiteOptions
 from src.learners.recipe import learner_recipe
 from src.mednist.evaluation import ImageStatistics
 from src.prostate.transforms import LoadCase
@@ -361,6 +362,11 @@ def picture(values: np.ndarray, kind: str, **options) -> Callable[[Path], None]:
     return lambda file: image.save(file, **options)
 
 
+def in_channels(number: int) -> Callable[[Path], None]:
+    image = np.repeat((RAMP * 4095).astype(np.uint16)[..., None], number, axis=2)
+    return lambda file: SimpleITK.WriteImage(SimpleITK.GetImageFromArray(image, isVector=True), file)
+
+
 @rows(
     *[(name, "png", picture(RAMP * 200, mode), np.floor(RAMP * 200) / 255, None) for name, mode in {"8 bits, grey": "uint8",
       "a grey picture stored in colours": "RGB", "a picture with an alpha channel": "RGBA", "a palette": "P"}.items()],
@@ -370,6 +376,11 @@ def picture(values: np.ndarray, kind: str, **options) -> Callable[[Path], None]:
     *[(name, "tif", picture(values, kind), RAMP, DEEP) for name, values, kind in (
         ("16 bits, big-endian TIFF", RAMP * 60000 + 1000, ">u2"), ("32 bits", RAMP * 1e6, "int32"),
         ("floating point from 0 to 1", RAMP, "float32"), ("floating point below 0", RAMP * 2000 - 1000, "float32"))],
+    *[(f"16 bits in each of {number} channels", kind, in_channels(number), "it has 16 bits a channel; save it as grey of 16 bits")
+      for number, kind in ((2, "png"), (3, "png"), (4, "png"), (3, "tif"))],
+    *[(f"white is 0, {kind}", "tif", picture(4095 - RAMP * 4095, kind, tiffinfo={262: 0}), RAMP, DEEP) for kind in ("u2", "f4")],
+    ("signed, 8 bits", "tif", picture(RAMP * 200, "uint8", tiffinfo={339: 2}), "it has signed values of 8 bits; save it as"),
+    ("floating point from -3.3e38 to 3.3e38", "tif", picture((RAMP - 0.5) * 6.6e38, "float32"), RAMP, DEEP),
     ("16 bits of one value", "png", picture(SQUARE * 0 + 999, "uint16"), SQUARE * 0, DEEP),
     ("floating point with a NaN", "tif", picture(np.where(RAMP > 0.99, np.nan, RAMP), "float32"), "it holds NaN or infinity"),
     ("twice as wide as high", "png", picture(np.full((50, 100), 51), "uint8"), ACROSS, PAD),
@@ -523,13 +534,15 @@ RULE = "cannot be the name of a site: use letters, digits, - and _ alone"
             "hospitals: one case that is not in a list": b'{"a": "x"}', "hospitals: numbers": b'{"a": [1]}',
             "hospitals: no file": None}, "hospitals", "hospitals is no map of sites to cases; write"),
     ("sites: a number", 3, "sites", ["site-1", "site-2", "site-3"]),
+    ("sites: NumPy's 2", np.int64(2), "sites", ["site-1", "site-2"]),
     ("sites: names", ["BIDMC", "HK", "north_2"], "sites", ["BIDMC", "HK", "north_2"]),
     *alike({"server, which FLARE has itself": ["server", "a"], "Server, which a Mac takes for the same": ["Server"], "all": ["all"],
             "a blank": ["Hospital A"], "a comma": ["a,b"], "a path": ["../d"], "a dot": ["a.b"], "a dash in front": ["-x"],
             "an umlaut": ["münchen"], "an empty name": [""], "a number among names": [3]}, "sites", RULE),
     ("the same name twice", ["a", "a"], "sites", "a list of names that differ"),
     ("names that differ in capitals alone", ["North", "north"], "sites", "a list of names that differ in more than capitals"),
-    ("a word instead of a list", "north", "sites", "give a number of at least 1, or a list of names"),
+    *alike({"a word instead of a list": "north", "a set": {"a", "b"}, "a dict": {"a": 1}, "true": True, "NumPy's true": np.True_},
+           "sites", "give a number of at least 1, or a list of names"),
     ("no sites", 0, "sites", "sites is 0; give a number of at least 1"),
 )  # fmt: skip
 def test_settings_and_sites(given, what, right, tmp_path):
@@ -569,6 +582,8 @@ def edited(name: str, content: bytes = b"") -> Callable[[Path], None]:
     ("a list instead of parts", b"[]", "is not a JSON object with the parts training, validation, testing"),
     *alike({"no training part": b"{}", "nothing to train on": datalist([])}, "part 'training' is missing or empty"),
     ("an image that is not there", datalist([item(0), item(77)]), "images/77.nii.gz does not exist"),
+    ("a name that no disk takes", datalist([item("x" * 300)]), "xxx.nii.gz does not exist, or cannot be read"),
+    ("a case by another path", datalist([item(0), item("../images/0")]), same("../images/0", *["a training"] * 2)),
     ("an entry without a label", datalist([{"image": "images/0.nii.gz"}]), "training[0]: no 'image' with its 'label'"),
     ("a case in two parts", datalist([item(0)], [], [item(0)]), TWICE.format("testing")),
     ("a case twice in one part", datalist([item(0), item(0)]), TWICE.format("training")),
@@ -717,7 +732,8 @@ GOOD = {CLASS: (3,), EITHER: (3, 6), MASK: ()}
 JSON = {"3": 3, "3.0": 3.0, "-1": -1, "-100, which PyTorch passes over": -100, "6 of six classes": 6, "true": True,
         "3.5": 3.5, "NaN": math.nan, "infinity": math.inf, "3 in quotes": "3", "a list": [3]}  # fmt: skip
 PYTHON = {**JSON, "a NumPy integer": np.int64(3), "a NumPy float": np.float32(3), "a tensor": torch.tensor(3),
-          "NumPy's true": np.True_, "NumPy's -1": np.int8(-1)}  # fmt: skip
+          "NumPy's true": np.True_, "NumPy's -1": np.int8(-1),
+          "a masked value": np.ma.masked, "3 of time": np.timedelta64(3)}  # fmt: skip
 NUMBERS = {"the number 0": 0, "the number 3": 3, "true": True, "3 in quotes": "3"}
 
 
@@ -773,7 +789,7 @@ DOORS = {
 )  # fmt: skip
 def test_labels(label, takes, use, tmp_path, home):
     found = outcome(lambda: use(brought(tmp_path / "own", label), home))
-    if type(label) not in (bool, np.bool_, list) and label in GOOD[takes]:
+    if type(label) not in (bool, np.bool_, np.timedelta64, list) and label in GOOD[takes]:
         assert found == int(label) and isinstance(found, int | np.integer)
     else:
         assert found.endswith(f"its label is {label!r}; it must be {takes}")
@@ -1297,3 +1313,36 @@ WEIGHTS = MEDNIST.new_model(0, SMALLER).state_dict()
 )  # fmt: skip
 def test_cells(call, right):
     agrees(outcome(call), right)
+
+
+# -- sharing out: what is asked for with numbers, parts and names, and the words where it cannot be --------------------
+
+DEALT = [{"image": f"/{label}/{number}", "label": label} for label in range(3) for number in range(9)]
+GIVEN = "' is given 2 times to be shared out; give it once."
+
+
+def put(name: str, part: str = "training") -> Callable:
+    return lambda own: write_sites("toy", {"a": {part: [brought(own, 0) | {"image": str(own / name)}]}}, own, {}, len)
+
+
+@rows(
+    *[(f"{name} {value!r}", lambda _, given={name: value}: partition(DEALT, 2, **given), f"it must be a {due}")
+      for name, due, *values in (
+        ("seed", "valid integer", 1.5, "0", None, True), ("few", "valid integer", 1.5, "1"), ("how", "valid string", ["even"]),
+        ("counts", "valid integer", [3.5, 2], ["3", "2"], [True, 2]), ("counts", "valid tuple", 3), ("alpha", "valid num", "0.5"),
+        ("alpha", "finite number", math.nan, math.inf)) for value in values],
+    *[(f"a share of {value!r}", lambda _, value=value: split(DEALT, value, 0.2), f"'validation' is {value!r}; it must be a")
+      for value in (math.nan, "0.1", True)],
+    ("an image twice", lambda _: partition([*DEALT, DEALT[0]], 2), f"'/0/0{GIVEN}"),
+    ("by another path, to be split", lambda _: split([*DEALT, {"image": "/0/../0/0", "label": 0}], 0.1, 0.2), f"'/0/0{GIVEN}"),
+    ("a class at home twice", lambda _: partition(DEALT, 2, "specialised", homes=[0, 1, 2, 2]), f"2{GIVEN[1:]}"),
+    *[(f"a misspelt part {way}", use, "a has a part 'trainig'; there are training, validation, testing.") for way, use in (
+        ("written", put("a.png", "trainig")), ("in a table", lambda _: who_has_what({"a": {"trainig": DEALT}})))],
+    *[(what, put(name), "own, or cannot be read.") for what, name in (("no image", "b.png"), ("one elsewhere", __file__))],
+    *[(f"a misspelt task, {use.__name__}", lambda _, use=use: use("mednits"), "They make mednist and prostate;")
+      for use in (prepare.share_out, prepare.described)],
+    ("a task of one's own", lambda own: listed(brought(own, 0), own.parent / "my data") and prepare.share_out("toy"), "toy"),
+    ("threads below 0", lambda _: SiteOptions(threads=-1), "'threads' is -1; it must be greater than or equal to 0"),
+)  # fmt: skip
+def test_sharing_out(use, right, tmp_path):
+    agrees(outcome(lambda: use(tmp_path / "own")), right)

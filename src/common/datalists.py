@@ -79,7 +79,8 @@ def in_two_places(datalists: Datalists, sums: Mapping[str, str]) -> list[str]:
     seen, problems = {}, []
     for site, part, item in each(datalists):
         place = item["image"], f"{site} {part}".strip()
-        first = seen.setdefault(sums.get(item["image"], os.path.normpath(item["image"])), place)
+        path = os.path.normpath(item["image"])
+        first = seen.setdefault(sums.get(item["image"]) or sums.get(path, path), place)
         if first is not place:
             names = " and ".join(dict.fromkeys((first[0], place[0])))
             problems.append(f"{names}: the same image is in {first[1]} and in {place[1]}; take it out of one of them")
