@@ -69,7 +69,7 @@ class StudySettings(Checked):
     # How models of sites that differ become one, or stay several: src/federation/methods.py.
     method: Literal["fedavg", "fedprox", "scaffold", "fedadam", "fedavgm", "fedbn", "ditto"] = "fedavg"
     fedproxloss_mu: NotNegative = 0.0  # weight of FedProx's proximal term, and of no other method's
-    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0  # of the first model, the items' order, augmentation
+    seed: Annotated[Number, Field(lt=2**63)] = 0  # of the first model, the order of the items, and the augmentation
 
     @model_validator(mode="after")
     def _weight_belongs_to_fedprox(self) -> Self:
