@@ -29,7 +29,6 @@ class Arguments(Checked):
 
     seed: Number = 0
     site: str = ""
-    how: str = ""
     counts: tuple[Count, ...] | None = None
     alpha: Positive | None = None
     homes: tuple[Number, ...] | None = None
@@ -162,9 +161,9 @@ def partition(
     on, in equal numbers; ``few`` of its items, by default none, are at each other site. A ``CourseError`` for an unknown ``how``,
     an option that it does not heed, an image or class given twice, wrong labels or types, and numbers that are not possible."""
     options = {"counts": counts, "alpha": alpha, "homes": homes, "few": few}
-    Arguments(how=how, **options)
+    Arguments(**options)
     names, rng, items = site_names(sites), random_numbers(seed), _plain(items, homes or ())
-    if how not in HOW:
+    if how not in [*HOW]:  # it may be a list
         raise CourseError(f"Unknown partition {how!r}; choose one of {', '.join(HOW)}.")
     options = {name: value for name, value in options.items() if value is not None}
     for name, value in options.items():

@@ -362,11 +362,6 @@ def picture(values: np.ndarray, kind: str, **options) -> Callable[[Path], None]:
     return lambda file: image.save(file, **options)
 
 
-def in_channels(number: int) -> Callable[[Path], None]:
-    image = np.repeat((RAMP * 4095).astype(np.uint16)[..., None], number, axis=2)
-    return lambda file: SimpleITK.WriteImage(SimpleITK.GetImageFromArray(image, isVector=True), file)
-
-
 @rows(
     *[(name, "png", picture(RAMP * 200, mode), np.floor(RAMP * 200) / 255, None) for name, mode in {"8 bits, grey": "uint8",
       "a grey picture stored in colours": "RGB", "a picture with an alpha channel": "RGBA", "a palette": "P"}.items()],
@@ -376,7 +371,8 @@ def in_channels(number: int) -> Callable[[Path], None]:
     *[(name, "tif", picture(values, kind), RAMP, DEEP) for name, values, kind in (
         ("16 bits, big-endian TIFF", RAMP * 60000 + 1000, ">u2"), ("32 bits", RAMP * 1e6, "int32"),
         ("floating point from 0 to 1", RAMP, "float32"), ("floating point below 0", RAMP * 2000 - 1000, "float32"))],
-    *[(f"16 bits in each of {number} channels", kind, in_channels(number), "it has 16 bits a channel; save it as grey of 16 bits")
+    *[(f"{number} channels of 16 bits", kind, lambda file, number=number: SimpleITK.WriteImage(SimpleITK.Image(
+        (8, 8), SimpleITK.sitkVectorUInt16, number), file), "it has 16 bits a channel; save it as grey of 16 bits")
       for number, kind in ((2, "png"), (3, "png"), (4, "png"), (3, "tif"))],
     *[(f"white is 0, {kind}", "tif", picture(4095 - RAMP * 4095, kind, tiffinfo={262: 0}), RAMP, DEEP) for kind in ("u2", "f4")],
     ("signed, 8 bits", "tif", picture(RAMP * 200, "uint8", tiffinfo={339: 2}), "it has signed values of 8 bits; save it as"),
@@ -1328,11 +1324,12 @@ def put(name: str, part: str = "training") -> Callable:
 @rows(
     *[(f"{name} {value!r}", lambda _, given={name: value}: partition(DEALT, 2, **given), f"it must be a {due}")
       for name, due, *values in (
-        ("seed", "valid integer", 1.5, "0", None, True), ("few", "valid integer", 1.5, "1"), ("how", "valid string", ["even"]),
+        ("seed", "valid integer", 1.5, "0", None, True), ("few", "valid integer", 1.5, "1"),
         ("counts", "valid integer", [3.5, 2], ["3", "2"], [True, 2]), ("counts", "valid tuple", 3), ("alpha", "valid num", "0.5"),
         ("alpha", "finite number", math.nan, math.inf)) for value in values],
     *[(f"a share of {value!r}", lambda _, value=value: split(DEALT, value, 0.2), f"'validation' is {value!r}; it must be a")
       for value in (math.nan, "0.1", True)],
+    ("a way in a list", lambda _: partition(DEALT, 2, ["even"]), "Unknown partition ['even']; choose one of specialised,"),
     ("an image twice", lambda _: partition([*DEALT, DEALT[0]], 2), f"'/0/0{GIVEN}"),
     ("by another path, to be split", lambda _: split([*DEALT, {"image": "/0/../0/0", "label": 0}], 0.1, 0.2), f"'/0/0{GIVEN}"),
     ("a class at home twice", lambda _: partition(DEALT, 2, "specialised", homes=[0, 1, 2, 2]), f"2{GIVEN[1:]}"),

@@ -68,6 +68,7 @@ class Site:
         app = app or next((one for one in job.parents if one.name.startswith(WorkspaceConstants.APP_PREFIX)), job)
         places = job, job / "src" / CONFIG, job / CONFIG
         settings = task.settings.read(next(filter(Path.is_file, places), places[-1]))
+        parts, kept = read_site(settings.data, name, task.classes), app.parents[1] / KEPT / app.parent.name
         own = sites_folder(settings.data) / name
         file = own / "options.json"
         if (chosen := read_json(file) if file.exists() else {}) is None:
@@ -79,7 +80,6 @@ class Site:
             settings = settings.changed(batch_size=options.batch_size)
         # FLARE collects garbage after each round. To look at half a million objects that stay anyway takes as long as some steps.
         gc.freeze()
-        parts, kept = read_site(settings.data, name, task.classes), app.parents[1] / KEPT / app.parent.name
         return cls(task, settings, parts, name, own / "cache" if options.cache else None, kept=kept)
 
     def _trainer(self, model: torch.nn.Module) -> SupervisedTrainer:
