@@ -1152,9 +1152,9 @@ def took_part(run: Run) -> list[tuple]:
     return list(run.contributions.fillna("").itertuples(index=False, name=None))
 
 
-def damaged(run: Run) -> list[dict]:
+def damaged(run: Run, line="{") -> list[dict]:
     (file,) = run.folder.rglob(RECORD)
-    file.write_text("{\n" + file.read_text())
+    file.write_text(f"{line}\n" + file.read_text())
     return Run(run.folder).record
 
 
@@ -1187,6 +1187,8 @@ ONE, NONE = tallied(north=None, south=UNREADABLE), "is no checkpoint of a run: "
     ("statistics that failed", ONE, why, f"The run failed at the task fed_stats. south: {UNREADABLE}. More"),
     ("a server that stopped", STOPPED, why, "before the first round. server: Not all required 2 statistics received."),
     ("a damaged record", asked(PAIR), damaged, " is damaged: "),
+    ("a record with a number", asked(PAIR), lambda run: damaged(run, "7"), " is damaged: "),
+    ("a record with something else", asked(PAIR), lambda run: damaged(run, '{"a": 1}'), " is damaged: a line is no event."),
     ("a matrix of no validation", asked(PAIR), lambda run: run.cross_site("a"), "it needs add_cross_site_evaluation()."),
     ("the best model of no validation", asked(PAIR), lambda run: run.best_model("a"), "it needs add_final_global_evaluation(),"),
     ("half a file of the validation", VALIDATED, half_validated, "cross_val_results.json: Unterminated string"),

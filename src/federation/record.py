@@ -17,8 +17,11 @@ def read_record(folder: Path) -> list[dict]:
     lines = file.read_text(errors="replace").splitlines(keepends=True) if file else []
     try:
         # The last line may still be in the writing while the run goes on.
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-    except ValueError as error:
+        entries = [json.loads(line) for line in lines if line.endswith("\n")]
+        if all("event" in entry for entry in entries):
+            return entries
+        raise ValueError("a line is no event")
+    except (TypeError, ValueError) as error:
         raise CourseError(f"The record {file} is damaged: {error}. Fetch the run again, or make it anew.") from error
 
 
