@@ -39,7 +39,7 @@ class Arguments(Checked):
 
 
 def random_numbers(seed: int, site: str = "") -> np.random.Generator:
-    """NumPy's generator, fixed by a seed and the name of a site; a ``CourseError`` for a negative seed."""
+    """NumPy's generator, fixed by a seed and the name of a site; a ``CourseError`` for what is none."""
     Arguments(seed=seed, site=site)
     return np.random.default_rng([seed, *site.encode()])
 
