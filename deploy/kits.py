@@ -11,6 +11,8 @@ import socket
 import ssl
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
+from math import inf
+from numbers import Real
 from pathlib import Path
 
 import yaml
@@ -96,6 +98,15 @@ def provision(folder: Path, about: dict) -> dict[str, Path]:
     return {one["name"]: Path(made["current_prod_dir"]) / one["name"] for one in about["participants"]}
 
 
+def _whole(kit: Path) -> Path:
+    kit = Path(kit)
+    if not all((kit / "local" / f"{name}.json.default").is_file() for name in ("resources", "authorization")):
+        raise CourseError(
+            f"{kit} is not the kit of a server or a site. Give the folder that `local` and `startup` are in."
+        )
+    return kit
+
+
 def set_up_server(kit: Path, silence: float = SILENCE_SECONDS, storage: str | None = ".") -> None:
     """Write a server's ``local/resources.json`` anew, with :mod:`deploy.returning`; :func:`set_up_site` comes after it.
 
@@ -105,7 +116,9 @@ def set_up_server(kit: Path, silence: float = SILENCE_SECONDS, storage: str | No
         storage: folder for jobs and results, from the kit's folder on. None leaves them where the kit has them, for a kit that
             ``nvflare deploy prepare`` has made: there that is a path inside the container, or on the cluster.
     """
-    file = kit / "local" / "resources.json"
+    if isinstance(silence, bool) or not isinstance(silence, Real) or not 0 < silence < inf:
+        raise CourseError(f"silence is {silence!r}; give a number of seconds above 0.")
+    file = _whole(kit) / "local" / "resources.json"
     if storage is not None:  # FLARE's function reads the default and writes the file
         update_storage_locations(str(kit / "local"), str(kit.absolute() / storage))
     resources = json.loads((file if storage is not None else Path(f"{file}.default")).read_text())
@@ -126,7 +139,13 @@ def set_up_site(kit: Path, classes: Sequence[str] = (), brings_code: bool = True
             list. A site that reviews code and installs it names what it has installed, and forbids the rest by
         brings_code: whether a job may bring code along (BYOC, *bring your own code*), which a lead's may by default.
     """
-    resources, rules = kit / "local" / "resources.json", kit / "local" / "authorization.json"
+    if isinstance(classes, str) or not all(isinstance(name, str) and name.strip(".") for name in classes):
+        raise CourseError(
+            f"classes is {classes!r}; give a list of names, such as REVIEWED. FLARE allows what begins with one."
+        )
+    if not isinstance(brings_code, bool):
+        raise CourseError(f"brings_code is {brings_code!r}; give True or False.")
+    resources, rules = (_whole(kit) / "local" / f"{name}.json" for name in ("resources", "authorization"))
     default = json.loads((resources if resources.exists() else Path(f"{resources}.default")).read_text())
     default["class_allow_list"] += [name for name in classes if name not in default["class_allow_list"]]
     write_json(resources, default)
@@ -149,7 +168,7 @@ def sign_anew(project_folder: Path, kit: Path, until: datetime, since: datetime 
     builder = builder.not_valid_before(since).not_valid_after(until)
     for extension in old.extensions:
         builder = builder.add_extension(extension.value, extension.critical)
-    file.write_bytes(serialize_cert(builder.sign(load_private_key(state["root_pri_key"]), hashes.SHA256())))
+    write_file(file, serialize_cert(builder.sign(load_private_key(state["root_pri_key"]), hashes.SHA256())))
 
 
 def knock(kit: Path) -> str | None:

@@ -320,7 +320,7 @@ def test_the_house_is_small():
     src = {name: count for name, count in lines.items() if name.parts[0] == "src"}
     assert sum(src.values()) <= 3_310 and {name: count for name, count in src.items() if count > 250} == {}
     ours = ("src", "data_scripts", "deploy", "book", "conftest.py")
-    assert sum(count for name, count in lines.items() if name.parts[0] in ours) <= 7_530
+    assert sum(count for name, count in lines.items() if name.parts[0] in ours) <= 7_550
 
 
 WAITING = re.compile(

@@ -51,7 +51,7 @@ from data_scripts.nifti import one_geometry
 from data_scripts.sharing import partition, split, who_has_what, write_sites
 from data_scripts.together import read_sites, sites_of
 from deploy import federation
-from deploy.kits import SERVER, knock, project, provision, sign_anew
+from deploy.kits import SERVER, knock, project, provision, set_up_server, set_up_site, sign_anew
 from src.common import paths
 from src.common.datalists import PARTS, read_datalist, read_site, site_names
 from src.common.errors import CourseError
@@ -823,6 +823,20 @@ def test_projects(asked, right, organisation, tmp_path):
         made = outcome(lambda: provision(tmp_path / "new", made))
     agrees(made if isinstance(made, str) else made["participants"][1]["name"], right)
     assert names_in(tmp_path / "new") == []
+
+
+@rows(
+    *alike({"a package as text": {"classes": "src."}, "an empty name": {"classes": ["src.", ""]}, "a dot": {"classes": ["."]}},
+           "give a list of names, such as REVIEWED"),
+    ("no, for False", {"brings_code": "no"}, "brings_code is 'no'; give True or False."),
+    *[(f"a silence of {silence!r}", {"silence": silence}, f"silence is {silence!r}; give a number of seconds above 0.")
+      for silence in (0, -1, math.nan, math.inf, "25", True)],
+    ("no kit of a site", {}, "is not the kit of a server or a site. Give the folder"),
+    ("no kit of a server", {"silence": 25.0}, "is not the kit of a server or a site. Give the folder"),
+)  # fmt: skip
+def test_what_a_kit_is_told(asked, right, tmp_path):
+    agrees(outcome(lambda: (set_up_server if "silence" in asked else set_up_site)(tmp_path, **asked)), right)
+    assert not (tmp_path / "local").exists()
 
 
 @rows(

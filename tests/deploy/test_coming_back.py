@@ -87,7 +87,15 @@ def test_a_site_that_comes_back_ends_as_well_as_one_that_stayed(method, seed, pl
     hospitals, _ = place
     weight = 0.01 if method == "fedprox" else 0.0
     settings = Settings(
-        data=shared(seed), rounds=ROUNDS, method=method, fedproxloss_mu=weight, network="CompactDenseNet", seed=seed
+        data=shared(seed),
+        rounds=ROUNDS,
+        local_epochs=2,
+        batch_size=8,
+        learning_rate=0.005,
+        network="CompactDenseNet",
+        method=method,
+        fedproxloss_mu=weight,
+        seed=seed,
     )
     go, client = tmp_path / "go", tmp_path / "client.py"
     client.write_text(CLIENT.format(go=str(go)))
