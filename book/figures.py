@@ -48,9 +48,9 @@ def site_color(number: int) -> str:
 
 def example_images(items: Sequence[dict], class_names: Sequence[str], columns: int = 10, seed: int = 0) -> dict:
     """``columns`` images ``(64, 64)`` of each class, chosen at random from items with ``image`` and ``label``, for a montage."""
-    rng, rows = np.random.default_rng(seed), {}
+    rng, rows, items = np.random.default_rng(seed), {}, [plain_item(item, class_names) for item in items]
     for number, name in enumerate(class_names):
-        own = [item["image"] for item in items if plain_item(item, class_names)["label"] == number]
+        own = [item["image"] for item in items if item["label"] == number]
         rows[name] = [LoadPicture()({"image": path})["image"][0] for path in rng.permutation(own)[:columns]]
     return rows
 

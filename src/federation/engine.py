@@ -107,8 +107,7 @@ def train_for(
     Returns the mean loss of the last pass, without a proximal term; a ``FloatingPointError`` if it or a weight is not finite.
     """
     losses, failures = [], []
-    if done is not None:
-        trainer.state.epoch = done
+    trainer.state.epoch = trainer.state.epoch if done is None else done
 
     def remember(engine: Engine) -> None:
         losses.append(engine.state.output[CommonKeys.LOSS].item())

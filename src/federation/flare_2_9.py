@@ -42,11 +42,13 @@ def look_often(recipe) -> None:
 
 
 def go_on_without(recipe, least: int) -> None:
-    """Let a round go on when a site answers with an error. FLARE would end the run at the first one, or, for FedOpt, go on without
-    those who are not the first ``least``."""
+    """Let a round go on without a site that fails. FLARE ends the run, or, for FedOpt, does not wait for more than ``least``."""
     controller = server_of(recipe).workflows[0].controller
-    controller._ignore_result_error = controller.ignore_result_error = True
-    controller._min_clients, controller._wait_time_after_min_received = least, DAY
+    if hasattr(controller, "_min_clients"):  # FedOpt's
+        controller.ignore_result_error, controller._min_clients = True, least
+        controller._wait_time_after_min_received = DAY
+    else:
+        controller._ignore_result_error = True
 
 
 def forget_script_folder(recipe) -> None:

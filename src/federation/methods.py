@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from ignite.engine import Engine, Events
-from nvflare.apis.fl_constant import FLMetaKey
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.app_constant import AlgorithmConstants
 from nvflare.app_common.utils.fedprox_utils import get_fedprox_mu
@@ -17,7 +16,6 @@ from nvflare.client.config import TransferType
 from src.common.errors import CourseError
 from src.common.settings import StudySettings
 from src.federation.engine import ProximalTerm
-from src.federation.reasons import REASON, WITHOUT_STATE
 from src.federation.site import Site
 
 WHOLE = "course_whole_model"  # in the meta of a site's own model, which others try as it is
@@ -32,11 +30,10 @@ class Tensors(dict):
 class FedAvg:
     """Take the global weights, train them on the site's own items, and send them back as ``trained``.
 
-    McMahan et al., *Communication-Efficient Learning of Deep Networks from Decentralized Data*, AISTATS 2017.
-    """
+    McMahan et al., *Communication-Efficient Learning of Deep Networks from Decentralized Data*, AISTATS 2017."""
 
     def __init__(self, site: Site):
-        self.site, self.model, self.remark = site, site.model, None
+        self.site, self.model = site, site.model
         self.trained = site.keeps["trained"] = Tensors()
 
     def receive(self, received: FLModel) -> None:
@@ -46,10 +43,9 @@ class FedAvg:
     def train(self, received: FLModel) -> float:
         """Train one round and keep its weights; returns the mean loss of the last pass. The methods differ in :meth:`fit`."""
         start = time.perf_counter()
-        self.remark = WITHOUT_STATE if received.current_round and not self.site.has_state else None
         loss = self.fit(received)
         self.trained.update((name, value.clone()) for name, value in self.model.state_dict().items())
-        self.remark = self.site.remember() or self.remark
+        self.site.remember(received.current_round)
         self.site.seconds["seconds_training"] = time.perf_counter() - start
         return loss
 
@@ -57,9 +53,8 @@ class FedAvg:
         return self.site.train(received.current_round)
 
     def meta(self) -> dict[str, object]:
-        """What is sent beside weights and metrics: the number of training items, by which the average weighs; and a remark."""
-        remark = {REASON: self.remark} if self.remark else {}
-        return {FLMetaKey.NUM_STEPS_CURRENT_ROUND: len(self.site.training)} | remark
+        """What is sent beside weights and metrics."""
+        return self.site.meta()
 
     def submit(self) -> FLModel:
         """The site's own last model, for the others to try on their images; a ``CourseError`` where it has not trained."""
@@ -85,8 +80,7 @@ class Scaffold(FedAvg):
     """FedAvg that corrects each step by how a site's direction differs from all sites' mean direction.
 
     Karimireddy et al., *SCAFFOLD: Stochastic Controlled Averaging for Federated Learning*, ICML 2020. It is derived for plain
-    gradient steps; here the "direction" is what the task's own optimiser makes of the gradients.
-    """
+    gradient steps; here the "direction" is what the task's own optimiser makes of the gradients."""
 
     def __init__(self, site: Site):
         super().__init__(site)
@@ -116,8 +110,7 @@ class Scaffold(FedAvg):
 class FedBN(FedAvg):
     """FedAvg in which each site keeps its own BatchNorm; a filter of FLARE's holds it back in the update.
 
-    Li et al., *FedBN: Federated Learning on Non-IID Features via Local Batch Normalization*, ICLR 2021.
-    """
+    Li et al., *FedBN: Federated Learning on Non-IID Features via Local Batch Normalization*, ICLR 2021."""
 
     def __init__(self, site: Site):
         super().__init__(site)
@@ -140,8 +133,7 @@ class Ditto(FedAvg):
     """FedAvg, and beside it a second model that each site trains for itself, held near the global one.
 
     Li et al., *Ditto: Fair and Robust Federated Learning Through Personalization*, ICML 2021. It takes twice the work at a site.
-    The hold is ``lambda / 2 * |v - w|^2``, the gradient that FedProx has.
-    """
+    The hold is ``lambda / 2 * |v - w|^2``, the gradient that FedProx has."""
 
     LAMBDA = 0.1
 

@@ -57,9 +57,8 @@ def shortfall(folder: Path) -> str | None:
 def failure_report(run_folder: Path, workspace: Path, sites: list[str]) -> str:
     """Why a run failed: round, sites and kinds of fault, and which process's own log in the simulator's ``workspace`` says more."""
     record = read_record(run_folder)
-    before = takewhile(
-        lambda entry: entry["event"] != "run stopped", record
-    )  # afterwards, sites are lost because it stops
+    # Afterwards, sites are lost because the run stops.
+    before = takewhile(lambda entry: entry["event"] != "run stopped", record)
     failed = [entry for entry in before if entry["event"] == "site lost" or not entry.get("accepted", True)]
     causes = {entry["site"]: entry["reason"] for entry in failed}
     for name in () if causes else (*sites, "server"):

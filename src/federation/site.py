@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from monai.engines import SupervisedTrainer
-from nvflare.apis.fl_constant import WorkspaceConstants
+from nvflare.apis.fl_constant import FLMetaKey, WorkspaceConstants
 from typing_extensions import Self
 
 from src.common.datalists import read_site
@@ -23,9 +23,9 @@ from src.common.settings import CONFIG, Checked, Count, Number, StudySettings
 from src.common.task import Task
 from src.federation.engine import pick_device, train_for
 from src.federation.flare_2_9 import process_kind
+from src.federation.reasons import REASON, WITHOUT_STATE
 
-# In a site's workspace, kept/<job>/site_state.pt: what it keeps between rounds; never sent.
-KEPT, STATE = "kept", "site_state.pt"
+KEPT, STATE = "kept", "site_state.pt"  # kept/<job>/site_state.pt in a site's workspace: what it keeps; never sent
 
 
 class SiteOptions(Checked):
@@ -56,7 +56,8 @@ class Site:
         self.trainer = self._trainer(self.model)
         self.seconds: dict[str, float] = {}
         self.keeps: dict[str, Any] = {"optimizer": self.trainer.optimizer}
-        self.has_state = False  # whether it has trained in this job, now or in a process before
+        # Whether it has trained in this job, now or in a process before; what the server should know beside a good update.
+        self.has_state, self.remark = False, None
 
     @classmethod
     def open(cls, task: Task, name: str, job: Path, app: Path | None = None) -> Self:
@@ -103,13 +104,18 @@ class Site:
         epochs = self.settings.local_epochs
         return train_for(trainer or self.trainer, epochs, done=None if number is None else number * epochs)
 
-    def remember(self) -> str | None:
-        """Write what the site keeps between rounds; returns a short reason if it cannot. Of a simulated site, which never comes
-        back, it is ``model`` alone, weights of the site's own, which are a result."""
+    def meta(self) -> dict[str, object]:
+        """What is sent beside weights and metrics: the number of training items, by which the average weighs; and a remark."""
+        return {FLMetaKey.NUM_STEPS_CURRENT_ROUND: len(self.training)} | ({REASON: self.remark} if self.remark else {})
+
+    def remember(self, number: int | None) -> None:
+        """Write what the site keeps after round ``number``, and remark if it cannot, or if the round began without what it kept. Of
+        a simulated site, which never comes back, it is ``model`` alone, weights of the site's own, which are a result."""
+        self.remark = WITHOUT_STATE if number and not self.has_state else None
         self.has_state, simulated = True, process_kind() == "simulated site"
         state = {name: one.state_dict() for name, one in self.keeps.items() if name == "model" or not simulated}
         if not self.kept or not state:
-            return None
+            return
         torch.save(state, content := io.BytesIO())
         try:
             with writing(self.kept):
@@ -117,12 +123,11 @@ class Site:
             write_file(self.kept / STATE, content.getvalue())
         except CourseError as error:  # the update is good all the same
             logging.getLogger(__name__).warning("does not keep its state: %s", error)
-            return error.kind
+            self.remark = error.kind
 
     def recall(self) -> None:
         """Take up what the site kept in this job before its process ended, if it is there and whole."""
-        file = self.kept and self.kept / STATE
-        if not file or not file.is_file():
+        if not self.kept or not (file := self.kept / STATE).is_file():
             return
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)

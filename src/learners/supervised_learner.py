@@ -17,7 +17,7 @@ from nvflare.app_common.app_constant import AppConstants, ValidateType
 from nvflare.security.logging import secure_format_exception
 
 from src.federation.engine import train_for
-from src.federation.reasons import REASON, WITHOUT_STATE, short_reason
+from src.federation.reasons import REASON, short_reason
 from src.federation.site import Site
 
 
@@ -87,14 +87,12 @@ class SupervisedLearner(Learner, ABC):
             start, received, epochs = time.time(), from_shareable(data), self.aggregation_epochs
             self._load(received)
             number = int(data.get_header(AppConstants.CURRENT_ROUND))
-            remark = WITHOUT_STATE if number and not self.site.has_state else None
             loss = train_for(self.site.trainer, epochs, lambda: self._stopped(abort_signal), done=number * epochs)
-            remark = self.site.remember() or remark
+            self.site.remember(number)
             self._stream({"train_loss": loss, "seconds_training": time.time() - start}, data, fl_ctx)
             trained = self.site.model.state_dict()
             change = {name: value.cpu().numpy() - np.asarray(received.data[name]) for name, value in trained.items()}
-            meta = {MetaKey.NUM_STEPS_CURRENT_ROUND: len(self.site.training)} | ({REASON: remark} if remark else {})
-            return DXO(DataKind.WEIGHT_DIFF, data=change, meta=meta)
+            return DXO(DataKind.WEIGHT_DIFF, data=change, meta=self.site.meta())
 
         return self._answer("training", train, fl_ctx, abort_signal)
 
