@@ -193,7 +193,7 @@ def write_sites(
     relative = {site: {part: [] for part in parts} for site, parts in datalists.items()}
     for site, part, item in each(datalists):
         relative[site][part].append(item | _below(base, item))
-    files = {(site, name) for site, _, item in each(datalists) for name in _below(base, item).values()}
+    files = {(site, name) for site, _, item in each(relative) for name in (item["image"], *volumes(item).values())}
     stamps = [stamp(base / name) for name in sorted({name for _, name in files})]
     about = {"data": data, **about, "sites": list(datalists)}
     about["contents"] = hashlib.sha256(json.dumps([relative, stamps]).encode()).hexdigest()
@@ -210,9 +210,9 @@ def write_sites(
             raise CourseError(f"{folder} holds sites that were not made by sharing out here. {said}")
         # Known by their content, for a scan may be there under two names; small pictures with a class may well be equal.
         sums = {}
-        for site, _, item in each(datalists):
+        for (site, _, item), (_, _, own) in zip(each(datalists), each(relative), strict=True):
             for key, file in volumes(item).items():
-                checked[site][_below(base, item)[key]] = known = _sum(file)
+                checked[site][own[key]] = known = _sum(file)
                 sums[file] = known["sha256"]
         if problems := in_two_places(datalists, sums):
             raise all_of("Nothing was shared out", problems)
