@@ -75,7 +75,6 @@ VARIANTS: dict[str, dict[str, dict]] = {
     "prostate": {
         "rounds20": {"rounds": 20, "local_epochs": 3},
         "rounds30": {"rounds": 30, "local_epochs": 2},
-        "evened": {"coil_correction": 20.0},
     },
 }
 """Task → FedAvg in another way, with as many epochs in all → the settings that differ."""
@@ -86,7 +85,6 @@ TITLES = {
     **{name: method.title for name, method in METHODS.items()},
     "rounds20": "FedAvg, twice the rounds",
     "rounds30": "FedAvg, three times the rounds",
-    "evened": "FedAvg, falloff divided out",
 }
 
 PROXIMAL_WEIGHTS = {"mednist": 0.1, "prostate": 0.05}

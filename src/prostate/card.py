@@ -42,7 +42,6 @@ class Settings(StudySettings):
     loss: Literal["dice_ce", "dice_focal", "dice"] = "dice_ce"
     voxel_spacing: tuple[Positive, Positive, Positive] = (2.0, 2.0, 3.0)  # mm (x, y, z) that the network sees
     field_of_view: tuple[NotNegative, NotNegative] = (128.0, 128.0)  # mm (x, y) kept around the image's centre; 0: all
-    coil_correction: NotNegative = 0.0  # mm, spread of the blur that takes a coil's falloff out; 0 leaves it in
     patch_size: tuple[Side, Side, Side] = (64, 64, 16)  # voxels of a training patch and of the sliding window
     augmentation: bool = True  # random flips, scale, rotation, bias field, contrast, blur and noise in training
     amp: bool = True  # mixed precision on a GPU; a CPU always computes in single precision

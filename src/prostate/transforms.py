@@ -23,7 +23,7 @@ from src.common.errors import CourseError, first_line
 from src.common.files import stamp
 from src.prostate.card import CARD, Settings
 
-VERSION = 3  # changes whenever preparation() gives other volumes for the same settings: an older cache is not used
+VERSION = 4  # changes whenever preparation() gives other volumes for the same settings: an older cache is not used
 BOTH = ("image", "label")
 
 
@@ -76,18 +76,6 @@ def smooth_before_coarser(image: MetaTensor, spacing: Sequence[float]) -> MetaTe
     return convert_to_dst_type(ndimage.gaussian_filter(image.numpy(), (0, *sigma), mode="nearest"), image)[0]
 
 
-def correct_coil(image: MetaTensor, width: float) -> MetaTensor:
-    """Divide an image by a copy of itself, blurred by ``width`` mm, which takes a coil's falloff for what is smooth and removes it.
-
-    The low-pass correction of surface-coil images of Axel et al., *Intensity Correction in Surface-Coil MR Imaging*, AJR 148:418
-    (1987): 50 ms a volume, where N4 needs seconds. Large bright or dark organs lose some of their contrast, too."""
-    if not width:
-        return image
-    smooth = ndimage.gaussian_filter(image.numpy(), (0, *(width / image.pixdim.numpy())), mode="nearest")
-    # A tenth of its mean is added, so that noise far from the coil is not blown up.
-    return image / torch.from_numpy(np.maximum(smooth + 0.1 * smooth.mean(), np.finfo(np.float32).tiny))
-
-
 class CropToField(mt.Transform):
     """Keep ``size`` voxels (x, y, z; -1: all) around the centre, where the scan was pointed; warn where that cuts the gland."""
 
@@ -117,9 +105,9 @@ def preparation(settings: Settings) -> mt.Compose:
     """The part that is the same each time: from the files of a case to volumes of equal orientation, voxel size and range.
 
     Orientation: x to the patient's right, y to the front, z upwards (RAS), whatever way the scanner stored it; voxel size, linear
-    for both; the coil's falloff, where the settings give a width; the box around the centre. Then intensity: T2 signal has no unit,
-    and next to an endorectal coil it is many times brighter. The range between two percentiles inside the box becomes 0 to 1, so
-    that a few bright voxels do not set the scale. Last, padding to at least one patch."""
+    for both; the box around the centre. Then intensity: T2 signal has no unit, and next to an endorectal coil it is many times
+    brighter. The range between two percentiles inside the box becomes 0 to 1, so that a few bright voxels do not set the scale.
+    Last, padding to at least one patch."""
     sides = zip((*settings.field_of_view, 0), settings.voxel_spacing, strict=True)
     some = {"allow_missing_keys": True}
     steps = [
@@ -129,7 +117,6 @@ def preparation(settings: Settings) -> mt.Compose:
         # A linearly resampled mask that is cut at one half keeps its outline smooth.
         mt.Spacingd(BOTH, pixdim=settings.voxel_spacing, mode="bilinear", padding_mode="border", **some),
         mt.Lambdad("label", lambda mask: mask > 0.5, **some),
-        mt.Lambdad("image", lambda image: correct_coil(image, settings.coil_correction)),
         CropToField([round(mm / size) if mm else -1 for mm, size in sides]),
         mt.ScaleIntensityRangePercentilesd("image", 0.5, 99.5, 0.0, 1.0, clip=True, channel_wise=True),
         mt.SpatialPadd(BOTH, spatial_size=settings.patch_size, **some),
@@ -171,7 +158,7 @@ def prepare(items: Sequence[Mapping], settings: Settings, cache: Path | None = N
 
     Each item has ``image`` and perhaps ``label`` and ``site``. In the folder ``cache`` MONAI's ``PersistentDataset`` keeps the
     volumes for the next run, until a file or a setting changes; where it cannot be used, a warning says so, and it is emptied."""
-    made_with = [VERSION, settings.coil_correction, settings.voxel_spacing, settings.field_of_view, settings.patch_size]
+    made_with = [VERSION, settings.voxel_spacing, settings.field_of_view, settings.patch_size]
     keyed = []  # the cache's file names are made from all that an item holds: what changes any of this asks for another file
     for item in items:
         files = filter(Path.is_file, (Path(str(item[key])) for key in BOTH if item.get(key)))
