@@ -75,10 +75,13 @@ def _given(items: Mapping, sites: Mapping, problems: list[str], say: Callable) -
     return {site: [items[name] for name in items if owner.get(name) == site] for site in sites}
 
 
-def prepare(say: Callable[[str], None] = print) -> str:
-    """All steps from nothing to the folders of the sites, with the notebook's settings; returns the name of the data."""
-    raw = find_or_make(say=say)
-    return share_out(folder=convert(raw, raw.with_name("prostate_t2"), say=say), say=say)
+def prepare(say: Callable[[str], None] = print, outlines: str = "shared") -> str:
+    """All steps from nothing to the folders of the sites, with the notebook's settings; returns the name of the data: ``prostate``,
+    or ``prostate_own`` of drawings with such ``outlines``."""
+    raw = find_or_make(say=say, outlines=outlines)
+    which = raw.name.removeprefix("Task05_Prostate")
+    folder = convert(raw, raw.with_name(f"prostate_t2{which}"), say=say)
+    return share_out(data=f"{CARD.name}{which}", folder=folder, say=say)
 
 
 def main() -> None:

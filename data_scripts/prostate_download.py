@@ -3,7 +3,8 @@
 real:       DATA/Task05_Prostate, 229 MB from MONAI's mirror, or from the Decathlon's Google Drive if that fails. The
             checksum is verified. No network here? Bring the archive as DATA/Task05_Prostate.tar.
 generated:  DATA/generated/Task05_Prostate, 36 drawn cases in the same layout, and hospitals.json, which says which
-            of the four drawn hospitals each case comes from."""
+            of the four drawn hospitals each case comes from. They outline alike; with --outlines own each by a protocol
+            of its own, in DATA/generated/Task05_Prostate_own."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +20,22 @@ DRAWN_CASES = 36  # as is said above
 GOOGLE_DRIVE_ID = "1Ff7c21UksxyT4JfETjaarmuKEjdqe1-a"  # in the folder that http://medicaldecathlon.com links to
 
 
-def find_or_make(source: str | None = None, root: Path | None = None, say: Callable[[str], None] = print) -> Path:
-    """The folder ``Task05_Prostate`` of a source (``generated`` or ``real``), below the folder of all data sets; made if missing. A
-    ``CourseError`` if a part of it is missing, or the data cannot be fetched, verified, unpacked or written."""
+def find_or_make(
+    source: str | None = None,
+    root: Path | None = None,
+    say: Callable[[str], None] = print,
+    outlines: str = "shared",
+) -> Path:
+    """The folder ``Task05_Prostate`` of a source (``generated`` or ``real``), below the folder of all data sets; made if missing.
+    ``outlines`` of drawings are ``shared`` by all hospitals, or each one's ``own``, in a folder of their own. A ``CourseError`` if a
+    part of it is missing, or the data cannot be fetched, verified, unpacked or written, or for real data with other outlines."""
     folder = raw_folder("Task05_Prostate", source, root)
     if data_source(source) == "generated":
-        return generated(folder, parameters(DRAWN_CASES, 0), lambda new: write(new, DRAWN_CASES, 0))
+        folder = folder if outlines == "shared" else folder.with_name(f"{folder.name}_{outlines}")
+        asked = DRAWN_CASES, 0, outlines
+        return generated(folder, parameters(*asked), lambda new: write(new, *asked))
+    if outlines != "shared":
+        raise CourseError("Real cases are outlined as they are; outlines='own' is for drawings.")
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         fetch(folder, *_official(), _check, _from_google_drive, say=say)
     _check(folder)
@@ -66,8 +77,11 @@ def main() -> None:
     parser = command.parser("prostate_download", __doc__)
     parser.add_argument("data", nargs="?", type=command.folder, help="data folder; default: COURSE_DATA")
     parser.add_argument("--source", choices=("generated", "real"), help="default: COURSE_DATA_SOURCE")
-    arguments = parser.parse_args()
-    print(describe(find_or_make(arguments.source, arguments.data)))
+    parser.add_argument(
+        "--outlines", choices=("shared", "own"), default="shared", help="of drawings (default: %(default)s)"
+    )
+    a = parser.parse_args()
+    print(describe(find_or_make(a.source, a.data, outlines=a.outlines)))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Drawn stand-ins for the Medical Segmentation Decathlon's Task05_Prostate, in its layout. No patient is in them.
 
 Each organ of a male pelvis is an implicit surface in mm, painted over what lies behind it with a soft edge, averaged over the slice
-thickness, then seen through one of four scanners (:data:`HOSPITALS`). Gland volume, zones, shape and position follow the real data
-(Antonelli et al., *The Medical Segmentation Decathlon*, Nature Communications 2022, doi:10.1038/s41467-022-30695-9). As there, x
-grows to the patient's right, y to anterior, z to superior."""
+thickness, then seen through one of four scanners and outlined by a rater (:data:`HOSPITALS`). Gland volume, zones, shape and
+position follow the real data (Antonelli et al., *The Medical Segmentation Decathlon*, Nature Communications 2022,
+doi:10.1038/s41467-022-30695-9). As there, x grows to the patient's right, y to anterior, z to superior."""
 
 import gzip
 import itertools
@@ -17,8 +17,9 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from data_scripts.phantoms.common import ANATOMY, described
+from src.common.errors import CourseError
 
-VERSION = 3  # changes whenever the same seed draws other voxels, so that an older folder is not taken for a current one
+VERSION = 4  # changes whenever the same seed draws other voxels, so that an older folder is not taken for a current one
 TEST_CASES = 4
 # The numbers that the real data set has in imagesTs; the other ones up to 47 are in imagesTr.
 _TEST_IDS = [3, 5, 8, 9, 11, 12, 15, 19, 22, 23, 26, 27, 30, 33, 36, 45]
@@ -36,9 +37,25 @@ class EndorectalCoil(NamedTuple):
     wander: float  # standard deviation in mm of its place sideways
 
 
-class HospitalStyle(NamedTuple):  # one scanner and its protocol, as far as it shows in the images
+class Outlining(NamedTuple):
+    """What a hospital's raters call the gland, in mm: its protocol changes the mask and never the image."""
+
+    margin: float = 0.0  # in the axial plane, beyond the capsule; below 0: inside of it
+    apex: float = 0.0  # how far below the gland's lower end the outline begins; below 0: above it
+    base: float = 0.0  # how far above its upper end the outline ends; below 0: below it
+    # Standard deviation of a smooth displacement that is each case's own, and half of that of both ends, where raters differ most.
+    rater: float = 0.6
+
+
+SHARED = Outlining()  # what all hospitals do who have agreed upon it
+
+
+class HospitalStyle(NamedTuple):  # one scanner, its protocol and its patients, as far as they show in the images
     name: str  # of the site, as in ``hospitals.json``
     description: str  # one line for figures and tables
+    share: int  # of all hospitals' cases, relative to the others' shares
+    volume: float  # of the gland in mL, median of a log-normal distribution
+    own: Outlining
     matrix: int  # voxels along x and y
     spacing: float  # in-plane voxel size in mm
     thickness: float  # slice thickness in mm
@@ -49,24 +66,46 @@ class HospitalStyle(NamedTuple):  # one scanner and its protocol, as far as it s
     gamma: float  # contrast: exponent on the relative signal; above 1, dark tissue is darker
     fat: float  # relative signal of fat, the tissue that differs most between echo trains
     scale: float  # intensity that a relative signal of 1 is stored as
+    sharpen: float  # share by which the vendor's filter raises what a blur of 1.5 mm would take away
+    ghosts: float  # relative brightness, mean over cases, of the copies by motion along the phase-encoding axis
+    phase: int  # that axis: 0 is x, 1 is y
 
 
 # As strongly as a hospital with such a coil differs from others in real data: brightness that falls by more than a decade from the
 # back of the gland to its front, suppressed fat, a small field of small voxels.
 _COIL = EndorectalCoil(floor=0.05, peak=12.0, reach=14.0, power=3.0, wander=6.0)
+# The first outlines the capsule, for a report; the second stays within it, for a volume; the third outlines what is irradiated,
+# with a margin and the roots of the seminal vesicles; the fourth its core, without the slices where the ends cannot be told.
+# fmt: off
 HOSPITALS = (
-    HospitalStyle("site-1", "3 T, phased-array coil", 144, 1.25, 3.6, None, 0.10, 0.020, 0.55, 1.00, 0.62, 600.0),
-    HospitalStyle("site-2", "1.5 T, endorectal coil", 144, 0.95, 3.6, _COIL, 0.12, 0.030, 0.70, 0.80, 0.03, 2200.0),
-    HospitalStyle("site-3", "3 T, thin slices, uneven coil", 160, 1.25, 3.0, None, 0.26, 0.035, 0.60, 1.20, 0.68, 3e4),
-    HospitalStyle("site-4", "1.5 T, soft and noisy", 136, 1.4, 4.0, None, 0.15, 0.050, 0.95, 0.75, 0.72, 1300.0),
+    HospitalStyle(
+        "site-1", "3 T, phased-array coil", 6, 60.0, Outlining(0.0, 0.0, 0.0, 0.6),
+        144, 1.25, 3.6, None, 0.10, 0.020, 0.55, 1.00, 0.62, 600.0, sharpen=0.0, ghosts=0.03, phase=0,
+    ),
+    HospitalStyle(
+        "site-2", "1.5 T, endorectal coil", 4, 45.0, Outlining(-2.0, -2.0, -2.0, 0.6),
+        144, 0.95, 3.6, _COIL, 0.12, 0.030, 0.70, 0.80, 0.03, 2200.0, sharpen=0.0, ghosts=0.02, phase=0,
+    ),
+    HospitalStyle(
+        "site-3", "3 T, thin slices, uneven coil", 5, 85.0, Outlining(4.0, 4.0, 4.0, 0.6),
+        160, 1.25, 3.0, None, 0.26, 0.035, 0.60, 1.20, 0.68, 3e4, sharpen=0.4, ghosts=0.04, phase=1,
+    ),
+    HospitalStyle(
+        "site-4", "1.5 T, soft and noisy", 3, 65.0, Outlining(-3.0, -4.0, -4.0, 0.6),
+        136, 1.4, 4.0, None, 0.15, 0.050, 0.95, 0.75, 0.72, 1300.0, sharpen=0.0, ghosts=0.06, phase=0,
+    ),
 )
+# fmt: on
+# Whose case comes next, over and over, so that numbers are as their shares and each has one of the first four.
+_TURNS = [style for turn in range(max(s.share for s in HOSPITALS)) for style in HOSPITALS if turn < style.share]
 
 
 class _Gland:
     """Gland and transition zone as implicit surfaces in u = x/a, v = y/b and t from -1 (apex) to 1 (base)."""
 
     def __init__(self, rng: np.random.Generator, style: HospitalStyle):
-        volume = np.clip(rng.lognormal(4.15, 0.62), 22, 250) * 1000  # mm³: mean 74, standard deviation 55 mL
+        # mm³: over all hospitals mean 74, standard deviation 55 mL
+        volume = np.clip(rng.lognormal(np.log(style.volume), 0.6), 22, 250) * 1000
         peripheral = np.clip(rng.lognormal(np.log(16), 0.38), 7.5, 33) * 1000
         self.warp = rng.uniform(1.0, 1.45)  # exponent that puts the widest level above (>1) the middle
         self.power = rng.uniform(1.6, 2.4)  # apex-base profile: 2 is an ellipsoid, more is a barrel
@@ -88,7 +127,7 @@ class _Gland:
         cells *= (axis[1] - axis[0]) ** 3 / 1.3  # volumes in units of a·b·h
         extent = np.array([np.ptp(axis[inside.any((1, 2))]), np.ptp(axis[inside.any((0, 2))]), 2.0])
         flat = rng.normal(0.56, 0.05) if style.coil else rng.normal(0.79 + 0.10 * np.log(volume / 60_000), 0.07)
-        long = rng.normal(0.78, 0.08) if style.coil else rng.normal(1.0, 0.15)
+        long = rng.normal(0.78, 0.08) if style.coil else rng.normal(1.0, 0.2)
         box = np.array([1.0, np.clip(flat, 0.45, 1.0), np.clip(long, 0.6, 1.3)])
         box *= (volume / (cells.sum() * (box / extent).prod())) ** (1 / 3)
         smallest, largest = (40, 32, max(34, 9.6 * style.thickness)), (90, 81, min(70, 19.4 * style.thickness))
@@ -166,12 +205,14 @@ class _Canvas:
             bent += np.float32(height) * np.sin(phase + np.float32(rng.uniform(0, 6.28)))
         self.fine, self.middle, self.coarse = self.texture(2.8), self.texture(6.5), self.texture(13.5)
 
-    def texture(self, size: float) -> np.ndarray:  # smooth noise of unit variance with grains of so many mm
-        coarse = [int(np.ceil((n - 1) * d / size)) + 2 for n, d in zip(self.shape, self.step, strict=True)]
+    def texture(self, *size: float) -> np.ndarray:
+        """Smooth noise of unit variance with grains of so many mm, or of so many along x, y and z."""
+        steps = self.step / size  # of the canvas, in grains
+        coarse = [int(np.ceil((n - 1) * step)) + 2 for n, step in zip(self.shape, steps, strict=True)]
         field = self.rng.standard_normal(coarse).astype(np.float32)
         # Linear interpolation axis by axis: ten times faster than scipy.ndimage.zoom, which treats any zoom alike.
-        for axis, (n, d) in enumerate(zip(self.shape, self.step, strict=True)):
-            low, weight = np.divmod(np.arange(n) * (d / size), 1)
+        for axis, (n, step) in enumerate(zip(self.shape, steps, strict=True)):
+            low, weight = np.divmod(np.arange(n) * step, 1)
             low, weight = low.astype(int), np.moveaxis(weight.astype(np.float32)[:, None, None], 0, axis)
             field = field.take(low, axis) * (1 - weight) + field.take(low + 1, axis) * weight
         return field / field.std()
@@ -314,8 +355,8 @@ def _draw_floor_and_rectum(c: _Canvas, style: HospitalStyle, g: _Gland):
     c.paint(box, np.where(py > 1 - 2 * content, lumen + 0.5, np.float32(9)), 0.03, 30.0)
 
 
-def _draw_prostate(c: _Canvas, g: _Gland, one_label: bool) -> np.ndarray:
-    """Paint the gland and its bed, and return the mask of its zones."""
+def _draw_prostate(c: _Canvas, g: _Gland):
+    """Paint the gland and its bed."""
     rng, (a, b, h) = c.rng, g.half
     box = c.box((0, 0, 0), (a * 1.35 + 8, b * 1.5 + 8, h + 10))
     x, y, z = (axis[box] for axis in c.grid)
@@ -375,8 +416,24 @@ def _draw_prostate(c: _Canvas, g: _Gland, one_label: bool) -> np.ndarray:
     for _ in range(rng.integers(0, 3) if len(where) else 0):
         radii = rng.uniform(3.5, 7.5, 3) * [1.2, 0.9, 1.2]
         scatter(where, limit, radii, ((0, rng.uniform(0.24, 0.36), rng.uniform(650, 900), 2.4),))
+
+
+def _outline(c: _Canvas, g: _Gland, how: Outlining, one_label: bool) -> np.ndarray:
+    """The mask of the zones as a rater draws it; after the image, which so depends on no protocol."""
+    a, b, h = g.half
+    box = c.box((0, 0, 0), (a * 1.35 + 14, b * 1.5 + 14, h + 20))
+    displacement = how.margin + how.rater * c.texture(16, 16, 5)[box]  # slices are outlined nearly on their own
+    low, high = np.array([-h, h]) + c.rng.normal((how.apex, how.base), 2 * how.rater) * [-1, 1]
+    x, y, z = (axis[box] for axis in c.grid)
+    # The gland's outer thirds are drawn out or shortened to where the outline ends; its middle stays.
+    z = np.interp(z, [low - 50, low, -h / 3, h / 3, high, high + 50], [-h - 50, -h, -h / 3, h / 3, h, h + 50])
+    u, v, t = g.normalise(x, y, z)
+    level, size = g.level(u, v, t) - 1, (a + b) / 2
+    steepness = np.hypot(*np.gradient(level, *c.step[:2], axis=(0, 1)))  # what makes mm of a level
+    d = np.maximum(level / np.maximum(steepness, 0.3 / size) - displacement, np.abs(z) - h)
     # A voxel belongs to what fills more than half of it.
-    shares = (np.clip(0.5 - c.whole(box, distance), 0, 1) for distance in (d, np.maximum(zone, d)))
+    zone = np.maximum((g.zone_level(u, v, t) - 1) * 0.7 * size, d)
+    shares = (np.clip(0.5 - c.whole(box, distance), 0, 1) for distance in (d, zone))
     whole, inner = (_mean_over_slice(share) > 0.5 for share in shares)
     return np.where(inner & (not one_label), 2, whole).astype(np.uint8)
 
@@ -386,6 +443,11 @@ def _scan(c: _Canvas, style: HospitalStyle, g: _Gland) -> np.ndarray:
     rng, sigma = c.rng, style.blur / style.spacing
     signal = np.clip(_mean_over_slice(c.t2), 0, 1.2) ** style.gamma
     signal = ndimage.gaussian_filter(signal, (sigma, sigma, 0), truncate=3)
+    wide = 1.5 / style.spacing
+    signal = np.clip(signal + style.sharpen * (signal - ndimage.gaussian_filter(signal, (wide, wide, 0))), 0, None)
+    # Breathing repeats itself, so that faint copies lie at a distance on both sides, and come in again at the other edge.
+    ghosts, far = style.ghosts * rng.exponential(), int(style.matrix * rng.uniform(0.15, 0.45))
+    signal = signal + ghosts / 2 * (np.roll(signal, far, style.phase) + np.roll(signal, -far, style.phase))
     x, y, z = (_mean_over_slice(axis) for axis in c.grid)
     field = np.zeros_like(signal)
     for (power, weight), axis in itertools.product(((1, 1.0), (2, 0.6)), (x, y, z)):
@@ -414,8 +476,11 @@ def _affine(rng: np.random.Generator, style: HospitalStyle, slices: int) -> np.n
     return affine
 
 
-def draw_case(rng: np.random.Generator, style: HospitalStyle, one_label: bool = False) -> tuple[np.ndarray, ...]:
-    """Draw one pelvis as one hospital would image it; ``one_label`` marks the whole gland as 1, as two of the real cases do.
+def draw_case(
+    rng: np.random.Generator, style: HospitalStyle, one_label: bool = False, how: Outlining = SHARED
+) -> tuple[np.ndarray, ...]:
+    """Draw one pelvis as one hospital would image it; ``one_label`` marks the whole gland as 1, as two of the real cases do. The
+    same ``rng`` draws the same image for any outlining ``how``.
     Returns image (x, y, z, 2) float32: T2 in arbitrary units, ADC in 10⁻⁶ mm²/s; label (x, y, z) uint8: 0 background, 1 peripheral
     zone, 2 transition zone; affine (4, 4) float64: voxel indices to RAS mm."""
     gland = _Gland(rng, style)
@@ -426,8 +491,9 @@ def draw_case(rng: np.random.Generator, style: HospitalStyle, one_label: bool = 
     centre = rng.uniform((-0.04, -0.04, -0.6), (0.04, 0.04, 0.2)) * [edge, edge, slack]
     canvas = _Canvas(rng, style, slices, centre)
     _draw_pelvis(canvas, style, gland)
-    label = _draw_prostate(canvas, gland, one_label)
-    return _scan(canvas, style, gland), label, _affine(rng, style, slices)
+    _draw_prostate(canvas, gland)
+    image, affine = _scan(canvas, style, gland), _affine(rng, style, slices)
+    return image, _outline(canvas, gland, how, one_label), affine
 
 
 def _save(array: np.ndarray, affine: np.ndarray, path: Path):
@@ -437,16 +503,21 @@ def _save(array: np.ndarray, affine: np.ndarray, path: Path):
     path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
 
 
-def parameters(cases: int, seed: int) -> dict:
-    """What the files of :func:`write` depend on; a ``CourseError`` for numbers that are not possible."""
-    return described(__name__, VERSION, cases=cases, seed=seed)
+def parameters(cases: int, seed: int, outlines: str = "shared") -> dict:
+    """What the files of :func:`write` depend on; a ``CourseError`` for numbers or outlines that are not possible."""
+    if outlines not in ("shared", "own"):
+        raise CourseError(
+            f"Cannot draw with outlines={outlines!r}; it is 'shared' by all hospitals or each one's 'own'."
+        )
+    return described(__name__, VERSION, cases=cases, seed=seed) | {"outlines": outlines}
 
 
-def write(folder: Path, cases: int, seed: int) -> None:
+def write(folder: Path, cases: int, seed: int, outlines: str = "shared") -> None:
     """Write a stand-in for Task05_Prostate, with four hospitals in turn, into an empty folder; a seed gives the same bytes again.
-    Beside what the Decathlon has there is ``hospitals.json``, which maps each site to its cases. Raises as :func:`parameters`."""
-    parameters(cases, seed)
-    folder, names = Path(folder), {"imagesTr": [], "imagesTs": []}
+    Masks follow one ``shared`` protocol, or each hospital's ``own``; images are the same. Beside what the Decathlon has there is
+    ``hospitals.json``, which maps each site to its cases. Raises as :func:`parameters`."""
+    parameters(cases, seed, outlines)
+    folder, names, hospitals = Path(folder), {"imagesTr": [], "imagesTs": []}, {}
     for part in (*names, "labelsTr"):
         (folder / part).mkdir()
     for number, (part, ids, count) in enumerate((("imagesTr", _TRAIN_IDS, cases), ("imagesTs", _TEST_IDS, TEST_CASES))):
@@ -454,14 +525,14 @@ def write(folder: Path, cases: int, seed: int) -> None:
             case = ids[index] if index < len(ids) else 48 + 2 * (index - len(ids)) + number
             file = f"prostate_{case:02d}.nii.gz"
             one_label = index % _ONE_LABEL_EVERY == _ONE_LABEL_EVERY - 5
-            rng, style = np.random.default_rng([seed, number, index]), HOSPITALS[index % len(HOSPITALS)]
-            image, label, affine = draw_case(rng, style, one_label)
+            rng, style = np.random.default_rng([seed, number, index]), _TURNS[index % len(_TURNS)]
+            image, label, affine = draw_case(rng, style, one_label, style.own if outlines == "own" else SHARED)
             _save(image, affine, folder / part / file)
             if part == "imagesTr":
                 _save(label, affine, folder / "labelsTr" / file)
+                hospitals.setdefault(style.name, []).append(file.removesuffix(".nii.gz"))
             names[part].append(file.removesuffix(".nii.gz"))
     train = names["imagesTr"]
-    hospitals = {style.name: train[k :: len(HOSPITALS)] for k, style in enumerate(HOSPITALS[:cases])}
     description = {
         "name": "PROSTATE",
         "description": "GENERATED DRAWINGS, NOT PATIENTS: a stand-in for Task05_Prostate, prostate zones on T2 and ADC",

@@ -39,7 +39,7 @@ def raw(request, monkeypatch) -> type:
     """A task whose drawings take no time; ``drawn`` counts them."""
     request.param.drawn = []
 
-    def write(folder: Path, number: int, seed: int) -> None:
+    def write(folder: Path, number: int, seed: int, *_) -> None:
         request.param.drawn.append((number, seed))
         request.param.draw(folder, 13)
 
@@ -53,7 +53,7 @@ def test_drawings_are_made_once_called_drawings_and_made_again_for_another_versi
     assert raw.drawn == [(raw.number, 0)]
     assert raw.module.describe(folder).startswith(f"generated drawings, not patients: {raw.said}")
     shutil.rmtree(folder / raw.part)
-    monkeypatch.setattr(raw.module, "parameters", lambda number, seed: {"version": "another"})
+    monkeypatch.setattr(raw.module, "parameters", lambda *_: {"version": "another"})
     assert raw.module.find_or_make() == folder and (folder / raw.part).is_dir() and raw.drawn == [(raw.number, 0)] * 2
     (folder / GENERATED).unlink()
     assert raw.module.describe(folder).startswith("real ")
