@@ -83,7 +83,7 @@ def _as_many_steps_as(steps: int, settings: StudySettings, own: int) -> StudySet
 
 def _rows(table, measure: str) -> list[dict]:
     """A row a site where cases are right or wrong, else a row a case; measures rounded to four digits, missing ones None."""
-    measures = [name for name in ("accuracy", "dice", "hd95_mm") if name in table]
+    measures = [name for name in ("accuracy", "dice", "hd95_mm", "surface_dice_3mm") if name in table]
     if set(table[measure]) <= {0.0, 1.0}:
         grouped = table.groupby("site")[measures].mean().assign(items=table.groupby("site").size()).reset_index()
     else:

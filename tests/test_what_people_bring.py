@@ -1306,7 +1306,7 @@ WEIGHTS = MEDNIST.new_model(0, SMALLER).state_dict()
         ("learning_rate", True, "it must be a valid number"), ("seed", 2**63, "'seed' is 9223372036854775808; it must be less"))],
     *[(f"no items: {task.name}", lambda task=task: repr(task.evaluate_cases(task.new_model(), [], task.settings())), said)
       for task, said in ((MEDNIST, NO_ROWS + "case, site, label, predicted, confidence, accuracy]"),
-                         (PROSTATE, NO_ROWS + "case, site, dice, hd95_mm, missed]"))],
+                         (PROSTATE, NO_ROWS + "case, site, dice, hd95_mm, surface_dice_3mm, missed]"))],
     *[(name, draw, f"{name.split('(')[0]}() cannot draw this: {said}") for name, draw, said in (
         ("class_montage() of nothing", lambda: figures.class_montage({}), "IndexError: list index out of range. help(figures."),
         ("pooled_histograms() of age", lambda: figures.pooled_histograms(BY_PART, "age"), "KeyError: 'age'."),

@@ -9,7 +9,7 @@ import torch
 
 from data_scripts.nifti import one_geometry
 from src.federation.engine import train_for
-from src.prostate.evaluation import TASK, evaluate_cases, hausdorff95, predict
+from src.prostate.evaluation import TASK, evaluate_cases, predict, surfaces
 from src.prostate.training import dice, evaluate, gland_probability, make_loss, make_trainer
 from src.prostate.transforms import batches, prepare
 from tests.tests_support import ball_case
@@ -72,16 +72,16 @@ def test_cases_are_judged_on_their_own_grid(tmp_path):
     label = nib.load(item["label"])
     assert mask.shape == label.shape and mask.dtype == np.uint8
     table = evaluate_cases(Bright(), [item], TINY, CPU)
-    assert list(table.columns) == ["case", "site", "dice", "hd95_mm", "missed"]
+    assert list(table.columns) == ["case", "site", "dice", "hd95_mm", "surface_dice_3mm", "missed"]
     (row,) = table.to_dict("records")
     assert (row["case"], row["site"], row["missed"]) == ("case", "site-x", False)
     truth = np.asarray(label.dataobj) > 0
     assert row["dice"] == pytest.approx(2 * (mask & truth).sum() / (mask.sum() + truth.sum()), abs=1e-6)
-    assert row["dice"] > 0.93 and row["hd95_mm"] <= 3.0
+    assert row["dice"] > 0.93 and row["hd95_mm"] <= 3.0 and row["surface_dice_3mm"] > 0.95
     assert list(evaluate_cases(Bright(), [], TINY, CPU).columns) == list(table.columns)
 
 
-def test_of_a_prediction_the_largest_piece_is_kept_and_none_is_an_empty_mask_at_the_longest_distance(tmp_path):
+def test_of_a_prediction_the_largest_piece_is_kept_and_none_is_an_empty_mask_at_no_distance(tmp_path):
     """A second, smaller ball as bright as the gland lies in the same field of view."""
     both = ball_case(tmp_path), ball_case(tmp_path, "stray", centre=(-20.0, 20.0, -15.0), radius=7.0)
     first, second = (nib.load(one["image"]) for one in both)
@@ -90,15 +90,19 @@ def test_of_a_prediction_the_largest_piece_is_kept_and_none_is_an_empty_mask_at_
     (mask,) = predict(Bright(), both[:1], TINY, CPU)
     ball, other = (np.asarray(nib.load(one["label"]).dataobj) > 0 for one in both)
     assert mask[ball].mean() > 0.9 and mask[other].sum() == 0
-    item, nothing = ball_case(tmp_path), torch.nn.Threshold(1e9, -100.0)  # of 80 × 80 × 20 voxels of 1 × 1 × 3 mm
+    item, nothing = ball_case(tmp_path), torch.nn.Threshold(1e9, -100.0)
     assert predict(nothing, [item], TINY, CPU)[0].sum() == 0
     (row,) = evaluate_cases(nothing, [item], TINY, CPU).to_dict("records")
-    assert (row["dice"], row["missed"]) == (0, True) and row["hd95_mm"] == pytest.approx((80**2 + 80**2 + 60**2) ** 0.5)
+    assert (row["dice"], row["surface_dice_3mm"], row["missed"]) == (0, 0, True) and math.isnan(row["hd95_mm"])
 
 
 def test_masks_have_a_score_and_a_distance_in_millimetres():
     one, other, empty = torch.zeros(3, 1, 20, 20, 10)
     one[:, 5:10, 5:10, 3] = other[:, 5:10, 5:10, 5] = 1
-    assert hausdorff95(one, other, (0.5, 0.5, 4.0)) == pytest.approx(8.0)
-    assert hausdorff95(empty, empty, (1, 1, 1)) == 0 and math.isnan(hausdorff95(one, empty, (1, 1, 1)))
+    assert surfaces(one, other, (0.5, 0.5, 4.0)) == pytest.approx((8.0, 0.0))
+    other[:, 5:10, 5:10, 3] = 1  # of two parallel planes one is the other mask's, too
+    assert surfaces(one, other, (0.5, 0.5, 4.0)) == pytest.approx((8.0, 2 / 3))
+    assert surfaces(one, other, (0.5, 0.5, 1.5)) == pytest.approx((3.0, 1.0))
+    assert surfaces(empty, empty, (1, 1, 1)) == (0, 1)
+    assert [str(one) for one in surfaces(one, empty, (1, 1, 1))] == ["nan", "0.0"]
     assert (dice(empty, empty), dice(one, empty), dice(empty, one), dice(one, one)) == (1, 0, 0, 1)
