@@ -59,10 +59,8 @@ def surfaces(prediction: torch.Tensor, label: torch.Tensor, spacing: Sequence[fl
     Nikolov et al., *Clinically applicable segmentation of head and neck anatomy* (2021), https://arxiv.org/abs/1809.04430"""
     if not (prediction.any() and label.any()):
         return (math.nan, 0.0) if prediction.any() or label.any() else (0.0, 1.0)
-    masks, about = (
-        (prediction[None].float(), label[None].float()),
-        {"include_background": True, "spacing": list(spacing)},
-    )
+    masks = prediction[None].float(), label[None].float()
+    about = {"include_background": True, "spacing": list(spacing)}
     with warnings.catch_warnings():
         # MONAI's own call of its own deprecated argument.
         warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
