@@ -1,19 +1,14 @@
 """The network of the prostate part: a 3D U-Net with residual units, as MONAI builds it."""
 
-# ruff: noqa: E402
-from collections.abc import Sequence
-
-from src.federation.lean import import_monai
-
-import_monai()  # before anything else imports it
-
-from monai.networks.nets import UNet as MonaiUNet
 from torch import nn
 
 from src.common.seeds import seeded
+from src.federation.lean import monai
+
+SIZES = {"channels": (16, 32, 64, 128, 256), "strides": (2, 2, 2, 2), "num_res_units": 2}
 
 
-class UNet(MonaiUNet):
+class UNet(monai.networks.nets.UNet):
     """Residual U-Net for volumes with one channel in and one out.
 
     The U of Ronneberger et al. (MICCAI 2015) in 3D, with the residual units and strided convolutions of Kerfoot et al.,
@@ -26,20 +21,9 @@ class UNet(MonaiUNet):
     the average of four scanners' statistics fits none of them.
     """
 
-    def __init__(
-        self,
-        spatial_dims: int = 3,
-        in_channels: int = 1,
-        out_channels: int = 1,
-        channels: Sequence[int] = (16, 32, 64, 128, 256),
-        strides: Sequence[int] = (2, 2, 2, 2),
-        num_res_units: int = 2,
-        seed: int | None = None,
-        **kwargs,
-    ):
+    def __init__(self, spatial_dims=3, in_channels=1, out_channels=1, seed: int | None = None, **kwargs):
         with seeded(seed):
-            sizes = spatial_dims, in_channels, out_channels, channels, strides
-            super().__init__(*sizes, num_res_units=num_res_units, **kwargs)
+            super().__init__(spatial_dims, in_channels, out_channels, **(SIZES | kwargs))
         self.seed = seed  # FLARE writes a model into a job by the attributes that bear its arguments' names
 
     def head(self) -> nn.Module:

@@ -1,19 +1,15 @@
 """One trainer for all trainings of the course: https://docs.monai.io/en/stable/engines.html#supervisedtrainer with handlers."""
 
-# ruff: noqa: E402
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from src.federation.lean import import_monai
-
-import_monai()  # before anything else imports it
-
 import torch
 from ignite.engine import Engine, Events
-from monai.engines import IterationEvents, SupervisedTrainer
-from monai.engines.utils import CommonKeys
-from monai.inferers import SimpleInferer
 from torch.nn import Module
+
+from src.federation.lean import monai
+
+SupervisedTrainer, IterationEvents = monai.engines.SupervisedTrainer, monai.engines.IterationEvents
 
 
 def pick_device() -> torch.device:
@@ -43,7 +39,7 @@ def make_trainer(
         network=model,
         optimizer=optimizer,
         loss_function=loss,
-        inferer=torch.autocast("cuda", dtype=torch.bfloat16)(SimpleInferer()) if half else None,
+        inferer=torch.autocast("cuda", dtype=torch.bfloat16)(monai.inferers.SimpleInferer()) if half else None,
         decollate=False,
         optim_set_to_none=True,
         train_handlers=list(handlers),
@@ -62,7 +58,7 @@ def make_trainer(
 
 def stop_on_broken_loss(engine: Engine) -> None:
     """Give up before a NaN reaches the weights."""
-    loss = engine.state.output[CommonKeys.LOSS].item()
+    loss = engine.state.output[monai.utils.CommonKeys.LOSS].item()
     if not math.isfinite(loss):
         give_up(engine, f"the training loss became {loss} at step {engine.state.iteration}")
 
@@ -110,7 +106,7 @@ def train_for(
     trainer.state.epoch = trainer.state.epoch if done is None else done
 
     def remember(engine: Engine) -> None:
-        losses.append(engine.state.output[CommonKeys.LOSS].item())
+        losses.append(engine.state.output[monai.utils.CommonKeys.LOSS].item())
         if should_stop():
             engine.terminate()
 

@@ -1,4 +1,4 @@
-"""In FLARE's processes, imports MONAI without the packages that they do not use; anywhere else it imports it as it is.
+"""``monai``, in FLARE's processes without the packages that they do not use; import it from here where a site meets it first.
 
 MONAI loads every optional package that it finds. A notebook wants them; a site plots nothing, and saves seconds and memory.
 """
@@ -10,15 +10,10 @@ from src.federation.flare_2_9 import process_kind
 AT_A_SITE = ("matplotlib", "mlflow", "pandas")
 UNUSED = {"site": AT_A_SITE, "simulated site": AT_A_SITE, "server": (*AT_A_SITE, "ignite")}  # a server trains nothing
 
-
-def import_monai() -> None:
-    """Import MONAI. Call it before anything else imports MONAI."""
-    if "monai" in sys.modules:
-        return
-    hidden = [name for name in UNUSED.get(process_kind(), ()) if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # an import of them now fails as if they were not installed
-    try:
-        import monai  # noqa: F401
-    finally:
-        for name in hidden:
-            del sys.modules[name]
+hidden = [name for name in UNUSED.get(process_kind(), ()) if name not in sys.modules]
+sys.modules.update(dict.fromkeys(hidden))  # an import of them now fails as if they were not installed
+try:
+    import monai as monai
+finally:
+    for name in hidden:
+        del sys.modules[name]

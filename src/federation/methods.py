@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,11 @@ from src.common.settings import StudySettings
 from src.federation.engine import ProximalTerm
 from src.federation.site import Site
 
-WHOLE = "course_whole_model"  # in the meta of a site's own model, which others try as it is
+DEFAULTS = {  # of what the settings leave open: a server's optimiser, and how strongly Ditto holds
+    "fedadam": {"path": "torch.optim.Adam", "args": {"lr": 0.01, "betas": [0.9, 0.99], "eps": 1e-3}},
+    "fedavgm": {"path": "torch.optim.SGD", "args": {"lr": 1.0, "momentum": 0.5}},
+    "ditto": 0.1,
+}
 
 
 class Tensors(dict):
@@ -28,23 +32,26 @@ class Tensors(dict):
 
 
 class FedAvg:
-    """Take the global weights, train them on the site's own items, and send them back as ``trained``.
+    """Take the global weights, train them on the site's own items, and send back ``trained``, less what ``stays`` at the site.
 
     McMahan et al., *Communication-Efficient Learning of Deep Networks from Decentralized Data*, AISTATS 2017."""
+
+    stays: Sequence[str] = ()  # names of the tensors that never leave the site
 
     def __init__(self, site: Site):
         self.site, self.model = site, site.model
         self.trained = site.keeps["trained"] = Tensors()
 
     def receive(self, received: FLModel) -> None:
-        """Take over a model: the global one, or that of another site, which is tried as it is."""
+        """Take over a model, the global one or another site's; what ``stays`` at the sites is this site's own."""
         self.model.load_state_dict(received.params)
 
     def train(self, received: FLModel) -> float:
         """Train one round and keep its weights; returns the mean loss of the last pass. The methods differ in :meth:`fit`."""
         start = time.perf_counter()
         loss = self.fit(received)
-        self.trained.update((name, value.clone()) for name, value in self.model.state_dict().items())
+        state = self.model.state_dict()
+        self.trained.update((name, value.clone()) for name, value in state.items() if name not in self.stays)
         self.site.remember(received.current_round)
         self.site.seconds["seconds_training"] = time.perf_counter() - start
         return loss
@@ -57,14 +64,17 @@ class FedAvg:
         return self.site.meta()
 
     def submit(self) -> FLModel:
-        """The site's own last model, for the others to try on their images; a ``CourseError`` where it has not trained."""
+        """What the site sent last, as weights, for the others to try on their images, never a model that is its own, as Ditto's;
+        a ``CourseError`` where it has not trained."""
         if not self.trained:
             raise CourseError(f"{self.site.name} has no model of its own: it has not trained.", "it has not trained")
-        return FLModel(params=self.trained, meta={WHOLE: True})
+        return FLModel(params=self.trained)
 
 
 class FedProx(FedAvg):
-    """FedAvg that holds a site near the received model: Li et al., *Federated Optimization in Heterogeneous Networks*, 2020."""
+    """FedAvg that holds a site near the received model: Li et al., *Federated Optimization in Heterogeneous Networks*, 2020.
+
+    The paper's sites take plain gradient steps. Adam scales gradient and hold together, so its ``mu`` is not the paper's."""
 
     def __init__(self, site: Site):
         super().__init__(site)
@@ -80,7 +90,8 @@ class Scaffold(FedAvg):
     """FedAvg that corrects each step by how a site's direction differs from all sites' mean direction.
 
     Karimireddy et al., *SCAFFOLD: Stochastic Controlled Averaging for Federated Learning*, ICML 2020. It is derived for plain
-    gradient steps; here the "direction" is what the task's own optimiser makes of the gradients."""
+    gradient steps; here the "direction" is what the task's own optimiser makes of the gradients. And FLARE's mean weighs the sites'
+    control terms by their samples, where the paper's counts all sites alike."""
 
     def __init__(self, site: Site):
         super().__init__(site)
@@ -108,24 +119,23 @@ class Scaffold(FedAvg):
 
 
 class FedBN(FedAvg):
-    """FedAvg in which each site keeps its own BatchNorm; a filter of FLARE's holds it back in the update.
+    """FedAvg in which each site keeps its own BatchNorm, and tries another site's model, which comes without, with its own.
 
     Li et al., *FedBN: Federated Learning on Non-IID Features via Local Batch Normalization*, ICLR 2021."""
 
     def __init__(self, site: Site):
         super().__init__(site)
-        self.names, self.kept = batchnorm_tensors(self.model), Tensors()
+        self.stays, self.kept = batchnorm_tensors(self.model), Tensors()
         site.keeps["model"] = self.kept
 
     def receive(self, received: FLModel) -> None:
-        # What the server holds back need not be there. In its first round, a site takes all that it is given.
-        present = {name: value for name, value in self.model.state_dict().items() if name in self.names}
-        own = {} if (received.meta or {}).get(WHOLE) else self.kept
-        self.model.load_state_dict(present | received.params | own)
+        # In its first round, a site takes all that it is given; later, what stays at the sites need not be there.
+        present = {name: value for name, value in self.model.state_dict().items() if name in self.stays}
+        self.model.load_state_dict(present | received.params | self.kept)
 
     def fit(self, received: FLModel) -> float:
         loss = super().fit(received)
-        self.kept.update((name, value.clone()) for name, value in self.model.state_dict().items() if name in self.names)
+        self.kept.update((name, value.clone()) for name, value in self.model.state_dict().items() if name in self.stays)
         return loss
 
 
@@ -135,13 +145,11 @@ class Ditto(FedAvg):
     Li et al., *Ditto: Fair and Robust Federated Learning Through Personalization*, ICML 2021. It takes twice the work at a site.
     The hold is ``lambda / 2 * |v - w|^2``, the gradient that FedProx has."""
 
-    LAMBDA = 0.1
-
     def __init__(self, site: Site):
         super().__init__(site)
         self.personal = site.another()
         site.keeps |= {"model": self.personal.network, "steps": self.personal.optimizer}
-        ProximalTerm(self.LAMBDA, towards=self.model).attach(self.personal)
+        ProximalTerm(DEFAULTS["ditto"], towards=self.model).attach(self.personal)
 
     def fit(self, received: FLModel) -> float:
         if not self.site.has_state:  # it starts where the global model does
@@ -170,18 +178,14 @@ class Method:  # a row of the table
     personal: bool = False  # every site ends with a model of its own
 
 
-def _fedopt(title: str, optimizer: str, **arguments: object) -> Method:
-    """Reddi et al., *Adaptive Federated Optimization*, ICLR 2021: the mean of the sites' changes is the server's gradient."""
-    chosen = {"path": f"torch.optim.{optimizer}", "args": arguments}
-    return Method(title, "FedOptRecipe", arguments=lambda settings: {"optimizer_args": chosen})
-
-
 METHODS: dict[str, Method] = {
     "fedavg": Method("FedAvg"),
     "fedprox": Method("FedProx", "FedProxRecipe", FedProx, lambda settings: {"fedprox_mu": settings.fedproxloss_mu}),
     "scaffold": Method("SCAFFOLD", "ScaffoldRecipe", Scaffold),
-    "fedadam": _fedopt("FedOpt, Adam", "Adam", lr=0.01, betas=[0.9, 0.99], eps=1e-3),
-    "fedavgm": _fedopt("FedOpt, momentum", "SGD", lr=1.0, momentum=0.5),
+    # Reddi et al., *Adaptive Federated Optimization*, ICLR 2021: the mean of the sites' changes is the server's gradient.
+    # BatchNorm's statistics are averaged as in FedAvg, and so are those of other weights than the server's step arrives at.
+    "fedadam": Method("FedOpt, Adam", "FedOptRecipe", arguments=lambda _: {"optimizer_args": DEFAULTS["fedadam"]}),
+    "fedavgm": Method("FedOpt, momentum", "FedOptRecipe", arguments=lambda _: {"optimizer_args": DEFAULTS["fedavgm"]}),
     # Differences, because what is held back then stays as it is in the global model.
     "fedbn": Method(
         "FedBN", "FedAvgRecipe", FedBN, lambda _: {"params_transfer_type": TransferType.DIFF}, batchnorm_tensors, True

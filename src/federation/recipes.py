@@ -100,7 +100,7 @@ def client_recipe(
         server_of(made).components["persistor"].source_ckpt_file_full_name = START
     know_the_parts(made, task.key_metric)
     if stays:
-        made.add_client_output_filter(ExcludeVars(stays), tasks=["train"])
+        made.add_client_output_filter(ExcludeVars(stays), tasks=["train", "submit_model"])
     if kind is recipes.ScaffoldRecipe:
         (workflow,) = server_of(made).workflows
         workflow.controller = RecordedScaffold(num_clients=sites, num_rounds=settings.rounds, persistor_id="persistor")

@@ -6,12 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from nvflare.apis.dxo import from_file
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.app_constant import AlgorithmConstants
+from nvflare.recipe.utils import add_cross_site_evaluation
 
 from data_scripts.mednist_sites import share_out
 from src.federation import methods
-from src.federation.methods import METHODS, Method, at_site, batchnorm_tensors
+from src.federation.methods import METHODS, at_site, batchnorm_tensors
 from src.federation.reasons import REASON, WITHOUT_STATE
 from src.federation.recipes import client_recipe
 from src.federation.run import Run
@@ -122,21 +124,22 @@ def test_fedbn_keeps_its_normalisation_and_takes_the_rest(tmp_path, start):
     # What the server holds back need not be there at all.
     trained = site.round({name: value for name, value in received.items() if name not in own}).params
     kept = torch.load(tmp_path / STATE, weights_only=True)["model"]
-    assert_same(kept, {name: trained[name] for name in own})
+    assert_same(kept | trained, site.model.state_dict())
     site.method.receive(FLModel(params=start))
     assert_same(site.model.state_dict(), start | kept)
     other = Hospital("fedbn", seed=1)
     other.round(start)
-    site.method.receive(other.method.submit())  # another site's model is tried with that site's own BatchNorm
-    assert_same(site.model.state_dict(), other.method.trained)
-    site.method.receive(FLModel(params=start))
-    assert_same(site.model.state_dict(), start | kept)
+    # Neither an update nor a submitted model has it: whoever tries another site's model does so with its own BatchNorm.
+    sent = other.method.submit().params
+    assert sent.keys() == trained.keys() == start.keys() - own
+    site.method.receive(FLModel(params=sent))
+    assert_same(site.model.state_dict(), other.model.state_dict() | kept)
 
 
 def test_dittos_global_model_is_fedavgs_and_its_own_one_lies_between(tmp_path, start, fedavg, monkeypatch):
     kept = {}
     for weight in (0.0, 0.1, 100.0):
-        monkeypatch.setattr(methods.Ditto, "LAMBDA", weight)
+        monkeypatch.setitem(methods.DEFAULTS, "ditto", weight)
         assert_same(Hospital("ditto", tmp_path / str(weight)).round(start).params, fedavg)
         kept[weight] = torch.load(tmp_path / str(weight) / STATE, weights_only=True)["model"]
     assert_same(kept[0.0], fedavg)
@@ -162,7 +165,7 @@ def federated(method: str, seed: int, folder, how: str) -> tuple[dict, list, lis
             sites[1] = Hospital(method, kept if how == "back" else folder / "new disk", 10 * seed + 1, ROUNDS)
         about = {"scaffold_c_global": {name: value.numpy() for name, value in control.items()}, "fedprox_mu": 0.1}
         answers = [site.round(weights, number, **about) for site in sites]
-        weights = {name: (value + answers[1].params[name]) / 2 for name, value in answers[0].params.items()}
+        weights |= {name: (value + answers[1].params[name]) / 2 for name, value in answers[0].params.items()}
         for name in control if method == "scaffold" else ():
             control[name] += (
                 sum(torch.as_tensor(a.meta[AlgorithmConstants.SCAFFOLD_CTRL_DIFF][name]) for a in answers) / 2
@@ -208,12 +211,12 @@ def runs(tmp_path_factory, quick):
         settings = Settings(data=data, rounds=2, batch_size=8, network="CompactDenseNet")
 
         def recipe(method: str):
-            mu = 0.5 if method == "fedprox" else 0.0
-            return client_recipe(TASK, 2, settings.changed(method=method, fedproxloss_mu=mu))
+            mu, bare = 0.5 if method == "fedprox" else 0.0, {"final_evaluation": method != "fedbn"}
+            return client_recipe(TASK, 2, settings.changed(method=method, fedproxloss_mu=mu), **bare)
 
         made = {method: recipe(method) for method in METHODS}
-        plain = {"optimizer_args": {"path": "torch.optim.SGD", "args": {"lr": 1.0}}}
-        patch.setitem(METHODS, "fedavgm", Method("", "FedOptRecipe", arguments=lambda settings: plain))
+        add_cross_site_evaluation(made["fedbn"])
+        patch.setitem(methods.DEFAULTS, "fedavgm", {"path": "torch.optim.SGD", "args": {"lr": 1.0}})
         made["plain"] = recipe("fedavgm")
         started = {name: pool.submit(one.execute, quick(2, f"methods_{name}")) for name, one in made.items()}
         return {name: Run(one.result().get_result()) for name, one in started.items()}
@@ -237,9 +240,12 @@ def test_real_methods_differ_from_fedavg_and_dittos_global_model_does_not(runs):
     assert_same(models["ditto"], models["fedavg"])
     for method in set(METHODS) - {"ditto", "fedavg"}:
         assert any(not torch.equal(models[method][n], models["fedavg"][n]) for n in models["fedavg"]), method
-    first = TASK.new_model(0, "CompactDenseNet")
+    first, run = TASK.new_model(0, "CompactDenseNet"), runs["fedbn"]
     for name in batchnorm_tensors(first):
         assert torch.equal(models["fedbn"][name], first.state_dict()[name]), "a site's normalisation came to the server"
+    submitted = [from_file(str(file)).data for file in run.server.rglob("model_shareables/site-*")]
+    assert [models["fedbn"].keys() - sent.keys() for sent in submitted] == 2 * [{*batchnorm_tensors(first)}]
+    assert run.cross_site("val_accuracy").notna().all(axis=None), "and yet each site has tried each site's model"
 
 
 @pytest.mark.slow
