@@ -1,306 +1,531 @@
-"""Local, pooled and federated training as hospitals grow different: ``python -m benchmarks.methods [PATTERN ...]``.
+"""Why a federated model fails at home, measured: ``python -m benchmarks.methods [PATTERN ...]``.
 
-A cell of the grid is one way that hospitals differ, one method and one seed, for example ``mednist-alpha0.1-scaffold-0``. Each cell
-is measured once and kept as a JSON file; run again, the command goes on where it stopped. ``--table`` prints what is there.
-A pattern is a cell's name, ``*`` for any part of it. All cells of a task see each training image equally often (Ditto: twice).
-Measured again on the same machine by this command, which gives each process one thread, a cell's numbers come out the same. In a
-notebook pooled training has all threads, and a few test images may fall otherwise; so they may with SCAFFOLD and FedOpt, for whose
-means FLARE adds in single precision as answers come.
+Four hospitals with 64 images of MedNIST each (160, 48, 24 and 24 where sizes differ) train a small network, alone, pooled, or
+federated for 48 rounds of one epoch; what they end with is judged on a bank of 1,200 drawings that no training has seen. A
+cell of the grid is a way in which hospitals differ, a way to train and a seed, for example ``s0.95-scaffold-0``; its report
+has a row for each thing that can be done with the trained model. All cells of one seed have the same drawings and first
+weights, another seed has new ones.
+
+``--tune`` chooses, once, each method's own parameters on a bank and on drawings that take no part in any report. ``--flare``
+trains each method in FLARE's simulator and in this plain loop, and reports how far the two are apart. ``--real`` measures on
+the images of ``COURSE_DATA/MedNIST`` instead, with what is left over as the bank. Each cell is measured once and kept; run
+again, the command goes on where it stopped, two cells at a time.
 """
 
 import argparse
+import base64
 import datetime
 import fnmatch
-import os
-import shutil
+import functools
+import io
+import itertools
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from benchmarks.__main__ import versions
+from benchmarks.federate import Federated, federate, with_network
 from benchmarks.local import train_each_site_alone, train_locally
-from benchmarks.warm import warm_python
-from data_scripts import data_conversion, datalists_gen, mednist_sites, prostate_download
-from data_scripts.together import pooled, read_sites
-from src.common.errors import CourseError
+from benchmarks.remedies import GroupNormDenseNet, PriorCorrected, fine_tuned, own_statistics, reestimated
+from data_scripts.folders import generated, raw_folder
+from data_scripts.mednist_sites import find_or_make, read_items
+from data_scripts.phantoms import mednist as phantoms
+from data_scripts.scanners import STYLES, rescan, scan
+from data_scripts.sharing import classes, mixed, partition, random_numbers, write_sites
+from data_scripts.together import pooled
 from src.common.files import read_json, write_json
-from src.common.settings import StudySettings
-from src.federation.methods import METHODS
+from src.federation.methods import METHODS, Ditto
 from src.federation.recipes import client_recipe
 from src.federation.run import Run
 from src.federation.simulator import CourseSimEnv
 from src.federation.site import STATE
-from src.tasks import tasks
+from src.mednist.card import CARD, Settings
+from src.mednist.evaluation import TASK
+from src.mednist.transforms import prepare
 
 RESULTS = Path(__file__).parent / "results" / "methods"
-SITES = 4
-SEEDS = (0, 1, 2)
-PER_CLASS = 60
-SKEWS: dict[str, dict[str, dict]] = {
-    "mednist": {
-        "alpha100": {"how": "dirichlet", "alpha": 100.0},
-        "alpha1": {"how": "dirichlet", "alpha": 1.0},
-        "alpha0.1": {"how": "dirichlet", "alpha": 0.1},
-        "scanners": {"how": "scanners"},
-        "sizes": {"how": "counts", "counts": [240, 60, 30, 30]},
-    },
-    "prostate": {"hospitals": {}},
-}
-"""Task → how its hospitals differ → arguments of ``share_out``."""
+TUNING, FLARE = RESULTS / "tuning.json", RESULTS / "flare.json"
+SITES = tuple(f"site-{number}" for number in range(1, 5))
+SEEDS = range(5)
+BANK, PER_CLASS, ROUNDS = 200, 80, 48  # drawings of a class in a bank; to share out; rounds of one epoch
+TUNING_SEED, FLARE_ROUNDS = 100, 12
+DRAWINGS, VALIDATION, TESTING = (
+    7000,
+    7801,
+    7900,
+)  # seeds of drawings: of the training and the first weights with seed 0; of the bank to choose by; of the bank to report on with seed 0
 
-SKEW_TITLES = {"alpha100": "labels, α = 100", "alpha1": "labels, α = 1", "alpha0.1": "labels, α = 0.1", "hospitals": ""}
-"""Names of those that are not named by themselves, for a figure's panels; a task with one panel needs none."""
 
-SETTINGS: dict[str, dict] = {
-    "mednist": {
-        "network": "CompactDenseNet",
-        "rounds": 12,
-        "local_epochs": 1,
-        "batch_size": 8,
-        "learning_rate": 5e-3,
-        "fedproxloss_mu": 0.0,
-    },
-    "prostate": {"rounds": 10, "local_epochs": 6, "fedproxloss_mu": 0.0},
-}
-"""MedNIST: a smaller network and fewer images than in the notebooks, so that the whole grid takes an hour and not a day."""
+@dataclass(frozen=True)
+class Skew:  # how four hospitals differ
+    title: str
+    labels: float = 0.0  # see data_scripts.sharing.mixes
+    scanners: bool = False
+    counts: tuple[int, ...] = (64, 64, 64, 64)
+    trainings: tuple[str, ...] = ("local", "pooled", "fedavg", "fedbn", "ditto")
 
-VARIANTS: dict[str, dict[str, dict]] = {
-    "prostate": {
-        "rounds20": {"rounds": 20, "local_epochs": 3},
-        "rounds30": {"rounds": 30, "local_epochs": 2},
-    },
+
+ALL = ("local", "pooled", "fedavg", "groupnorm", "fedprox", "scaffold", "fedadam", "fedavgm", "fedbn", "ditto")
+LEFT_OUT = "leftout"  # for each hospital, FedAvg of the other three
+SKEWS = {
+    "s0": Skew("labels, s = 0", trainings=("local", "pooled", "fedavg")),
+    "s0.6": Skew("labels, s = 0.6", 0.6),
+    "s0.95": Skew("labels, s = 0.95", 0.95, trainings=ALL),
+    "scanners": Skew("scanners", scanners=True, trainings=(*ALL, LEFT_OUT)),
+    "both": Skew("scanners and labels, s = 0.6", 0.6, True, trainings=("local", "pooled", "fedavg")),
+    "sizes": Skew("sizes", counts=(160, 48, 24, 24)),
 }
-"""Task → FedAvg in another way, with as many epochs in all → the settings that differ."""
+"""Every method where hospitals differ most in one thing; elsewhere those that a hospital would choose among."""
+
+ADAPTED_WITH = (1, 3, 10)  # images of a hospital that took no part
 
 TITLES = {
     "local": "each site alone",
     "pooled": "pooled",
-    **{name: method.title for name, method in METHODS.items()},
-    "rounds20": "FedAvg, twice the rounds",
-    "rounds30": "FedAvg, three times the rounds",
+    "fedavg": "FedAvg",
+    "statistics": "FedAvg, own statistics",
+    "prior": "FedAvg, prior corrected",
+    "statistics+prior": "FedAvg, own statistics, prior corrected",
+    "finetuned": "FedAvg, fine-tuned at home",
+    "reestimated": "FedAvg, statistics of all re-estimated",
+    "groupnorm": "FedAvg with GroupNorm",
+    "fedprox": "FedProx",
+    "scaffold": "SCAFFOLD",
+    "fedadam": "FedOpt, Adam",
+    "fedadam+reestimated": "FedOpt, Adam, statistics re-estimated",
+    "fedavgm": "FedOpt, momentum",
+    "fedbn": "FedBN",
+    "ditto": "Ditto",
+    LEFT_OUT: "took no part",
+    **{f"{LEFT_OUT}+statistics{count}": f"took no part, own statistics of {count}" for count in ADAPTED_WITH},
+    **{f"{LEFT_OUT}+finetuned{count}": f"took no part, fine-tuned on {count}" for count in ADAPTED_WITH},
 }
+"""Rows of the tables. Those that begin with FedAvg start from the same federated model."""
 
-PROXIMAL_WEIGHTS = {"mednist": 0.1, "prostate": 0.05}
+ONE_MODEL = (
+    "pooled",
+    "fedavg",
+    "reestimated",
+    "groupnorm",
+    "fedprox",
+    "scaffold",
+    "fedadam",
+    "fedadam+reestimated",
+    "fedavgm",
+)
+"""Rows in which all sites end with the same model."""
+
+CHOICES: dict[str, Sequence] = {
+    "local": (2.5e-3, 5e-3, 1e-2),  # learning rates
+    "pooled": (2.5e-3, 5e-3, 1e-2),
+    "fedavg": (5e-3, 1e-2, 2e-2, 4e-2),
+    "fedprox": (0.01, 0.1, 1.0),  # weight of the proximal term
+    "fedadam": (0.003, 0.01, 0.03),  # the server's rate
+    "fedavgm": (0.3, 0.6, 0.9),  # the server's momentum
+    "ditto": (0.01, 0.1, 1.0),  # weight of the hold
+    "finetuned": ((2, 1e-3), (5, 1e-3), (2, 5e-3), (5, 5e-3), (10, 5e-3)),  # epochs, learning rate
+}
+"""What ``--tune`` chooses from; a learning rate of FedAvg is that of all federated methods."""
+
+TUNED_ON = ("s0.95", "scanners")
+
+
+def tuned() -> dict:
+    """Training → what was chosen for it."""
+    return {name: one["chosen"] for name, one in read_json(TUNING)["trainings"].items()}
+
+
+# -- images ------------------------------------------------------------------------------------------------------------
+
+
+def draw(skew: Skew, seed: int, real: bool = False) -> tuple[dict[str, dict], list[dict]]:
+    """The datalists of four hospitals, which have training parts alone, and the items that were not shared out."""
+    if real:
+        folder = find_or_make("real", say=lambda line: None)
+    else:
+        folder = raw_folder(f"MedNIST-{DRAWINGS + seed}", "generated")
+        about = phantoms.parameters(PER_CLASS, DRAWINGS + seed)
+        folder = generated(folder, about, lambda new: phantoms.write(new, PER_CLASS, DRAWINGS + seed))
+    items = read_items(folder, 100 if real else PER_CLASS, seed)
+    shares = partition(items, SITES, "mixed", counts=skew.counts, skew=skew.labels, seed=seed)
+    left = [item for item in items if item not in [one for own in shares.values() for one in own]]
+    if skew.scanners:
+        out = raw_folder(f"MedNIST-scanners-{skew.labels:g}-{DRAWINGS + seed}", "real" if real else "generated")
+        shares = rescan(shares, folder, out, seed)
+    return {site: {"training": own, "validation": [], "testing": []} for site, own in shares.items()}, left
+
+
+class Bank:
+    """Images that no training has seen, as each scanner shows them: the ``labels`` and, by number of a scanner, the pixels."""
+
+    def __init__(self, items: Sequence[dict]):
+        prepared = prepare(items, Settings())
+        self.labels = np.array([one["label"] for one in prepared])
+        self.plain = [np.rint(255 * one["image"][0].numpy()).astype(np.uint8) for one in prepared]
+
+    @functools.lru_cache  # noqa: B019 (a bank lives as long as its process)
+    def images(self, style: int) -> torch.Tensor:
+        rng = random_numbers(style, "bank")
+        return torch.stack([_stored(scan(one, STYLES[style], rng) if style else one) for one in self.plain])
+
+    @torch.inference_mode()
+    def right(self, model: torch.nn.Module, style: int) -> np.ndarray:
+        """Whether the model is right, an image."""
+        batches = self.images(style).split(100)
+        model = TASK.to_device(model, torch.device("cpu")).eval()
+        return torch.cat([model(one).argmax(dim=1) for one in batches]).numpy() == self.labels
+
+
+def _stored(image: np.ndarray) -> torch.Tensor:  # as a site's images come back from their JPEG files
+    Image.fromarray(image).save(jpeg := io.BytesIO(), "JPEG", quality=95)
+    return torch.from_numpy(np.array(Image.open(jpeg)) / np.float32(255))[None]
+
+
+@functools.cache
+def bank(seed: int) -> Bank:
+    """1,200 drawings."""
+    folder, about = raw_folder(f"MedNIST-{seed}", "generated"), phantoms.parameters(BANK, seed)
+    return Bank(read_items(generated(folder, about, lambda new: phantoms.write(new, BANK, seed)), BANK))
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement.
+    """One measurement: how hospitals differ, how they train, and the seed of drawings, first model, order and augmentation."""
 
-    Attributes:
-        task: name of a task.
-        skew: how its hospitals differ, a key of :data:`SKEWS`.
-        method: ``local``, ``pooled``, a key of :data:`src.federation.methods.METHODS`, or one of :data:`VARIANTS`.
-        seed: of partition, first model, order and augmentation.
-    """
-
-    task: str
     skew: str
-    method: str
+    training: str
     seed: int
 
     def __str__(self) -> str:
-        return f"{self.task}-{self.skew}-{self.method}-{self.seed}"
-
-    @property
-    def settings(self):
-        """Settings of the study."""
-        variants = VARIANTS.get(self.task, {})
-        method = {"method": self.method} if self.method in METHODS else variants.get(self.method, {})
-        if self.method == "fedprox":
-            method["fedproxloss_mu"] = PROXIMAL_WEIGHTS[self.task]
-        settings = {"data": f"grid-{self.task}-{self.skew}-{self.seed}", "seed": self.seed}
-        return tasks()[self.task].settings(**SETTINGS[self.task], **settings).changed(**method)
-
-    def share_out(self) -> dict[str, dict]:
-        """Prepare the data of all sites, where that was not done before; returns their datalists."""
-        how = {**SKEWS[self.task][self.skew], "seed": self.seed, "data": self.settings.data, "say": lambda line: None}
-        if self.task == "mednist":
-            mednist_sites.share_out(SITES, per_class=PER_CLASS, **how)
-        else:
-            raw = prostate_download.find_or_make(say=how["say"])
-            folder = data_conversion.convert(raw, raw.with_name("prostate_t2"), say=how["say"])
-            datalists_gen.share_out(folder=folder, **how)
-        return read_sites(self.settings.data)
+        return f"{self.skew}-{self.training}-{self.seed}"
 
 
 def grid() -> Iterator[Cell]:
-    """All cells, the quick ones first."""
-    for task, skews in SKEWS.items():
-        for seed in SEEDS:
-            for skew in skews:
-                for method in ("local", "pooled", *METHODS, *VARIANTS.get(task, ())):
-                    if (task, method) != ("prostate", "fedbn"):  # the U-Net has no BatchNorm
-                        yield Cell(task, skew, method, seed)
+    """All cells, seed by seed."""
+    for seed, (skew, about) in itertools.product(SEEDS, SKEWS.items()):
+        for training in about.trainings:
+            yield Cell(skew, training, seed)
 
 
-def measure(cell: Cell, python: Path | None = None) -> dict:
-    """Train one cell and judge it on the testing parts.
+def settings_of(training: str, seed: int, chosen: Mapping, **more) -> Settings:
+    """Settings of a training with the parameters that were chosen."""
+    method = training if training in METHODS else "fedavg"
+    rate = chosen[training if training in ("local", "pooled") else "fedavg"]
+    own = {"fedproxloss_mu": chosen["fedprox"]} if method == "fedprox" else {}
+    fixed = {"network": "CompactDenseNet", "rounds": ROUNDS, "local_epochs": 1, "batch_size": 8}
+    return Settings(**fixed, data="grid", learning_rate=rate, seed=seed, method=method, **own, **more)
 
-    Args:
-        cell: which.
-        python: program that FLARE's processes are started with, by default this one's.
 
-    Returns:
-        ``home``: site → score of the model that this site ends with, on its own testing part. ``everywhere``: site → score of that
-        model on all sites' testing parts. And how it came about.
-    """
-    task, datalists, settings = tasks()[cell.task], cell.share_out(), cell.settings
-    started = time.time()
-    if cell.method == "local":
-        models = {
-            site: one.model for site, one in train_each_site_alone(task, datalists, settings, validate=False).items()
-        }
-    elif cell.method == "pooled":
-        models = dict.fromkeys(datalists, train_locally(task, pooled(datalists), settings, validate=False).model)
-    else:
-        models = _federated(cell, datalists, python)
-    seconds = time.time() - started
-    device = torch.device("cpu")
-    parts = {site: task.prepare(parts["testing"], settings, None) for site, parts in datalists.items()}
+def server_optimizer(training: str, chosen: Mapping) -> dict | None:
+    """The optimiser of FedOpt's server, as in :data:`src.federation.methods.METHODS`, with the chosen number."""
+    if training not in ("fedadam", "fedavgm"):
+        return None
+    given = METHODS[training].arguments(None)["optimizer_args"]
+    return {**given, "args": given["args"] | {"lr" if training == "fedadam" else "momentum": chosen[training]}}
 
-    counts = [len(items) for items in parts.values()]
-    judged: dict[int, dict[str, float]] = {}  # every model once: most methods end with one for all sites
-    for model in models.values():
-        if id(model) not in judged:
-            model = task.to_device(model, device)
-            scores = {s: task.evaluate(model, items, settings, device)[task.key_metric] for s, items in parts.items()}
-            judged[id(model)] = scores
-    home = {site: judged[id(model)][site] for site, model in models.items()}
-    everywhere = {
-        site: float(np.average([*judged[id(model)].values()], weights=counts)) for site, model in models.items()
+
+Models = dict[str, torch.nn.Module]
+
+
+def train(training: str, datalists: Mapping, settings: Settings, chosen: Mapping, watch=lambda *_: None) -> Models:
+    """Site → the model that it ends with."""
+    if training == "local":
+        return {s: one.model for s, one in train_each_site_alone(TASK, datalists, settings, validate=False).items()}
+    if training == "pooled":
+        return dict.fromkeys(datalists, train_locally(TASK, pooled(datalists), settings, validate=False).model)
+    if training == LEFT_OUT:
+        others = {out: {site: parts for site, parts in datalists.items() if site != out} for out in datalists}
+        return {out: federate(TASK, three, settings).model.eval() for out, three in others.items()}
+    task = with_network(TASK, GroupNormDenseNet) if training == "groupnorm" else TASK
+    Ditto.LAMBDA = chosen["ditto"]
+    ended: Federated = federate(task, datalists, settings, server_optimizer(training, chosen), watch)
+    return ended.models if METHODS[settings.method].personal else dict.fromkeys(datalists, ended.model.eval())
+
+
+def remedied(
+    training: str, models: Models, datalists: Mapping, settings: Settings, chosen: Mapping
+) -> dict[str, Models]:
+    """Row → site → model: what was trained, and what each site can make of it with its own images."""
+    if training == LEFT_OUT:
+        return {training: models} | _adapted(models, datalists, settings, chosen)
+    if training not in ("fedavg", "fedadam"):
+        return {training: models}
+    images = {s: torch.stack([one["image"] for one in prepare(p["training"], settings)]) for s, p in datalists.items()}
+    model = models[SITES[0]]
+    of_all = dict.fromkeys(datalists, reestimated(model, images))
+    if training == "fedadam":
+        return {training: models, "fedadam+reestimated": of_all}
+    counts = counted(datalists)
+    everybody = sum(counts.values())
+    own = {site: own_statistics(model, batch) for site, batch in images.items()}
+    at_home = {
+        site: fine_tuned(TASK, model, parts["training"], settings, site, *chosen["finetuned"])
+        for site, parts in datalists.items()
     }
     return {
-        "cell": str(cell),
-        "task": cell.task,
-        "skew": cell.skew,
-        "method": cell.method,
-        "seed": cell.seed,
-        "metric": task.key_metric.removeprefix("val_"),
-        "home": home,
-        "everywhere": everywhere,
-        "mean": {"home": float(np.mean([*home.values()])), "everywhere": float(np.mean([*everywhere.values()]))},
-        "training_items": {site: len(parts["training"]) for site, parts in datalists.items()},
-        "settings": settings.model_dump(mode="json"),
-        "seconds": round(seconds, 1),
-        "date": datetime.date.today().isoformat(),
-        "versions": versions(),
-        "command": f"python -m benchmarks.methods {cell}",
+        training: models,
+        "statistics": own,
+        "prior": {site: PriorCorrected(model, counts[site], everybody) for site in datalists},
+        "statistics+prior": {site: PriorCorrected(own[site], counts[site], everybody) for site in datalists},
+        "finetuned": at_home,
+        "reestimated": of_all,
     }
 
 
-def _federated(cell: Cell, datalists: dict, python: Path | None) -> dict[str, torch.nn.Module]:
-    """Site → the model that it ends with, after a run in FLARE's simulator."""
-    folder = Path(tempfile.mkdtemp(prefix="course-grid-"))
-    try:
-        simulator = CourseSimEnv(list(datalists), folder=folder / "run")
-        simulator.run_folder.mkdir()
-        simulator.python = python or simulator.python
-        recipe = client_recipe(tasks()[cell.task], len(datalists), cell.settings)
-        run = Run(recipe.execute(simulator).get_result())
-        if not run.contributions["accepted"].all():
-            raise CourseError(f"{cell}: an update is missing.\n{run.contributions}")
-        return site_models(run, cell.settings)
-    finally:
-        shutil.rmtree(folder)
+def _adapted(models: Models, datalists: Mapping, settings: Settings, chosen: Mapping) -> dict[str, Models]:
+    rows: dict[str, Models] = {}
+    for count, (site, model) in itertools.product(ADAPTED_WITH, models.items()):
+        # The first of an order in which each stretch has the classes in their proportions.
+        few = mixed(datalists[site]["training"], random_numbers(settings.seed, site))[:count]
+        images = torch.stack([one["image"] for one in prepare(few, settings)])
+        rows.setdefault(f"{LEFT_OUT}+statistics{count}", {})[site] = own_statistics(model, images, prior=16)
+        tuned_at_home = fine_tuned(TASK, model, few, settings, site, *chosen["finetuned"])
+        rows.setdefault(f"{LEFT_OUT}+finetuned{count}", {})[site] = tuned_at_home
+    return rows
 
 
-def site_models(run: Run, settings: StudySettings) -> dict[str, torch.nn.Module]:
-    """Site → the model that it ends with: the global one, with what the site has kept for itself in its place."""
+def counted(datalists: Mapping) -> dict[str, np.ndarray]:
+    """Site → number of training images of each class."""
+    table = classes({site: parts["training"] for site, parts in datalists.items()}, CARD.labels)
+    return {site: table.loc[site].to_numpy() for site in datalists}
+
+
+class Cosines:
+    """Watches a federation: the mean cosine between the changes of any two sites in each round, by part of the network."""
+
+    def __init__(self, names: Sequence[str]):
+        parts = {
+            name: ".".join(name.split(".")[:2]) for name in names if "num_batches" not in name and "running" not in name
+        }
+        self.parts = {part: [name for name in parts if parts[name] == part] for part in dict.fromkeys(parts.values())}
+        self.rounds: list[dict[str, float]] = []
+
+    def __call__(self, number: int, received: Mapping, sent: Mapping) -> None:
+        changes = [{name: (one[name] - received[name]).flatten() for name in one} for one in sent.values()]
+        groups = self.parts | {"all": [name for own in self.parts.values() for name in own]}
+        self.rounds.append(
+            {
+                part: _mean_cosine([torch.cat([one[n] for n in names]) for one in changes])
+                for part, names in groups.items()
+            }
+        )
+
+
+def _mean_cosine(vectors: Sequence[torch.Tensor]) -> float:
+    pairs = itertools.combinations(vectors, 2)
+    return float(np.mean([torch.cosine_similarity(one, other, dim=0).item() for one, other in pairs]))
+
+
+# -- judging -----------------------------------------------------------------------------------------------------------
+
+
+def judge(models: Models, datalists: Mapping, skew: Skew, images: Bank) -> dict:
+    """What the sites' models are worth.
+
+    Returns:
+        ``home``: site → accuracy of its model at home, the sum over classes of its own share of the class times the accuracy
+        in that class, on the bank as its scanner shows it. ``everywhere``: site → mean accuracy of its model over classes and
+        all sites' scanners. ``right``: site → by scanner, whether the model is right on each image, as packed bits in base64;
+        of a model that all sites have, the first site's are enough.
+    """
+    styles = dict(zip(datalists, range(4), strict=True)) if skew.scanners else dict.fromkeys(datalists, 0)
+    counts, known, found = counted(datalists), {}, {"home": {}, "everywhere": {}, "right": {}}
+    for site, model in models.items():
+        if id(model) not in known:
+            known[id(model)] = {style: images.right(model, style) for style in sorted({*styles.values()})}
+            found["right"][site] = {str(style): packed(right) for style, right in known[id(model)].items()}
+        right = known[id(model)]
+        found["home"][site] = float(by_class(right[styles[site]], images.labels) @ counts[site] / counts[site].sum())
+        found["everywhere"][site] = float(np.mean([by_class(one, images.labels).mean() for one in right.values()]))
+    return found
+
+
+def by_class(right: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Accuracy in each class."""
+    return np.array([right[labels == label].mean() for label in range(len(CARD.labels))])
+
+
+def packed(right: np.ndarray) -> str:
+    """Bits as text."""
+    return base64.b64encode(np.packbits(right).tobytes()).decode()
+
+
+def unpacked(text: str, length: int) -> np.ndarray:
+    """The opposite of :func:`packed`."""
+    return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=length).astype(bool)
+
+
+def measure(cell: Cell, real: bool = False) -> dict:
+    """Train one cell and judge it; returns its report."""
+    torch.set_num_threads(1)
+    chosen, skew = tuned(), SKEWS[cell.skew]
+    datalists, left = draw(skew, cell.seed, real)
+    settings, cosines = settings_of(cell.training, cell.seed, chosen), None
+    if cell.training == "fedavg":
+        cosines = Cosines([*TASK.new_model(0, settings.network).state_dict()])
+    models = train(cell.training, datalists, settings, chosen, cosines or (lambda *_: None))
+    images = Bank(left) if real else bank(TESTING + cell.seed)
+    rows = remedied(cell.training, models, datalists, settings, chosen)
+    return {
+        "cell": str(cell),
+        "rows": {name: judge(own, datalists, skew, images) for name, own in rows.items()},
+        "counts": {site: own.tolist() for site, own in counted(datalists).items()},
+        "labels": packed_labels(images.labels),
+        **(
+            {"cosines": {part: [round(one[part], 3) for one in cosines.rounds] for part in cosines.rounds[0]}}
+            if cosines
+            else {}
+        ),
+        "chosen": chosen,
+        "settings": settings.model_dump(mode="json"),
+        "date": datetime.date.today().isoformat(),
+        "versions": versions(),
+        "command": f"python -m benchmarks.methods {'--real ' if real else ''}{cell}",
+    }
+
+
+def packed_labels(labels: np.ndarray) -> list[int]:
+    """Number of the bank's images of each class; they are sorted by class."""
+    return np.bincount(labels, minlength=len(CARD.labels)).tolist()
+
+
+# -- choosing ----------------------------------------------------------------------------------------------------------
+
+
+def tune(say=print) -> dict:
+    """Choose each method's own parameter on the validation bank, with drawings and a seed that no report has.
+
+    The score is the mean over :data:`TUNED_ON` of the accuracy everywhere where all sites end with one model, else of that at
+    home.
+    """
+    report = read_json(TUNING) or {"trainings": {}}
+    fixed = {"local": 5e-3, "pooled": 5e-3, "fedavg": 5e-3, "fedprox": 0.1, "ditto": 0.1, "finetuned": (2, 1e-3)}
+    fixed |= {"fedadam": 0.01, "fedavgm": 0.6}
+    for training, values in CHOICES.items():
+        if training in report["trainings"]:
+            continue
+        chosen = fixed | {name: one["chosen"] for name, one in report["trainings"].items()}
+        with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+            tried = [(value, skew) for value in values for skew in TUNED_ON]
+            scores = pool.map(
+                _score,
+                itertools.repeat(training),
+                [chosen | {training: value} for value, _ in tried],
+                [s for _, s in tried],
+            )
+            scores = np.array([*scores]).reshape(len(values), -1)
+        best = values[int(scores.mean(axis=1).argmax())]
+        table = [
+            {"value": value, **dict(zip(TUNED_ON, own.round(4).tolist(), strict=True))}
+            for value, own in zip(values, scores, strict=True)
+        ]
+        report["trainings"][training] = {"chosen": best, "tried": table}
+        report |= {
+            "seed": TUNING_SEED,
+            "bank": VALIDATION,
+            "date": datetime.date.today().isoformat(),
+            "versions": versions(),
+        }
+        write_json(TUNING, report)
+        say(f"{training}: {best} of {table}")
+    return report
+
+
+def _score(training: str, chosen: Mapping, skew: str) -> float:
+    torch.set_num_threads(1)
+    datalists, _ = draw(SKEWS[skew], TUNING_SEED)
+    base = "fedavg" if training == "finetuned" else training
+    settings = settings_of(base, TUNING_SEED, chosen)
+    models = train(base, datalists, settings, chosen)
+    row = "fedadam+reestimated" if training == "fedadam" else training
+    models = remedied(base, models, datalists, settings, chosen)[row]
+    found = judge(models, datalists, SKEWS[skew], bank(VALIDATION))
+    return float(np.mean([*found["everywhere" if row in ONE_MODEL else "home"].values()]))
+
+
+def compare_with_flare(say=print) -> dict:
+    """Train with each method in FLARE's simulator and in the plain loop, on the same hospitals; returns and keeps, for each,
+    how far the final global weights are apart, and what both are worth at home."""
+    torch.set_num_threads(1)
+    report, skew, chosen = {}, SKEWS["s0.95"], tuned()
+    datalists, _ = draw(skew, 0)
+    data = write_sites("grid-flare", datalists, raw_folder(f"MedNIST-{DRAWINGS}", "generated"), {}, lambda line: None)
+    for method in METHODS:
+        settings = settings_of(method, 0, chosen).changed(rounds=FLARE_ROUNDS, data=data)
+        plain: Federated = federate(TASK, datalists, settings)
+        with tempfile.TemporaryDirectory(prefix="course-flare-") as folder:
+            simulator = CourseSimEnv(list(datalists), folder=Path(folder) / "run")
+            simulator.run_folder.mkdir()
+            run = Run(client_recipe(TASK, len(datalists), settings).execute(simulator).get_result())
+            ours, flares = plain.model.state_dict(), run.weights(run.final_model)
+            models = site_models(run, settings)
+        apart = max(
+            float((ours[n].double() - flares[n].double()).abs().max()) for n in ours if ours[n].is_floating_point()
+        )
+        home = {"plain": judge(plain.models, datalists, skew, bank(TESTING))["home"]}
+        home["flare"] = judge(models, datalists, skew, bank(TESTING))["home"]
+        report[method] = {
+            "weights_apart": apart,
+            "home": {how: float(np.mean([*one.values()])) for how, one in home.items()},
+        }
+        say(f"{method}: {report[method]}")
+    report = {
+        "methods": report,
+        "rounds": FLARE_ROUNDS,
+        "date": datetime.date.today().isoformat(),
+        "versions": versions(),
+    }
+    write_json(FLARE, report)
+    return report
+
+
+def site_models(run: Run, settings: Settings) -> Models:
+    """Site → the model that it ends with after a run of FLARE: the global one, with what the site has kept in its place."""
     weights = run.weights(run.final_model)
-    load = tasks()[run.about["job"]].load_model
     if not METHODS[settings.method].personal:
-        return dict.fromkeys(run.sites, load(weights, settings.network))
+        return dict.fromkeys(run.sites, TASK.load_model(weights, settings.network))
     kept = {site: next(run.folder.glob(f"*/{site}/**/{STATE}")) for site in run.sites}
-    return {site: load(weights | run.weights(file), settings.network) for site, file in kept.items()}
-
-
-def read(folder: Path = RESULTS):
-    """All results that are there, as a table: a row a cell.
-
-    Returns:
-        pandas.DataFrame with ``task``, ``skew``, ``method``, ``seed``, ``home`` and ``everywhere`` (means over sites) and
-        ``worst`` (the site with the lowest score at home), ``date``.
-    """
-    import pandas as pd
-
-    rows = []
-    for cell in grid():
-        if report := read_json(folder / f"{cell}.json"):
-            row = {name: report[name] for name in ("task", "skew", "method", "seed", "date")}
-            rows.append({**row, **report["mean"], "worst": min(report["home"].values())})
-    return pd.DataFrame(rows)
-
-
-def table(results, task: str, value: str = "home"):
-    """Mean ± standard deviation over the seeds, a row a method and a column a skew."""
-    chosen = results[results["task"] == task]
-    groups = chosen.groupby(["method", "skew"])[value]
-    text = groups.mean().map("{:.3f}".format) + " ± " + groups.std(ddof=1).map("{:.3f}".format)
-    methods = [name for name in TITLES if name in set(chosen["method"])]
-    shown = text.unstack().reindex(index=methods, columns=[name for name in SKEWS[task] if name in set(chosen["skew"])])
-    return shown.rename(index=TITLES)
-
-
-def by_site(task: str, skew: str, folder: Path = RESULTS):
-    """What each site ends with on its own testing part, mean over the seeds, and how that compares with pooled training.
-
-    Returns:
-        pandas.DataFrame: a row a method; a column a site, ``mean``, ``of pooled`` (mean as a share of pooled training's) and
-        ``worst site`` (the lowest of the sites' shares).
-    """
-    import pandas as pd
-
-    reports = [read_json(folder / f"{cell}.json") for cell in grid() if (cell.task, cell.skew) == (task, skew)]
-    rows = [{"method": report["method"], **report["home"]} for report in reports if report]
-    found = (
-        pd.DataFrame(rows)
-        .groupby("method")
-        .mean()
-        .reindex([name for name in TITLES if name in {r["method"] for r in rows}])
-    )
-    shares = found / found.loc["pooled"]
-    found["mean"] = found.mean(axis=1)
-    found["of pooled"] = found["mean"] / found.loc["pooled", "mean"]
-    found["worst site"] = shares.min(axis=1)
-    return found.rename(index=TITLES)
+    return {site: TASK.load_model(weights | run.weights(file), settings.network) for site, file in kept.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is missing, then print the table."""
+    """Measure what is missing, then print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.methods", description=__doc__.splitlines()[0])
     parser.add_argument("patterns", nargs="*", metavar="PATTERN", help="cells to measure; default: all of the grid")
     parser.add_argument("--again", action="store_true", help="measure also what is there")
     parser.add_argument("--table", action="store_true", help="measure nothing, print what is there")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the reports (default: %(default)s)")
+    parser.add_argument("--tune", action="store_true", help="choose the methods' parameters, where that was not done")
+    parser.add_argument("--flare", action="store_true", help="compare the plain loop with FLARE, method by method")
+    parser.add_argument("--real", action="store_true", help="on real images instead of drawings")
+    parser.add_argument("--workers", type=int, default=2, help="cells at a time (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder of the reports")
     options = parser.parse_args(arguments)
+    if options.tune or options.flare:
+        (tune if options.tune else compare_with_flare)()
+        return 0
+    out = options.out or (RESULTS / "real" if options.real else RESULTS)
     cells = [cell for cell in grid() if any(fnmatch.fnmatch(str(cell), one) for one in options.patterns or ["*"])]
     if not cells:
         parser.error(f"no cell fits {options.patterns}; a name is like {next(grid())}")
-    missing = [] if options.table else [c for c in cells if options.again or not (options.out / f"{c}.json").exists()]
-    os.environ["COURSE_DATA_SOURCE"] = "generated"
-    with ExitStack() as stack:
-        federated = any(cell.method not in ("local", "pooled") for cell in missing)
-        python = stack.enter_context(warm_python()) if federated else None
-        torch.set_num_threads(1)
-        for number, cell in enumerate(missing, start=1):
-            report = measure(cell, python)
-            options.out.mkdir(parents=True, exist_ok=True)
-            write_json(options.out / f"{cell}.json", report)
-            scores = ", ".join(f"{name} {value:.3f}" for name, value in report["mean"].items())
-            print(f"{number} of {len(missing)}: {cell}: {scores}, {report['seconds']:.0f} s", flush=True)
-    results = read(options.out)
-    for task in SKEWS if len(results) else ():
-        if (results["task"] == task).any():
-            for value in ("home", "everywhere"):
-                print(f"\n{task}, {value}\n{table(results, task, value).to_string()}")
+    missing = [] if options.table else [c for c in cells if options.again or not (out / f"{c}.json").exists()]
+    out.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
+        reports = pool.map(functools.partial(measure, real=options.real), missing)
+        for number, (cell, report) in enumerate(zip(missing, reports, strict=True), start=1):
+            write_json(out / f"{cell}.json", report)
+            home = {row: round(float(np.mean([*one["home"].values()])), 3) for row, one in report["rows"].items()}
+            print(f"{number} of {len(missing)}: {cell}: at home {home}", flush=True)
     return 0
 
 

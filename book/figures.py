@@ -261,25 +261,40 @@ def pooled_histograms(statistics: Mapping, feature: str, labels: Sequence[str] =
 
 
 def method_scores(results, titles: Mapping[str, str], value: str, label: str, title: str = "") -> plt.Figure:
-    """Scores of methods by how hospitals differ, a panel each: a dot a seed, a line at their mean.
+    """Scores of ways to train by how hospitals differ, a panel each: a dot a seed, a line at their mean.
 
-    ``results`` has the columns ``skew``, ``method``, ``seed`` and ``value``, called ``label`` on its axis; ``titles`` names the
-    methods, in the order of their rows, and perhaps skews.
+    ``results`` has the columns ``skew``, ``row``, ``seed`` and ``value``, called ``label`` on its axis; ``titles`` names the rows,
+    in their order, and perhaps skews.
     """
     skews = results["skew"].unique()
-    methods = [name for name in titles if name in set(results["method"])]
-    figure = plt.figure(figsize=(2.8 + 2.1 * len(skews), 1.2 + 0.3 * len(methods)), layout="constrained")
+    names = [name for name in titles if name in set(results["row"])]
+    figure = plt.figure(figsize=(2.8 + 1.9 * len(skews), 1.2 + 0.26 * len(names)), layout="constrained")
     axes = figure.subplots(1, len(skews), sharex=True, sharey=True, squeeze=False)
     for axis, skew in zip(axes.flat, skews, strict=True):
-        for row, method in enumerate(methods):
-            chosen = results[(results["skew"] == skew) & (results["method"] == method)][value]
-            axis.plot(chosen, np.full(len(chosen), row), "o", color=site_color(row), ms=4, alpha=0.6)
-            axis.plot([chosen.mean()] * 2, [row - 0.35, row + 0.35], color=site_color(row), lw=2.5)
-        axis.set(title=titles.get(skew, skew), xlabel=label)
+        for number, name in enumerate(names):
+            chosen = results[(results["skew"] == skew) & (results["row"] == name)][value]
+            axis.plot(chosen, np.full(len(chosen), number), "o", color=site_color(number), ms=4, alpha=0.6)
+            axis.plot([chosen.mean()] * 2, [number - 0.35, number + 0.35], color=site_color(number), lw=2.5)
+        axis.set(xlabel=label)
+        axis.set_title(titles.get(skew, skew), fontsize=9)
         axis.grid(axis="x")
-    axes[0, 0].set_yticks(range(len(methods)), [titles[name] for name in methods])
+    axes[0, 0].set_yticks(range(len(names)), [titles[name] for name in names])
     axes[0, 0].invert_yaxis()
     figure.suptitle(title)
+    return figure
+
+
+def intervals(estimates: pd.DataFrame, title: str, label: str) -> plt.Figure:
+    """A dot with its interval for each row of a table with ``mean``, ``low`` and ``high``: green above 0, red below, else grey."""
+    figure, axis = plt.subplots(figsize=(7.5, 1.1 + 0.32 * len(estimates)), layout="constrained")
+    for number, (_, one) in enumerate(estimates.iterrows()):
+        color = "#2d6a4f" if one["low"] > 0 else "#b23a48" if one["high"] < 0 else "#8a94a0"
+        axis.plot([one["low"], one["high"]], [number] * 2, color=color, lw=2.5)
+        axis.plot(one["mean"], number, "o", color=color)
+    axis.axvline(0, color=INK, lw=1)
+    axis.set(title=title, xlabel=label, yticks=range(len(estimates)), yticklabels=estimates.index)
+    axis.invert_yaxis()
+    axis.grid(axis="x")
     return figure
 
 

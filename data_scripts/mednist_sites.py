@@ -108,25 +108,35 @@ def share_out(
     data: str | None = None,
     folder: Path | None = None,
     per_class: int | None = None,
+    skew: float | None = None,
     say: Callable[[str], None] = print,
 ) -> str:
     """Share the images out over pretend hospitals, each with a folder and three parts of its own; returns the name of the data.
-    ``sites``, ``how``, ``counts``, ``alpha`` and ``few`` (default :data:`FEW`) are those of :func:`data_scripts.sharing.partition`;
-    homes go by :data:`BY_DEVICE`, and with ``scanners`` each site sees its images by another scanner. ``per_class`` is that of
-    :func:`read_items`. A ``CourseError`` for what cannot be shared out like that, or written."""
+    ``sites``, ``how``, ``counts``, ``alpha``, ``skew`` and ``few`` (default :data:`FEW`) are those of
+    :func:`data_scripts.sharing.partition`; homes go by :data:`BY_DEVICE`, and with ``scanners`` each site sees its images by
+    another scanner. ``per_class`` is that of :func:`read_items`. A ``CourseError`` for what cannot be shared out like that, or
+    written."""
     folder = Path(folder or find_or_make(say=say)).absolute()
     data = Settings(data=data or CARD.name).data
     homes, base, is_drawn = None, folder, is_generated(folder)
     if how == "specialised":
         homes, few = [CARD.labels.index(name) for name in BY_DEVICE], FEW if few is None else few
-    shares = partition(read_items(folder, per_class, seed), sites, how, counts, alpha, seed, homes, few)
+    shares = partition(read_items(folder, per_class, seed), sites, how, counts, alpha, seed, homes, few, skew)
     if left_out := _left_out(folder):
         say(f"Left out, {len(left_out)} files that are no pictures or lie in no class's folder: {some_of(left_out)}")
     if how == "scanners":
         base = folder.with_name(f"{folder.name}-{data}")
         shares = rescan(shares, folder, base, seed)
     datalists = {site: split(items, CARD.validation, CARD.testing, seed, site) for site, items in shares.items()}
-    about = {"task": CARD.name, "generated": is_drawn, "how": how, "counts": counts, "alpha": alpha, "few": few}
+    about = {
+        "task": CARD.name,
+        "generated": is_drawn,
+        "how": how,
+        "counts": counts,
+        "alpha": alpha,
+        "few": few,
+        "skew": skew,
+    }
     return write_sites(data, datalists, base, {**about, "seed": seed}, say, CARD.classes)
 
 
@@ -144,16 +154,18 @@ def main() -> None:
     which("--num-sites", type=int, default=2, help="number of sites (default: %(default)s)")
     which("--sites", nargs="+", metavar="SITE", help="names of the sites")
     what = "each class at home at one site and --few images of it elsewhere, equal shares, the numbers of --counts, a random "
-    what += "mix of classes at each site, or equal shares seen by another scanner at each site (default: %(default)s)"
+    what += "mix of classes at each site, --counts with --skew towards two home classes a site, or equal shares seen by another "
+    what += "scanner at each site (default: %(default)s)"
     add("--how", default="specialised", choices=tuple(HOW), help=what)
     add("--few", type=int, metavar="N", help=f"for --how specialised (default: {FEW})")
     add("--counts", type=int, nargs="+", metavar="N", help="images of each site, for --how counts")
     add("--alpha", type=float, help="for --how dirichlet: 100 nearly equal, 0.1 very different")
+    add("--skew", type=float, help="for --how mixed: from 0, all alike, to 1, two home classes a site")
     add("--per-class", type=int, metavar="N", help="at most so many images of each class")
     add("--seed", type=int, default=0, help="of the random generator (default: %(default)s)")
     a = parser.parse_args()
     folder = a.mednist or find_or_make()
-    share_out(a.sites or a.num_sites, a.how, a.counts, a.alpha, a.few, a.seed, a.name, folder, a.per_class)
+    share_out(a.sites or a.num_sites, a.how, a.counts, a.alpha, a.few, a.seed, a.name, folder, a.per_class, a.skew)
     print(describe(folder))
 
 

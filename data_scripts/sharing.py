@@ -10,8 +10,10 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from data_scripts.folders import link_or_copy, one_at_a_time, staged
 from src.common.datalists import CHECKED, DATALIST, PARTS, each, in_two_places, plain_item, site_names, volumes
@@ -33,6 +35,7 @@ class Arguments(Checked):
     alpha: Positive | None = None
     homes: tuple[Number, ...] | None = None
     few: Number | None = None
+    skew: Annotated[NotNegative, Field(le=1)] | None = None
     validation: NotNegative = 0.0
     testing: NotNegative = 0.0
     per_class: Count | None = None
@@ -137,9 +140,37 @@ def _specialised(items: Items, sites: int, rng: np.random.Generator, homes: Sequ
     return shares
 
 
+def mixes(sites: int, labels: int, skew: float) -> np.ndarray:
+    """Share of each class at each site, ``(sites, labels)``: ``(1 - skew) * uniform + skew * home classes``. Each site has two home
+    classes, in turn: of six classes, four sites have 0 and 1, 2 and 3, 4 and 5, 1 and 2."""
+    homes = [(2 * site + 2 * site // labels + np.arange(2)) % labels for site in range(sites)]
+    return (1 - skew) / labels + skew / 2 * np.array([np.isin(np.arange(labels), home) for home in homes])
+
+
+def _mixed(items: Items, sites: int, rng: np.random.Generator, counts: Sequence[int] = (), skew: float = 0.0):
+    pools = {label: list(own) for label, own in itertools.groupby(sorted(items, key=_class), _class)}
+    for pool in pools.values():
+        rng.shuffle(pool)
+    if len(counts) != sites or len(pools) < 2:
+        raise CourseError(
+            f"counts is {counts}; give one number for each of the {sites} sites, and two classes or more."
+        )
+    shares = [[] for _ in range(sites)]
+    for site, mix in enumerate(mixes(sites, len(pools), skew)):
+        due = counts[site] * mix
+        numbers = due.astype(int)  # and one more of those classes that lost most by rounding down
+        numbers[np.argsort(numbers - due, kind="stable")[: counts[site] - numbers.sum()]] += 1
+        for (label, pool), number in zip(pools.items(), numbers, strict=True):
+            if number > len(pool):
+                said = f"Site {site + 1} would get {number} items of class {label}, of which {len(pool)} are left."
+                raise CourseError(f"{said} Share out more, or lower counts.")
+            shares[site] += [pool.pop() for _ in range(number)]
+    return shares
+
+
 # The ways of `partition`: what shares out, and the options that it heeds.
 HOW = {"specialised": (_specialised, "homes", "few"), "even": (_even,), "counts": (_by_counts, "counts")}
-HOW |= {"dirichlet": (_by_dirichlet, "alpha"), "scanners": (_even,)}
+HOW |= {"dirichlet": (_by_dirichlet, "alpha"), "scanners": (_even,), "mixed": (_mixed, "counts", "skew")}
 
 
 def partition(
@@ -151,6 +182,7 @@ def partition(
     seed: int = 0,
     homes: Sequence[int] | None = None,
     few: int | None = None,
+    skew: float | None = None,
 ) -> dict[str, list[dict]]:
     """Share items out over sites, so many or of these names; no item is at two sites. ``even``: equal numbers and the same mix of
     classes everywhere; ``scanners``: the same, for :mod:`data_scripts.scanners`. ``counts``: so many items a site, the same mix;
@@ -158,9 +190,11 @@ def partition(
     is the overall mix (Hsu et al., 2019, https://arxiv.org/abs/1909.06335); ``alpha``, by default 0.5, is its concentration, summed
     over the classes: 100 gives nearly equal sites, 0.1 one or two classes each, as long as there are images of these.
     ``specialised``: every class is at home at one site, the first of ``homes``, which are all classes, at the first site, and so
-    on, in equal numbers; ``few`` of its items, by default none, are at each other site. A ``CourseError`` for an unknown ``how``,
-    an option that it does not heed, an image or class given twice, wrong labels or types, and numbers that are not possible."""
-    options = {"counts": counts, "alpha": alpha, "homes": homes, "few": few}
+    on, in equal numbers; ``few`` of its items, by default none, are at each other site. ``mixed``: ``counts`` items a site, in the
+    proportions of :func:`mixes`, by ``skew`` from 0, all alike, to 1, home classes alone; what is left over is not used. A
+    ``CourseError`` for an unknown ``how``, an option that it does not heed, an image or class given twice, wrong labels or types,
+    and numbers that are not possible."""
+    options = {"counts": counts, "alpha": alpha, "homes": homes, "few": few, "skew": skew}
     Arguments(**options)
     names, rng, items = site_names(sites), random_numbers(seed), _plain(items, homes or ())
     if how not in [*HOW]:  # it may be a list

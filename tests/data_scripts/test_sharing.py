@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data_scripts import folders
-from data_scripts.sharing import classes, distances, mixed, partition, split, who_has_what, write_sites
+from data_scripts.sharing import classes, distances, mixed, mixes, partition, split, who_has_what, write_sites
 from data_scripts.together import pooled, read_sites, sites_of
 from src.common.datalists import PARTS, read_datalist, read_site
 from src.common.errors import CourseError
@@ -109,6 +109,20 @@ def test_labels_are_the_more_skewed_the_smaller_alpha_is():
     assert shares[0] > 0.5 and shares[-1] < 0.25
 
 
+def test_a_mix_is_that_of_home_classes_and_all_classes_exactly():
+    table = 16 * np.array(mixes(4, 6, 0.75))
+    assert table[0].round(2).tolist() == [6.67, 6.67, 0.67, 0.67, 0.67, 0.67] and np.allclose(table.sum(axis=1), 16)
+    assert [np.flatnonzero(row > 1).tolist() for row in table] == [[0, 1], [2, 3], [4, 5], [1, 2]]
+    items, asked = fake_items([70] * 6), {"counts": [64, 64, 64, 32], "skew": 0.95}
+    shares = partition(items, 4, "mixed", **asked)
+    counts = np.array([counts_of(own) for own in shares.values()])
+    assert counts[0].tolist() == [31, 31, 1, 1, 0, 0] and counts.sum(axis=1).tolist() == asked["counts"]
+    assert len({image for own in shares.values() for image in names_of(own)}) == 224
+    assert shares == partition(items, 4, "mixed", **asked) != partition(items, 4, "mixed", **asked, seed=1)
+    even = partition(items, 4, "mixed", counts=[60] * 4, skew=0.0)
+    assert {tuple(counts_of(own)) for own in even.values()} == {(10,) * 6}
+
+
 @rows(
     ("another way", {"how": "fair"}, "Unknown partition 'fair'; choose one of specialised, even, counts, dirichlet"),
     ("no counts", {"how": "counts"}, r"counts is \[\]; give one number .* 2 sites"),
@@ -123,6 +137,17 @@ def test_labels_are_the_more_skewed_the_smaller_alpha_is():
     ("alpha for counts", {"how": "counts", "counts": [6, 6], "alpha": 0.5}, "alpha is 0.5, which 'counts' does not"),
     ("few for a random mix", {"how": "dirichlet", "few": 0}, "few is 0, .* leave it out, or choose 'specialised'"),
     ("a class without a home", {"how": "specialised", "homes": (0, 1, 2, 3, 5)}, r"no site would get .* of class 4\."),
+    (
+        "a skew above 1",
+        {"how": "mixed", "counts": [3, 3], "skew": 1.5},
+        "'skew' is 1.5; it must be less than or equal to 1",
+    ),
+    ("a mix of how many", {"how": "mixed", "skew": 0.5}, r"counts is \(\); give one number for each of the 2 sites"),
+    (
+        "a pool too small",
+        {"how": "mixed", "counts": [6, 6], "skew": 1.0},
+        "Site 1 would get 3 items of class 0, of which 2",
+    ),
     ("homes for scanners", {"how": "scanners", "homes": (1, 2)}, r"homes is \(1, 2\), which 'scanners' does not heed"),
 )
 def test_a_partition_that_cannot_be_made_is_refused(arguments, message):
