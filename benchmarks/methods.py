@@ -57,11 +57,8 @@ SITES = tuple(f"site-{number}" for number in range(1, 5))
 SEEDS = range(5)
 BANK, PER_CLASS, ROUNDS = 200, 80, 48  # drawings of a class in a bank; to share out; rounds of one epoch
 TUNING_SEED, FLARE_ROUNDS = 100, 12
-DRAWINGS, VALIDATION, TESTING = (
-    7000,
-    7801,
-    7900,
-)  # seeds of drawings: of the training and the first weights with seed 0; of the bank to choose by; of the bank to report on with seed 0
+# Seeds of drawings: of hospitals with seed 0, of the bank to choose by, and of the bank to report on with seed 0.
+DRAWINGS, VALIDATION, TESTING = 7000, 7801, 7900
 
 
 @dataclass(frozen=True)
@@ -75,11 +72,12 @@ class Skew:  # how four hospitals differ
 
 ALL = ("local", "pooled", "fedavg", "groupnorm", "fedprox", "scaffold", "fedadam", "fedavgm", "fedbn", "ditto")
 LEFT_OUT = "leftout"  # for each hospital, FedAvg of the other three
+SELDOM = "rounds12"  # FedAvg with a quarter of the rounds and as many epochs in all
 SKEWS = {
     "s0": Skew("labels, s = 0", trainings=("local", "pooled", "fedavg")),
-    "s0.6": Skew("labels, s = 0.6", 0.6),
-    "s0.95": Skew("labels, s = 0.95", 0.95, trainings=ALL),
-    "scanners": Skew("scanners", scanners=True, trainings=(*ALL, LEFT_OUT)),
+    "s0.6": Skew("labels, s = 0.6", 0.6, trainings=("local", "pooled", "fedavg", SELDOM, "fedbn", "ditto")),
+    "s0.95": Skew("labels, s = 0.95", 0.95, trainings=(*ALL, SELDOM)),
+    "scanners": Skew("scanners", scanners=True, trainings=(*ALL, SELDOM, LEFT_OUT)),
     "both": Skew("scanners and labels, s = 0.6", 0.6, True, trainings=("local", "pooled", "fedavg")),
     "sizes": Skew("sizes", counts=(160, 48, 24, 24)),
 }
@@ -90,6 +88,7 @@ ADAPTED_WITH = (1, 3, 10)  # images of a hospital that took no part
 TITLES = {
     "local": "each site alone",
     "pooled": "pooled",
+    SELDOM: "FedAvg, 12 rounds of 4 epochs",
     "fedavg": "FedAvg",
     "statistics": "FedAvg, own statistics",
     "prior": "FedAvg, prior corrected",
@@ -112,6 +111,7 @@ TITLES = {
 
 ONE_MODEL = (
     "pooled",
+    SELDOM,
     "fedavg",
     "reestimated",
     "groupnorm",
@@ -224,6 +224,7 @@ def settings_of(training: str, seed: int, chosen: Mapping, **more) -> Settings:
     rate = chosen[training if training in ("local", "pooled") else "fedavg"]
     own = {"fedproxloss_mu": chosen["fedprox"]} if method == "fedprox" else {}
     fixed = {"network": "CompactDenseNet", "rounds": ROUNDS, "local_epochs": 1, "batch_size": 8}
+    fixed |= {"rounds": ROUNDS // 4, "local_epochs": 4} if training == SELDOM else {}
     return Settings(**fixed, data="grid", learning_rate=rate, seed=seed, method=method, **own, **more)
 
 
