@@ -47,7 +47,9 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
     return float(stats.binomtest(only_first, apart).pvalue) if apart else 1.0
 
 
-def bootstrap(table: pd.DataFrame, draws: int = 2000, level: float = 0.95, seed: int = 0) -> Estimate:
+def bootstrap(
+    table: pd.DataFrame, value: str = "difference", draws: int = 2000, level: float = 0.95, seed: int = 0
+) -> Estimate:
     """The mean of paired differences over seeds and patients, with an interval, by the hierarchical bootstrap.
 
     Each draw takes as many seeds as there are, with replacement, and then in each of them as many patients as it has. The
@@ -61,8 +63,9 @@ def bootstrap(table: pd.DataFrame, draws: int = 2000, level: float = 0.95, seed:
     The American Statistician 69:371 (2015).
 
     Args:
-        table: columns ``seed``, ``patient`` and ``difference``. Several rows of a patient with one seed count as their
-            mean. Seeds count alike, and so do a seed's patients; else give differences times weights whose mean is 1.
+        table: columns ``seed``, ``patient`` and ``value``. Several rows of a patient with one seed count as their mean.
+            Seeds count alike, and so do a seed's patients; else give differences times weights whose mean is 1.
+        value: the column of differences, or of what else has a mean.
         draws: how many.
         level: of the interval.
         seed: of the draws.
@@ -70,9 +73,9 @@ def bootstrap(table: pd.DataFrame, draws: int = 2000, level: float = 0.95, seed:
     Raises:
         CourseError: for a difference that is not a number, and for fewer than two patients.
     """
-    if not np.isfinite(table["difference"]).all():
-        raise CourseError("A difference is missing. Say what became of such patients, and leave them out yourself.")
-    each = table.groupby(["seed", "patient"])["difference"].mean()
+    if not np.isfinite(table[value]).all():
+        raise CourseError(f"A {value} is missing. Say what became of such patients, and leave them out yourself.")
+    each = table.groupby(["seed", "patient"])[value].mean()
     of_seeds = [rows.to_numpy() for _, rows in each.groupby("seed")]
     count = len(of_seeds) if len(of_seeds) > 1 else len(each)
     if count < 2:
