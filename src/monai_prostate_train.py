@@ -7,7 +7,6 @@ https://nvflare.readthedocs.io/en/main/programming_guide/execution_api_type/clie
 from pathlib import Path
 
 import nvflare.client as flare
-from nvflare.client import FLModel
 from nvflare.client.tracking import SummaryWriter
 
 from src.federation.methods import at_site
@@ -22,20 +21,20 @@ def main(folder: Path) -> None:
     hospital = Site.open(TASK, flare.get_site_name(), folder)
     part, curves = at_site(hospital), SummaryWriter()
 
-    def train(model: FLModel) -> FLModel:
+    def train(model: flare.FLModel) -> flare.FLModel:
         """How good is the model that came in? Then train it on our own patients."""
         dice = validate(model).metrics
         numbers = {**dice, "train_loss": part.train(model), **hospital.seconds}
         for tag, number in numbers.items():
             curves.add_scalar(tag, number, global_step=model.current_round)
-        return FLModel(params=part.trained, metrics=dice, meta=part.meta())
+        return flare.FLModel(params=part.trained, metrics=dice, meta=part.meta())
 
-    def validate(model: FLModel) -> FLModel:
+    def validate(model: flare.FLModel) -> flare.FLModel:
         """The received model on our own validation cases."""
         part.receive(model)
-        return FLModel(metrics=hospital.evaluate())
+        return flare.FLModel(metrics=hospital.evaluate())
 
-    def submit_model(model: FLModel) -> FLModel:
+    def submit_model(model: flare.FLModel) -> flare.FLModel:
         """Our own last model, for the other hospitals to try."""
         return part.submit()
 

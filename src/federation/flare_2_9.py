@@ -141,7 +141,5 @@ def allow_usual_classes(workspace: str) -> None:
 
 # -- sites that come back: what the server and a job's process, which loads more, both must know; see deploy/flare_2_9.py -
 
-SITE_IS_BACK = (
-    "course.site_is_back"  # the command by which the server tells a job's process to look who its sites are now
-)
+SITE_IS_BACK = "course.site_is_back"  # the command by which the server has a job's process look who its sites are now
 LOSS_IS_NOTED = "loss is noted"  # a key of the answer

@@ -147,7 +147,7 @@ class Ditto(FedAvg):
 
     def __init__(self, site: Site):
         super().__init__(site)
-        self.personal = site.another()
+        self.personal = site.trainer_of(copy.deepcopy(self.model))
         site.keeps |= {"model": self.personal.network, "steps": self.personal.optimizer}
         ProximalTerm(DEFAULTS["ditto"], towards=self.model).attach(self.personal)
 

@@ -5,7 +5,7 @@ import os
 import re
 from math import ceil
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from nvflare.app_common.filters.exclude_vars import ExcludeVars
@@ -16,11 +16,11 @@ from nvflare.app_opt.pt import recipes
 from nvflare.client.config import TransferType
 from nvflare.recipe.spec import Recipe
 from nvflare.recipe.utils import add_experiment_tracking, add_final_global_evaluation
-from pydantic import Field, StrictBool, StrictFloat, StrictInt
+from pydantic import StrictBool, StrictInt
 
 from src.common.datalists import site_names
 from src.common.errors import CourseError, some_of
-from src.common.settings import CONFIG, Checked, StudySettings
+from src.common.settings import CONFIG, Checked, Positive, StudySettings
 from src.common.task import Task, shapes, unlike
 from src.federation.aggregation import SampleWeightedMean
 from src.federation.counts import WholeStatistics
@@ -42,10 +42,11 @@ from src.federation.scaffold import RecordedScaffold
 from src.federation.server import FIRST_CONTACT, RunRecorder
 
 ASK_SECONDS = 0.1
-Seconds = Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)]
 START = "initial.pt"  # the checkpoint that a run starts from, in the job
-FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
-INTEGERS = torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64
+KINDS = {  # of a tensor's type, by whether it is one of floats: another of the same kind is as good
+    True: (torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    False: (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+}
 SAVED_BY = {"module.": "DataParallel", "_orig_mod.": "torch.compile", "model.": "Lightning"}
 
 
@@ -54,8 +55,8 @@ class Options(Checked):
 
     min_clients: StrictInt | None = None
     tracker: Literal["tensorboard", "mlflow"] = "tensorboard"
-    round_timeout: Seconds | None = None
-    first_contact: Seconds = FIRST_CONTACT
+    round_timeout: Positive | None = None
+    first_contact: Positive = FIRST_CONTACT
     final_evaluation: StrictBool = True
 
 
@@ -94,10 +95,7 @@ def client_recipe(
     kept = Path(made.kept.name)
     settings.write(kept / "site" / "src" / CONFIG)
     made.add_client_file(str(kept / "site"))  # a folder's content goes beside the script
-    if weights:
-        torch.save(weights, kept / START)
-        made.add_server_file(str(kept / START))
-        server_of(made).components["persistor"].source_ckpt_file_full_name = START
+    start_from(made, weights, kept)
     know_the_parts(made, task.key_metric)
     if stays:
         made.add_client_output_filter(ExcludeVars(stays), tasks=["train", "submit_model"])
@@ -123,6 +121,14 @@ def start(task: Task, sites: int, settings: StudySettings | None, initial: Path 
     return len(site_names(sites)), settings, model, weights
 
 
+def start_from(recipe: Recipe, weights: dict, folder: Path) -> None:
+    """Write the weights of a checkpoint, if there are any, into ``folder``, from which the job takes them along."""
+    if weights:
+        torch.save(weights, folder / START)
+        recipe.add_server_file(str(folder / START))
+        server_of(recipe).components["persistor"].source_ckpt_file_full_name = START
+
+
 def _checkpoint(file: Path, model: torch.nn.Module) -> dict | str:
     """The weights in a checkpoint, in the types of the network; or why it cannot start from it."""
     alone, own = "save model.state_dict() alone", model.state_dict()
@@ -145,17 +151,12 @@ def _checkpoint(file: Path, model: torch.nn.Module) -> dict | str:
     if not isinstance(top, dict) or not all(isinstance(value, torch.Tensor) for value in top.values()):
         held = some_of([*map(repr, places)][1:]) or f"a {type(top).__name__}"
         return f"it holds {held}, not tensors by name; {alone}"
-    if odd := [f"{key!r} is {one.dtype}" for key, one in top.items() if key in own and not _alike(one, own[key])]:
-        return f"{some_of(odd, 3)}, not as in this network; {alone}"
-    weights = {
-        name: value.detach().to_dense().to(own[name].dtype) if name in own else value for name, value in top.items()
-    }
-    return unlike({name: value.numpy() for name, value in weights.items()}, shapes(own), "this network") or weights
-
-
-def _alike(one: torch.Tensor, own: torch.Tensor) -> bool:  # another type of the same kind is as good
-    kind = FLOATS if own.is_floating_point() else INTEGERS
-    return one.dtype in kind and not one.is_meta
+    known, kinds = top.keys() & own.keys(), {key: KINDS[one.is_floating_point()] for key, one in own.items()}
+    if odd := [key for key, one in top.items() if key in known and (one.is_meta or one.dtype not in kinds[key])]:
+        said = some_of([f"{key!r} is {top[key].dtype}" for key in odd], 3)
+        return f"{said}, not as in this network; {alone}"
+    weights = top | {key: top[key].detach().to_dense().to(own[key].dtype) for key in known}
+    return unlike(weights, shapes(own), "this network") or weights
 
 
 def add_everything(recipe: Recipe, **options) -> Recipe:

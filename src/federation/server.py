@@ -25,11 +25,9 @@ GONE = "the server has lost it: its process, its machine or its line"
 NEVER_CAME = "its process never came: is its kit used on a second machine, or its network closed?"
 EVENTS = {
     EventType.START_RUN: "run started",
-    AppEventType.INITIAL_MODEL_LOADED: "initial model loaded",
     AppEventType.ROUND_STARTED: "round started",
     AppEventType.BEFORE_AGGREGATION: "all answers in",
     AppEventType.AFTER_LEARNABLE_PERSIST: "model saved",
-    AppEventType.GLOBAL_BEST_MODEL_AVAILABLE: "best model",
     AppEventType.CROSS_VAL_INIT: "final validation",
     EventType.END_RUN: "run ended",
 }
@@ -55,7 +53,8 @@ class RunRecorder(Widget):
         self._trained, self._answered, self._expected = set(), set(), set()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        prop, site, now = fl_ctx.get_prop, _peer(fl_ctx), time.monotonic()
+        prop, peer, now = fl_ctx.get_prop, fl_ctx.get_peer_context(), time.monotonic()
+        site = peer and peer.get_identity_name()
         if event_type == EventType.START_RUN:
             engine, job_id = fl_ctx.get_engine(), fl_ctx.get_job_id()
             self._file = Path(engine.get_workspace().get_run_dir(job_id)) / RECORD
@@ -107,7 +106,7 @@ class RunRecorder(Widget):
         return {LOSS_IS_NOTED: site in self._lost}
 
     def _hear(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
-        self._note_loss(_peer(fl_ctx), request[REASON], fl_ctx)
+        self._note_loss(fl_ctx.get_peer_context().get_identity_name(), request[REASON], fl_ctx)
         return make_reply(ReturnCode.OK)
 
     def _note_return(self, site: str) -> None:
@@ -119,10 +118,8 @@ class RunRecorder(Widget):
     def _note_loss(self, site: str, reason: str, fl_ctx: FLContext) -> None:
         if site not in self._lost:
             self._losses[site] += 1
-            reason += f"; lost {self._losses[site]} times: is its kit used on a second machine?" * (
-                self._losses[site] > 2
-            )
-            self._lost[site] = reason
+            often = f"; lost {self._losses[site]} times: is its kit used on a second machine?"
+            self._lost[site] = reason = reason + often * (self._losses[site] > 2)
             self._write("site lost", site=site, reason=reason)
             self._fail(site, reason, fl_ctx)
 
@@ -202,8 +199,3 @@ class RunRecorder(Widget):
     def _write(self, event: str, **more) -> None:
         with self._file.open("a") as file:
             file.write(json.dumps({"time": time.time(), "event": event, "round": self._round, **more}) + "\n")
-
-
-def _peer(fl_ctx: FLContext) -> str | None:
-    peer = fl_ctx.get_peer_context()
-    return peer and peer.get_identity_name()

@@ -1,6 +1,5 @@
 """A site's own side: what it trains with, and what it decides for itself."""
 
-import copy
 import gc
 import io
 import logging
@@ -44,16 +43,14 @@ class Site:
     round took. ``keeps`` is, by name, what has a ``state_dict`` that must outlive the site's process, in the folder ``kept``.
     """
 
-    def __init__(
-        self, task: Task, settings: StudySettings, parts: Mapping, name: str, cache=None, weights=None, kept=None
-    ):
+    def __init__(self, task: Task, settings: StudySettings, parts: Mapping, name, cache=None, weights=None, kept=None):
         self.task, self.settings, self.name, self.device, self.kept = task, settings, name, pick_device(), kept
         self.training = task.prepare(parts["training"], settings, cache)
         self.validation = task.prepare(parts["validation"], settings, cache)
         self.model = task.to_device(task.new_model(settings.seed, settings.network), self.device)
         if weights:
             self.model.load_state_dict(weights)
-        self.trainer = self._trainer(self.model)
+        self.trainer = self.trainer_of(self.model)
         self.seconds: dict[str, float] = {}
         self.keeps: dict[str, Any] = {"optimizer": self.trainer.optimizer}
         # Whether it has trained in this job, now or in a process before; what the server should know beside a good update.
@@ -83,14 +80,11 @@ class Site:
         gc.freeze()
         return cls(task, settings, parts, name, own / "cache" if options.cache else None, kept=kept)
 
-    def _trainer(self, model: torch.nn.Module) -> SupervisedTrainer:
+    def trainer_of(self, model: torch.nn.Module) -> SupervisedTrainer:
+        """What trains a model on the site's items, with a loader of its own; the site's model has one already."""
         seed = site_seed(self.settings.seed, self.name)
         loader = self.task.batches(self.training, self.settings, train=True, seed=seed)
         return self.task.make_trainer(model, loader, self.settings, self.device)
-
-    def another(self) -> SupervisedTrainer:
-        """A second trainer like the first, for a model of the site's own that starts where the first one is now."""
-        return self._trainer(copy.deepcopy(self.model))
 
     def evaluate(self, should_stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
         """Metrics of the model on the site's validation part; empty where it has none."""

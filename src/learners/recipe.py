@@ -2,16 +2,14 @@
 
 from pathlib import Path
 
-import torch
 from nvflare.app_common.executors.learner_executor import LearnerExecutor
 from nvflare.app_common.workflows.fedavg import FedAvg
 from nvflare.app_opt.pt.job_config.base_fed_job import BaseFedJob
-from nvflare.app_opt.pt.job_config.model import PTModel
 from nvflare.fuel.utils.constants import FrameworkType
 from nvflare.recipe.spec import Recipe
 
 from src.federation.aggregation import SampleWeightedMean
-from src.federation.recipes import START, add_everything, start
+from src.federation.recipes import add_everything, start, start_from
 from src.learners.supervised_monai_prostate_learner import SupervisedMonaiProstateLearner
 from src.prostate.card import CONFIG_FILE, Settings
 from src.prostate.training import TASK
@@ -21,12 +19,8 @@ def learner_recipe(folder: Path, sites: int = 4, settings: Settings | None = Non
     """The recipe around that job, whose settings it writes into ``folder``; the rest is as for ``client_recipe``."""
     sites, settings, model, weights = start(TASK, sites, settings, initial)
     SupervisedMonaiProstateLearner.check(settings)
-    job = BaseFedJob(name=TASK.name, min_clients=sites, key_metric=TASK.key_metric)
+    job = BaseFedJob(model, name=TASK.name, min_clients=sites, key_metric=TASK.key_metric)
     config = settings.write(Path(folder) / CONFIG_FILE.name)
-    if weights:
-        torch.save(weights, Path(folder) / START)
-        job.add_file_to_server(str(Path(folder) / START))
-    job.comp_ids |= job.to_server(PTModel(model, initial_ckpt=START if weights else None))
     part, mean = job.comp_ids["persistor_id"], SampleWeightedMean()
     job.to_server(FedAvg(num_clients=sites, num_rounds=settings.rounds, persistor_id=part, aggregator=mean))
     job.to_clients(LearnerExecutor(learner_id="learner"), tasks=["train", "validate"])
@@ -34,5 +28,6 @@ def learner_recipe(folder: Path, sites: int = 4, settings: Settings | None = Non
     # As what it is, no code, which a site may forbid.
     job.add_file_to_clients(config, app_folder_type="config")
     made = Recipe(job)
+    start_from(made, weights, Path(folder))
     made.framework = FrameworkType.PYTORCH  # the final evaluation asks whose checkpoints these are
     return add_everything(made, **options)

@@ -14,7 +14,6 @@ from nvflare.apis.signal import Signal
 from nvflare.apis.utils.analytix_utils import create_analytic_dxo, send_analytic_dxo
 from nvflare.app_common.abstract.learner_spec import Learner
 from nvflare.app_common.app_constant import AppConstants, ValidateType
-from nvflare.security.logging import secure_format_exception
 
 from src.federation.engine import train_for
 from src.federation.reasons import REASON, short_reason
@@ -52,7 +51,7 @@ class SupervisedLearner(Learner, ABC):
             self.site = self.set_up(fl_ctx.get_identity_name(), fl_ctx)
         except Exception as error:
             self._error = error
-            self.log_exception(fl_ctx, f"this site cannot take part: {secure_format_exception(error)}")
+            self.log_exception(fl_ctx, f"this site cannot take part: {type(error).__name__}")
 
     def abort(self, fl_ctx: FLContext) -> None:
         """Stop the task that is running, at its next step."""
@@ -104,7 +103,7 @@ class SupervisedLearner(Learner, ABC):
                 return make_reply(ReturnCode.TASK_ABORTED) if self._stopped(abort_signal) else answer.to_shareable()
             except Exception as error:
                 self._error = error  # also of the training that the executor asks for after a failed validation
-                self.log_exception(fl_ctx, f"{what} failed: {secure_format_exception(error)}")
+                self.log_exception(fl_ctx, f"{what} failed: {type(error).__name__}")
         error = self._error
         if what == "training" and self.site is not None:
             self._error = None  # the next round brings another model
