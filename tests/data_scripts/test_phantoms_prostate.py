@@ -9,8 +9,8 @@ import pytest
 from scipy import ndimage
 
 from data_scripts.phantoms import prostate as phantoms
-from data_scripts.phantoms.prostate import HOSPITALS, TEST_CASES, draw_case, write
-from tests.tests_support import REFERENCE
+from data_scripts.phantoms.prostate import HOSPITALS, SHARED, TEST_CASES, draw_case, write
+from tests.tests_support import REFERENCE, course_error
 
 CASES = 12  # three of each hospital
 
@@ -117,6 +117,23 @@ def test_two_of_the_32_cases_carry_one_label_that_marks_the_whole_gland(monkeypa
     monkeypatch.setattr(phantoms, "draw_case", drawn)
     write(tmp_path, 32, 0)
     assert len(one_label) == 32 + TEST_CASES and sum(one_label) == 2
+    hospitals = json.loads((tmp_path / "hospitals.json").read_text())
+    assert [len(cases) for cases in hospitals.values()] == [10, 8, 8, 6], "unequal numbers, as their shares"
+
+
+def test_an_outline_of_ones_own_changes_the_mask_as_its_protocol_says_and_never_the_image(tmp_path):
+    rows = {}
+    for style in HOSPITALS:
+        shared, own = (draw_case(np.random.default_rng(7), style, how=how) for how in (SHARED, style.own))
+        np.testing.assert_array_equal(own[0], shared[0])
+        (few, many), ends = (
+            sorted([(shared[1] > 0).sum(), (own[1] > 0).sum()]),
+            [(m[1] > 0).any((0, 1)).sum() for m in (shared, own)],
+        )
+        rows[style.name] = few / many, ends[1] - ends[0]
+    assert rows["site-1"] == (1, 0) and all(0.4 < rows[site][0] < 0.9 for site in ("site-2", "site-3", "site-4"))
+    assert rows["site-3"][1] > 0 > rows["site-4"][1], "slices at both ends"
+    course_error("outlines='mine'; it is 'shared'", write, tmp_path, 1, 0, "mine")
 
 
 def best_threshold_dice(values, gland, total, levels):

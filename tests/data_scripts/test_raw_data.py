@@ -120,6 +120,13 @@ def test_a_file_in_the_place_of_the_pictures_and_prostates_without_masks_and_nam
     assert prostate_download.describe(folder) == said
 
 
+def test_drawings_with_outlines_of_each_hospitals_own_have_a_folder_and_a_name_of_their_own(home, monkeypatch):
+    monkeypatch.setattr(prostate_download, "write", lambda folder, number, seed, outlines: cases(folder, number))
+    assert datalists_gen.prepare(len, outlines="own") == "prostate_own"
+    assert names_in(home / "generated") == ["Task05_Prostate_own", "prostate_t2_own"]
+    course_error("for drawings", prostate_download.find_or_make, "real", outlines="own")
+
+
 def test_google_drive_is_asked_by_its_id_without_cookies(tmp_path, monkeypatch):
     import gdown
     from gdown.exceptions import FileURLRetrievalError
