@@ -15,7 +15,6 @@ class Card:
     name: str  # folder in src, name of the job, and start of the names of its shared-out data
     title: str  # for tables and figures
     labels: tuple[str, ...]  # of the classes, in the order of their numbers; or the structures that are outlined
-    channels: tuple[str, ...]  # of the images
     key_metric: str  # by which models are compared; higher is better
     client: str  # file in src that a site runs, by the Client API
     validation: float  # share of a site's items on which it validates received models

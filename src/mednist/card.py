@@ -9,7 +9,6 @@ CARD = Card(
     name="mednist",
     title="MedNIST",
     labels=("AbdomenCT", "BreastMRI", "CXR", "ChestCT", "Hand", "HeadCT"),
-    channels=("grey",),
     key_metric="val_accuracy",
     client="monai_mednist_train.py",
     validation=0.1,

@@ -12,7 +12,6 @@ CARD = Card(
     name="prostate",
     title="Prostate MRI",
     labels=("prostate",),
-    channels=("T2", "ADC"),
     key_metric="val_dice",
     client="monai_prostate_train.py",
     validation=0.22,
