@@ -8,8 +8,7 @@ class DenseNet121(monai.networks.nets.DenseNet121):
     """DenseNet121 (Huang et al., *Densely Connected Convolutional Networks*, CVPR 2017) for grey 2D images.
 
     ``(batch, in_channels, height, width)`` floats, 64×64 here, become ``(batch, out_channels)`` logits, one a class. The weights
-    bear MONAI's names; a server and a notebook that name the same ``seed`` start from the same ones.
-    """
+    bear MONAI's names; a server and a notebook that name the same ``seed`` start from the same ones."""
 
     def __init__(self, spatial_dims=2, in_channels=1, out_channels=6, seed: int | None = None, **kwargs):
         with seeded(seed):

@@ -2,8 +2,7 @@
 
 FLARE starts this script once at every site and keeps it running through all rounds: ``flare.init``, then a loop over
 ``flare.is_running`` with ``flare.receive`` and ``flare.send``.
-https://nvflare.readthedocs.io/en/main/programming_guide/execution_api_type/client_api.html
-"""
+https://nvflare.readthedocs.io/en/main/programming_guide/execution_api_type/client_api.html"""
 
 from pathlib import Path
 

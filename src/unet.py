@@ -18,8 +18,7 @@ class UNet(monai.networks.nets.UNet):
 
     It normalises by instance, MONAI's default, and in a federation that matters: each volume is centred and scaled by its own
     statistics, in training as in validation. Batch normalisation would keep running statistics of one hospital's scanner, and
-    the average of four scanners' statistics fits none of them.
-    """
+    the average of four scanners' statistics fits none of them."""
 
     def __init__(self, spatial_dims=3, in_channels=1, out_channels=1, seed: int | None = None, **kwargs):
         with seeded(seed):

@@ -2,8 +2,7 @@
 
 In it lies ``datalist.json``, in the format of the Medical Segmentation Decathlon: the parts ``training``, ``validation`` and
 ``testing``, each a list of ``{"image": path, "label": path or number}``; and, where labels are files, ``checked.json``, the volumes
-that came through ``data_scripts/datalists_gen.sh``: ``{path: {"sha256": …, "bytes": …}}``. Paths start from the folder.
-"""
+that came through ``data_scripts/datalists_gen.sh``: ``{path: {"sha256": …, "bytes": …}}``. Paths start from the folder."""
 
 import math
 import os

@@ -29,8 +29,7 @@ def make_trainer(
 
     ``batches`` have a length and hold ``image`` and ``label``. The optimiser's rates fall to 0 over ``epochs``, the passes in all
     runs together. Its state stays with the trainer, which goes on where it stopped, and never leaves a site. ``trainer.run()``
-    trains all epochs, :func:`train_for` some. ``amp`` is mixed precision where the GPU has bfloat16, with the range of float32.
-    """
+    trains all epochs, :func:`train_for` some. ``amp`` is mixed precision where the GPU has bfloat16, with the range of float32."""
     half = amp and device.type == "cuda" and torch.cuda.is_bf16_supported()
     trainer = SupervisedTrainer(
         device=device,
@@ -74,8 +73,7 @@ class ProximalTerm:
 
     FedProx (Li et al., *Federated Optimization in Heterogeneous Networks*, MLSys 2020) holds a site near the model it received: as
     FLARE's ``PTFedProxLoss``, without a second pass of autograd, a quarter of a small network's step on a CPU. The reference is
-    ``towards``, or the trainer's own network, as each run of the trainer finds it.
-    """
+    ``towards``, or the trainer's own network, as each run of the trainer finds it."""
 
     def __init__(self, mu: float, towards: Module | None = None):
         self.mu, self.towards = mu, towards
@@ -100,8 +98,7 @@ def train_for(
     """Train for ``epochs`` more passes over the trainer's batches, or until ``should_stop``, asked after every step, is true.
 
     The learning rate is that after ``done`` passes, by default this trainer's: a site that was away goes on where the others are.
-    Returns the mean loss of the last pass, without a proximal term; a ``FloatingPointError`` if it or a weight is not finite.
-    """
+    Returns the mean loss of the last pass, without a proximal term; a ``FloatingPointError`` if it or a weight is not finite."""
     losses, failures = [], []
     trainer.state.epoch = trainer.state.epoch if done is None else done
 

@@ -1,7 +1,6 @@
 """Everything private of FLARE 2.9's that the course touches: what each thing mends, and the symptom without it.
 
-``tests/federation/test_flare_2_9.py`` fails when FLARE needs one no more. Every site imports this file, so it loads little.
-"""
+``tests/federation/test_flare_2_9.py`` fails when FLARE needs one no more. Every site imports this file, so it loads little."""
 
 import copy
 import runpy

@@ -1,7 +1,6 @@
 """``monai``, in FLARE's processes without the packages that they do not use; import it from here where a site meets it first.
 
-MONAI loads every optional package that it finds. A notebook wants them; a site plots nothing, and saves seconds and memory.
-"""
+MONAI loads every optional package that it finds. A notebook wants them; a site plots nothing, and saves seconds and memory."""
 
 import sys
 

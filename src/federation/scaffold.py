@@ -12,8 +12,7 @@ class RecordedScaffold(Scaffold):
     """FLARE's SCAFFOLD with what its FedAvg has: an event at the start of each round, checkpoints that can be read back, rounds
     without a site.
 
-    FLARE's leaves the control terms in the model's ``meta``, and so in the checkpoint, from which it then reads tensors alone.
-    """
+    FLARE's leaves the control terms in the model's ``meta``, and so in the checkpoint, from which it then reads tensors alone."""
 
     def initialize(self, fl_ctx: FLContext) -> None:
         super().initialize(fl_ctx)

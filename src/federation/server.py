@@ -38,8 +38,7 @@ class RunRecorder(Widget):
 
     ``course_record.jsonl`` is in the job's run folder. A line has ``time`` (seconds since the epoch), ``event`` and ``round``, None
     where there is none. A site that is given a task is ``asked``; its ``answer``, or ``result`` outside of rounds, also has
-    ``accepted`` and ``reason``. For the arguments see :func:`src.federation.recipes.add_record`.
-    """
+    ``accepted`` and ``reason``. For the arguments see :func:`src.federation.recipes.add_record`."""
 
     def __init__(self, min_clients: int, round_timeout: float | None = None, first_contact: float = FIRST_CONTACT):
         super().__init__()

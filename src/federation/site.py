@@ -40,8 +40,7 @@ class Site:
 
     ``name`` fixes, with the seed, the order of the items and the augmentation; ``cache`` is a folder for prepared volumes;
     ``weights``, a ``state_dict`` to start from, are by default a new model's, of the settings' seed. ``seconds`` is what the last
-    round took. ``keeps`` is, by name, what has a ``state_dict`` that must outlive the site's process, in the folder ``kept``.
-    """
+    round took. ``keeps`` is, by name, what has a ``state_dict`` that must outlive the site's process, in the folder ``kept``."""
 
     def __init__(self, task: Task, settings: StudySettings, parts: Mapping, name, cache=None, weights=None, kept=None):
         self.task, self.settings, self.name, self.device, self.kept = task, settings, name, pick_device(), kept
@@ -61,8 +60,7 @@ class Site:
         """A hospital's own: datalist and options are in its folder, settings in the job; a ``CourseError`` if one is wrong.
 
         ``job`` is the settings' file, or the folder of the script that the job has brought along with them, somewhere in the job's
-        folder ``app``. FLARE empties that when the job comes again, so what the site keeps lies in its workspace.
-        """
+        folder ``app``. FLARE empties that when the job comes again, so what the site keeps lies in its workspace."""
         app = app or next((one for one in job.parents if one.name.startswith(WorkspaceConstants.APP_PREFIX)), job)
         places = job, job / "src" / CONFIG, job / CONFIG
         settings = task.settings.read(next(filter(Path.is_file, places), places[-1]))

@@ -1,8 +1,7 @@
 """From a converted pair of NIfTI files to what the 3D U-Net sees: a part that never changes (cached on disk) and a random part.
 
 Hospitals differ in field of view, voxel size, coil and intensity scale. What can be undone is undone for every case in the same way
-(:func:`preparation`). What cannot be undone, the network has to learn to ignore: training varies it (:func:`augmentation`).
-"""
+(:func:`preparation`). What cannot be undone, the network has to learn to ignore: training varies it (:func:`augmentation`)."""
 
 import contextlib
 import gzip
