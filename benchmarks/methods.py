@@ -26,6 +26,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -40,9 +41,9 @@ from data_scripts.mednist_sites import find_or_make, read_items
 from data_scripts.phantoms import mednist as phantoms
 from data_scripts.scanners import STYLES, rescan, scan
 from data_scripts.sharing import classes, mixed, partition, random_numbers, write_sites
-from data_scripts.together import pooled
+from data_scripts.together import pooled, read_sites
 from src.common.files import read_json, write_json
-from src.federation.methods import METHODS, Ditto
+from src.federation.methods import DEFAULTS, METHODS
 from src.federation.recipes import client_recipe
 from src.federation.run import Run
 from src.federation.simulator import CourseSimEnv
@@ -67,21 +68,21 @@ class Skew:  # how four hospitals differ
     labels: float = 0.0  # see data_scripts.sharing.mixes
     scanners: bool = False
     counts: tuple[int, ...] = (64, 64, 64, 64)
-    trainings: tuple[str, ...] = ("local", "pooled", "fedavg", "fedbn", "ditto")
+    trainings: tuple[str, ...] = ("local", "pooled", "fedavg")
 
 
 ALL = ("local", "pooled", "fedavg", "groupnorm", "fedprox", "scaffold", "fedadam", "fedavgm", "fedbn", "ditto")
 LEFT_OUT = "leftout"  # for each hospital, FedAvg of the other three
 SELDOM = "rounds12"  # FedAvg with a quarter of the rounds and as many epochs in all
 SKEWS = {
-    "s0": Skew("labels, s = 0", trainings=("local", "pooled", "fedavg")),
-    "s0.6": Skew("labels, s = 0.6", 0.6, trainings=("local", "pooled", "fedavg", SELDOM, "fedbn", "ditto")),
+    "s0": Skew("labels, s = 0"),
+    "s0.6": Skew("labels, s = 0.6", 0.6),
     "s0.95": Skew("labels, s = 0.95", 0.95, trainings=(*ALL, SELDOM)),
     "scanners": Skew("scanners", scanners=True, trainings=(*ALL, SELDOM, LEFT_OUT)),
-    "both": Skew("scanners and labels, s = 0.6", 0.6, True, trainings=("local", "pooled", "fedavg")),
+    "both": Skew("scanners and labels, s = 0.6", 0.6, True),
     "sizes": Skew("sizes", counts=(160, 48, 24, 24)),
 }
-"""Every method where hospitals differ most in one thing; elsewhere those that a hospital would choose among."""
+"""Every method where hospitals differ in one thing and most; else the yardsticks, FedAvg, and what can be made of its model."""
 
 ADAPTED_WITH = (1, 3, 10)  # images of a hospital that took no part
 
@@ -163,6 +164,14 @@ def draw(skew: Skew, seed: int, real: bool = False) -> tuple[dict[str, dict], li
     return {site: {"training": own, "validation": [], "testing": []} for site, own in shares.items()}, left
 
 
+def share_out(skew: Skew, seed: int, real: bool = False) -> tuple[dict[str, dict], str]:
+    """The same with a folder for each hospital, for FLARE's sites to find; returns the datalists, and the name of the data."""
+    base, data = raw_folder("MedNIST", "real" if real else "generated").parent, "different-hospitals"
+    about = {"task": CARD.name, "differ": skew.title, "seed": seed, "real": real}
+    write_sites(data, draw(skew, seed, real)[0], base, about, lambda line: None, CARD.classes)
+    return read_sites(data), data
+
+
 class Bank:
     """Images that no training has seen, as each scanner shows them: the ``labels`` and, by number of a scanner, the pixels."""
 
@@ -218,21 +227,21 @@ def grid() -> Iterator[Cell]:
             yield Cell(skew, training, seed)
 
 
-def settings_of(training: str, seed: int, chosen: Mapping, **more) -> Settings:
+def settings_of(training: str, seed: int, chosen: Mapping, data: str = "grid") -> Settings:
     """Settings of a training with the parameters that were chosen."""
     method = training if training in METHODS else "fedavg"
     rate = chosen[training if training in ("local", "pooled") else "fedavg"]
     own = {"fedproxloss_mu": chosen["fedprox"]} if method == "fedprox" else {}
     fixed = {"network": "CompactDenseNet", "rounds": ROUNDS, "local_epochs": 1, "batch_size": 8}
     fixed |= {"rounds": ROUNDS // 4, "local_epochs": 4} if training == SELDOM else {}
-    return Settings(**fixed, data="grid", learning_rate=rate, seed=seed, method=method, **own, **more)
+    return Settings(**fixed, **own, data=data, learning_rate=rate, seed=seed, method=method)
 
 
 def server_optimizer(training: str, chosen: Mapping) -> dict | None:
     """The optimiser of FedOpt's server, as in :data:`src.federation.methods.METHODS`, with the chosen number."""
     if training not in ("fedadam", "fedavgm"):
         return None
-    given = METHODS[training].arguments(None)["optimizer_args"]
+    given = DEFAULTS[training]
     return {**given, "args": given["args"] | {"lr" if training == "fedadam" else "momentum": chosen[training]}}
 
 
@@ -249,8 +258,8 @@ def train(training: str, datalists: Mapping, settings: Settings, chosen: Mapping
         others = {out: {site: parts for site, parts in datalists.items() if site != out} for out in datalists}
         return {out: federate(TASK, three, settings).model.eval() for out, three in others.items()}
     task = with_network(TASK, GroupNormDenseNet) if training == "groupnorm" else TASK
-    Ditto.LAMBDA = chosen["ditto"]
-    ended: Federated = federate(task, datalists, settings, server_optimizer(training, chosen), watch)
+    with patch.dict(DEFAULTS, ditto=chosen["ditto"]):
+        ended: Federated = federate(task, datalists, settings, server_optimizer(training, chosen), watch)
     return ended.models if METHODS[settings.method].personal else dict.fromkeys(datalists, ended.model.eval())
 
 
@@ -408,51 +417,52 @@ def tune(say=print) -> dict:
     """Choose each method's own parameter on the validation bank, with drawings and a seed that no report has.
 
     The score is the mean over :data:`TUNED_ON` of the accuracy everywhere where all sites end with one model, else of that at
-    home.
+    home; FedOpt's Adam is judged with statistics re-estimated.
     """
-    report = read_json(TUNING) or {"trainings": {}}
-    fixed = {"local": 5e-3, "pooled": 5e-3, "fedavg": 5e-3, "fedprox": 0.1, "ditto": 0.1, "finetuned": (2, 1e-3)}
-    fixed |= {"fedadam": 0.01, "fedavgm": 0.6}
+    report = read_json(TUNING) or {"trainings": {}, "seed": TUNING_SEED, "bank": VALIDATION}
+    start = {
+        "local": 5e-3,
+        "pooled": 5e-3,
+        "fedavg": 5e-3,
+        "fedprox": 0.1,
+        "ditto": 0.1,
+        "fedadam": 0.01,
+        "fedavgm": 0.6,
+    }
     for training, values in CHOICES.items():
         if training in report["trainings"]:
             continue
-        chosen = fixed | {name: one["chosen"] for name, one in report["trainings"].items()}
+        chosen = start | {"finetuned": values[0]} | {name: one["chosen"] for name, one in report["trainings"].items()}
+        # Fine-tuning starts from one FedAvg, which is trained once; another training is one for each value.
+        together = [values] if training == "finetuned" else [[value] for value in values]
+        tried = [*itertools.product(together, TUNED_ON)]
         with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-            tried = [(value, skew) for value in values for skew in TUNED_ON]
-            scores = pool.map(
-                _score,
-                itertools.repeat(training),
-                [chosen | {training: value} for value, _ in tried],
-                [s for _, s in tried],
-            )
-            scores = np.array([*scores]).reshape(len(values), -1)
-        best = values[int(scores.mean(axis=1).argmax())]
-        table = [
-            {"value": value, **dict(zip(TUNED_ON, own.round(4).tolist(), strict=True))}
-            for value, own in zip(values, scores, strict=True)
-        ]
-        report["trainings"][training] = {"chosen": best, "tried": table}
-        report |= {
-            "seed": TUNING_SEED,
-            "bank": VALIDATION,
-            "date": datetime.date.today().isoformat(),
-            "versions": versions(),
-        }
+            scores = pool.map(_scores, itertools.repeat(training), itertools.repeat(chosen), *zip(*tried, strict=True))
+        found = {skew: [] for skew in TUNED_ON}
+        for (_, skew), own in zip(tried, scores, strict=True):
+            found[skew] += own
+        best = values[int(np.mean([*found.values()], axis=0).argmax())]
+        report["trainings"][training] = {"chosen": best, "values": values, **found}
+        report |= {"date": datetime.date.today().isoformat(), "versions": versions()}
         write_json(TUNING, report)
-        say(f"{training}: {best} of {table}")
+        say(f"{training}: {report['trainings'][training]}", flush=True)
     return report
 
 
-def _score(training: str, chosen: Mapping, skew: str) -> float:
+def _scores(training: str, chosen: Mapping, values: Sequence, skew: str) -> list[float]:
     torch.set_num_threads(1)
     datalists, _ = draw(SKEWS[skew], TUNING_SEED)
-    base = "fedavg" if training == "finetuned" else training
-    settings = settings_of(base, TUNING_SEED, chosen)
-    models = train(base, datalists, settings, chosen)
-    row = "fedadam+reestimated" if training == "fedadam" else training
-    models = remedied(base, models, datalists, settings, chosen)[row]
-    found = judge(models, datalists, SKEWS[skew], bank(VALIDATION))
-    return float(np.mean([*found["everywhere" if row in ONE_MODEL else "home"].values()]))
+    base, found, models = "fedavg" if training == "finetuned" else training, [], None
+    for value in values:
+        chosen = {**chosen, training: value}
+        settings = settings_of(base, TUNING_SEED, chosen)
+        models = models or train(base, datalists, settings, chosen)
+        row = "fedadam+reestimated" if training == "fedadam" else training
+        own = remedied(base, models, datalists, settings, chosen)[row]
+        judged = judge(own, datalists, SKEWS[skew], bank(VALIDATION))
+        score = np.mean([*judged["everywhere" if row in ONE_MODEL else "home"].values()])
+        found.append(round(float(score), 4))
+    return found
 
 
 def compare_with_flare(say=print) -> dict:
@@ -460,8 +470,7 @@ def compare_with_flare(say=print) -> dict:
     how far the final global weights are apart, and what both are worth at home."""
     torch.set_num_threads(1)
     report, skew, chosen = {}, SKEWS["s0.95"], tuned()
-    datalists, _ = draw(skew, 0)
-    data = write_sites("grid-flare", datalists, raw_folder(f"MedNIST-{DRAWINGS}", "generated"), {}, lambda line: None)
+    datalists, data = share_out(skew, 0)
     for method in METHODS:
         settings = settings_of(method, 0, chosen).changed(rounds=FLARE_ROUNDS, data=data)
         plain: Federated = federate(TASK, datalists, settings)
