@@ -1,7 +1,6 @@
 """The prostate client: what one hospital runs, with a function for each kind of task that the server gives.
 
-MedNIST's script read from the other end: first the tasks, for each of which FLARE's ``Learner`` has a method too, then the loop.
-https://nvflare.readthedocs.io/en/main/programming_guide/execution_api_type/client_api.html"""
+MedNIST's script read from the other end: first the tasks, for each of which FLARE's ``Learner`` has a method too, then the loop."""
 
 from pathlib import Path
 

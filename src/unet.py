@@ -16,9 +16,8 @@ class UNet(monai.networks.nets.UNet):
     multiple of the product of the strides, 16 by default, become ``(batch, out_channels, x, y, z)`` logits. The weights bear
     MONAI's names; ``seed`` is that of the first ones. https://monai.readthedocs.io/en/stable/networks.html#unet
 
-    It normalises by instance, MONAI's default, and in a federation that matters: each volume is centred and scaled by its own
-    statistics, in training as in validation. Batch normalisation would keep running statistics of one hospital's scanner, and
-    the average of four scanners' statistics fits none of them."""
+    It normalises by instance, MONAI's default: each volume by its own statistics, in training as in validation. BatchNorm would
+    keep running statistics of one hospital's scanner, and the average of four scanners' need fit none of them."""
 
     def __init__(self, spatial_dims=3, in_channels=1, out_channels=1, seed: int | None = None, **kwargs):
         with seeded(seed):

@@ -87,8 +87,7 @@ def in_two_places(datalists: Datalists, sums: Mapping[str, str]) -> list[str]:
 
 
 def read_datalist(path: Path, site: str = "", labels: Sequence[str] | None = None) -> dict[str, list[dict]]:
-    """The items of each part, with absolute paths and the name of their site; a ``CourseError`` names all that is wrong. ``labels``
-    are the ``classes`` of the task's card, for :func:`plain_item`."""
+    """The items of each part, with absolute paths and their ``site``, by a card's labels; a ``CourseError`` names what is wrong."""
     path, kind = Path(path).absolute(), "its datalist cannot be used"
     source = "It comes from data_scripts/mednist_sites.sh or datalists_gen.sh."
     content = load_json(path, "datalist", source, "its datalist is missing or cannot be read")

@@ -41,6 +41,14 @@ class Checked(BaseModel):
             raise CourseError(str(error).replace("settings", f"settings in {where}", 1), error.kind) from None
 
     @classmethod
+    def read(cls, file: Path | str, **overrides) -> Self:
+        """Settings from a file's JSON object, defaults and ``overrides``; a ``CourseError`` names all that is wrong."""
+        values = load_json(file, "settings", "They must be one JSON object in UTF-8.", "its settings cannot be read")
+        if not isinstance(values, dict):
+            raise CourseError(f"{file} must hold one JSON object with the settings, not a {type(values).__name__}.")
+        return cls.checked({**values, **overrides}, str(file))
+
+    @classmethod
     def _problem(cls, error: dict) -> str:
         said = error["msg"].removeprefix("Input should ").removeprefix("String should ").removeprefix("Value error, ")
         if not error["loc"]:  # of several keys together
@@ -84,14 +92,6 @@ class StudySettings(Checked):
     def epochs(self) -> int:
         """Passes over the training items in all rounds together."""
         return self.rounds * self.local_epochs
-
-    @classmethod
-    def read(cls, file: Path | str, **overrides) -> Self:
-        """Settings from a file's JSON object, defaults and ``overrides``; a ``CourseError`` names all that is wrong."""
-        values = load_json(file, "settings", "They must be one JSON object in UTF-8.", "its settings cannot be read")
-        if not isinstance(values, dict):
-            raise CourseError(f"{file} must hold one JSON object with the settings, not a {type(values).__name__}.")
-        return cls.checked({**values, **overrides}, str(file))
 
     def write(self, file: Path) -> str:
         """Write them as JSON, for a job to carry to the sites; returns the file's path."""

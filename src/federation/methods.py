@@ -64,8 +64,7 @@ class FedAvg:
         return self.site.meta()
 
     def submit(self) -> FLModel:
-        """What the site sent last, as weights, for the others to try on their images, never a model that is its own, as Ditto's;
-        a ``CourseError`` where it has not trained."""
+        """What the site sent last, for the others to try on their images; a ``CourseError`` where it has not trained."""
         if not self.trained:
             raise CourseError(f"{self.site.name} has no model of its own: it has not trained.", "it has not trained")
         return FLModel(params=self.trained)

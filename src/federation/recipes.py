@@ -106,8 +106,7 @@ def client_recipe(
 
 
 def start(task: Task, sites: int, settings: StudySettings | None, initial: Path | None) -> tuple:
-    """What a job starts from, a ``CourseError`` where that is wrong: number of sites, settings, their new network, and the weights
-    of a checkpoint, if there is one, in the network's own types."""
+    """Number of sites, settings, their new network, and the weights of a checkpoint, if any; a ``CourseError`` for wrong ones."""
     settings = settings or task.settings()
     if not isinstance(settings, task.settings):
         due = f"{task.settings.__module__}.Settings"
@@ -162,9 +161,8 @@ def _checkpoint(file: Path, model: torch.nn.Module) -> dict | str:
 def add_everything(recipe: Recipe, **options) -> Recipe:
     """All that the course adds to a PyTorch recipe beside its aggregator; what notebook 02 switches on line by line.
 
-    ``min_clients`` and the times: see :func:`add_record`; the final validation waits for a round's. To ``tracker``, TensorBoard or
-    MLflow, the server writes the sites' curves. With ``final_evaluation`` every site validates the final model; leave it out where
-    FLARE's ``add_cross_site_evaluation`` follows."""
+    For ``min_clients`` and the times see :func:`add_record`. To ``tracker``, TensorBoard or MLflow, go the sites' curves. With
+    ``final_evaluation`` every site validates the final model; it is False where ``add_cross_site_evaluation`` follows."""
     chosen = Options.checked(options, "a recipe's options")
     if not importlib.util.find_spec(chosen.tracker):
         raise CourseError(f"The tracker needs a package that is not installed: pip install {chosen.tracker}")

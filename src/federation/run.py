@@ -124,8 +124,7 @@ class Run:
 
     @cached_property
     def contributions(self) -> pd.DataFrame:
-        """Who took part: a row for each ``round``, None in a run without any, and ``site`` that was asked, with ``accepted`` and,
-        where there is one, a ``reason``: also of an accepted answer."""
+        """Who took part: a row for each ``round``, or None, and ``site`` that was asked, with ``accepted`` and ``reason``."""
         answers = {(one["round"], one["site"]): one for one in self.record if "accepted" in one}
         asked = [(one["round"], one["site"]) for one in self.record if one["event"] == "asked"]
         rounds, lost, last, rows = range(self.rounds) or [None], {}, 0, []

@@ -70,10 +70,6 @@ class CourseSimEnv(SimEnv):
             warnings.warn(f"The run finished without some of its updates: {run!r}", stacklevel=2)
         return job.name
 
-    def get_job_status(self, job_id: str) -> str | None:
-        """``finished`` or ``failed``; None while it runs."""
-        return (read_json(self.run_folder / RUN) or {}).get("status")
-
     def get_job_result(self, job_id: str, timeout: float = 0.0) -> str:
         """The run folder, for :class:`src.federation.run.Run`."""
         return str(self.run_folder)
@@ -118,8 +114,7 @@ class CourseSimEnv(SimEnv):
                     # Ctrl-C in a terminal reaches the simulator first. After a normal end there is none.
                     end_processes_below(f"{folder}/{job}", patience=5.0)
                     process.wait(timeout=60)
-        self.last_run_failed = process.returncode != 0
-        if self.last_run_failed:
+        if process.returncode:
             raise CourseError(failure_report(self.run_folder, workspace, self.clients))
 
     def _wait(self, process: subprocess.Popen) -> None:

@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from src.common.datalists import read_site
 from src.common.errors import CourseError
-from src.common.files import read_json, write_file, writing
+from src.common.files import write_file, writing
 from src.common.paths import sites_folder
 from src.common.seeds import site_seed
 from src.common.settings import CONFIG, Checked, Count, Number, StudySettings
@@ -67,9 +67,7 @@ class Site:
         parts, kept = read_site(settings.data, name, task.classes), app.parents[1] / KEPT / app.parent.name
         own = sites_folder(settings.data) / name
         file = own / "options.json"
-        if (chosen := read_json(file) if file.exists() else {}) is None:
-            raise CourseError(f"{file} is no JSON object. Mend it, or delete it.", "its settings cannot be read")
-        options = SiteOptions.checked(chosen, f"{file}")
+        options = SiteOptions.read(file) if file.exists() else SiteOptions()
         if options.threads:
             torch.set_num_threads(options.threads)
         if options.batch_size:

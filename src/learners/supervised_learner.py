@@ -27,9 +27,8 @@ class SupervisedLearner(Learner, ABC):
     in?) and :meth:`train`, and for each ``validate`` task :meth:`validate` alone; :meth:`abort` comes from another thread.
     https://nvflare.readthedocs.io/en/2.7/programming_guide/execution_api_type/model_learner.html
 
-    What goes back are the *differences* between trained and received weights, the number of training items, by which the average
-    weighs the site, and the received model's metrics. An error does not end the process: the site's own log has it, and the answer
-    says in a few words why, in each round again where :meth:`set_up` failed."""
+    What goes back are the *differences* of trained and received weights, the number of training items, and the received model's
+    metrics. An error does not end the process: the site's own log has it, and the answer says in a few words why."""
 
     def __init__(self, aggregation_epochs: int = 1):
         super().__init__()

@@ -17,9 +17,8 @@ from src.prostate.training import TASK
 class SupervisedMonaiProstateLearner(SupervisedLearner):
     """Segments the prostate on T2 volumes with the course's 3D U-Net, by FedAvg or FedProx.
 
-    Each round draws one augmented patch of every training case in each of ``aggregation_epochs``. The metric ``val_dice`` is the
-    mean Dice over the site's validation cases, each predicted whole by a sliding window, on the grid that the network sees.
-    ``train_config_filename`` has the keys of :class:`src.prostate.card.Settings`: the job's file, or that of the course."""
+    A round is ``aggregation_epochs`` passes over the site's training cases. ``train_config_filename`` has the keys of
+    :class:`src.prostate.card.Settings`: the job's file, or that of the course."""
 
     def __init__(self, train_config_filename: str = CONFIG_FILE.name, aggregation_epochs: int = 1):
         super().__init__(aggregation_epochs=aggregation_epochs)
@@ -44,8 +43,5 @@ class SupervisedMonaiProstateLearner(SupervisedLearner):
 
     def _config_file(self, app: Path) -> Path:
         """The configuration: looked for in the folders that the job brought along, then in the course's."""
-        name, folders = self.train_config_filename, (app / "custom", app / "config", CONFIG_FILE.parent)
-        for file in filter(Path.is_file, (folder / name for folder in folders)):
-            return file
-        said = f"There is no training configuration {name!r}; looked in {', '.join(map(str, folders))}"
-        raise CourseError(said, "its training configuration is missing")
+        files = [folder / self.train_config_filename for folder in (app / "custom", app / "config", CONFIG_FILE.parent)]
+        return next(filter(Path.is_file, files), files[1])

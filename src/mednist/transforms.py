@@ -66,8 +66,7 @@ def augmentation(settings: Settings) -> Compose:
 
 
 def prepare(items: Sequence[dict], settings: Settings, cache: object = None) -> list[dict]:
-    """Read images into memory; a ``CourseError`` names one that cannot be read, or whose label is none of the card's classes, a
-    warning what was scaled, turned or padded."""
+    """Read images into memory; a ``CourseError`` names one that cannot be read, a warning what was scaled, turned or padded."""
     steps, prepared, changed = preparation(settings), [], defaultdict(list)
     for item in [plain_item(one, CARD.classes) for one in items]:
         try:

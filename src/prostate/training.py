@@ -28,9 +28,7 @@ def make_loss(kind: str) -> Callable:
     return lambda logits, labels: loss(logits.float(), labels.float())
 
 
-def make_trainer(
-    model: UNet, loader: Iterable, settings: Settings, device: torch.device, handlers: Sequence = ()
-) -> SupervisedTrainer:
+def make_trainer(model: UNet, loader: Iterable, settings: Settings, device, handlers=()) -> SupervisedTrainer:
     """AdamW on the course's loss, in MONAI's trainer; see :func:`src.federation.engine.make_trainer`.
 
     The few weights of :meth:`src.unet.UNet.head` take steps ten times as large: with those of the other weights, the network
@@ -59,9 +57,7 @@ def dice(prediction: torch.Tensor, label: torch.Tensor) -> float:
     return float(compute_dice(prediction[None].float(), label[None].float(), ignore_empty=False))
 
 
-def evaluate(
-    model: UNet, prepared: Sequence[Mapping], settings: Settings, device: torch.device, should_stop=lambda: False
-) -> dict[str, float]:
+def evaluate(model: UNet, prepared: Sequence[Mapping], settings: Settings, device, should_stop=lambda: False) -> dict:
     """Mean Dice of prepared cases, until ``should_stop()``, as ``val_dice`` on the network's grid; empty without cases."""
     cases = takewhile(lambda _: not should_stop(), prepared)
     scores = [dice(gland_probability(model, case, settings, device) > 0.5, case["label"] > 0) for case in cases]

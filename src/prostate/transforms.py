@@ -104,9 +104,8 @@ def preparation(settings: Settings) -> mt.Compose:
     """The part that is the same each time: from the files of a case to volumes of equal orientation, voxel size and range.
 
     Orientation: x to the patient's right, y to the front, z upwards (RAS), whatever way the scanner stored it; voxel size, linear
-    for both; the box around the centre. Then intensity: T2 signal has no unit, and next to an endorectal coil it is many times
-    brighter. The range between two percentiles inside the box becomes 0 to 1, so that a few bright voxels do not set the scale.
-    Last, padding to at least one patch."""
+    for both; the box around the centre. T2 signal has no unit, and next to an endorectal coil it is many times brighter: the range
+    between two percentiles inside the box becomes 0 to 1. Last, padding to at least one patch."""
     sides = zip((*settings.field_of_view, 0), settings.voxel_spacing, strict=True)
     some = {"allow_missing_keys": True}
     steps = [
@@ -163,8 +162,7 @@ def prepare(items: Sequence[Mapping], settings: Settings, cache: Path | None = N
         files = filter(Path.is_file, (Path(str(item[key])) for key in BOTH if item.get(key)))
         keyed.append({**item, "made": [made_with, *map(stamp, files)]})
     try:
-        data = PersistentDataset(keyed, preparation(settings), cache_dir=cache)
-        return [data[index] for index in range(len(data))]
+        return list(PersistentDataset(keyed, preparation(settings), cache_dir=cache))
     except Exception as error:  # a damaged file of the cache alone gives five kinds, depending on where it ends
         cause = error
         while cause and not isinstance(cause, CourseError):

@@ -250,8 +250,9 @@ def hospitals(place):
         with pytest.warns(UserWarning, match=r"2 of 5 sites left out: nan: .*; unreadable: an image cannot be read"):
             executed = made.execute(CourseSimEnv(list(counts)))
         assert links() == before
-    assert executed.get_status() == "finished"
-    return Run(executed.get_result())
+    run = Run(executed.get_result())
+    assert run.about["status"] == "finished"
+    return run
 
 
 def test_the_others_finish_a_killed_site_is_missed_within_seconds_and_the_table_says_who_did_not_and_why(hospitals):
@@ -304,7 +305,7 @@ def test_where_all_are_needed_a_killed_site_ends_the_run_within_30_seconds(hospi
     own = env.run_folder / "mednist" / "killed" / "log.txt"
     said = "The run failed in round 2 of 3. killed: its process has ended; often a lack of memory."
     assert str(caught.value) == f"{said} More is in the log of its own: {own}."
-    assert own.is_file() and env.get_job_status("mednist") == "failed" and processes_of(env.run_folder) == []
+    assert own.is_file() and Run(env.run_folder).about["status"] == "failed" and processes_of(env.run_folder) == []
     # And in a log a round is one line.
     assert [line for line in capfd.readouterr().out.splitlines() if "round" in line] == ["round 1 of 3", "round 2 of 3"]
 

@@ -94,7 +94,7 @@ def test_a_run_fails_though_flare_does_not(lines, options, says, simulator):
     simulator(lines)
     env = CourseSimEnv(2, **options)
     course_error(says, env.deploy, JOB)
-    assert env.get_job_status("toy") == "failed"
+    assert json.loads((env.run_folder / "run.json").read_text())["status"] == "failed"
 
 
 @rows(("rounds", record(), ["round 2 of 2", "/4"]), ("no rounds", [], ["finished: 100%"]))

@@ -84,7 +84,7 @@ WRONG, KEY = "its settings are wrong", r"options\.json cannot be used: .*"
     ("a word for a number", ['{"threads": "many"}'], f"{KEY}threads", WRONG),
     ("no items a step", ['{"batch_size": 0}'], f"{KEY}batch_size", WRONG),
     ("the study's", ['{"learning_rate": 1.0}'], f"{KEY}learning_rate", WRONG),
-    ("no JSON", ["{threads: 1"], r"options\.json is no JSON object", "its settings cannot be read"),
+    ("no JSON", ["{threads: 1"], r"options\.json: .*one JSON object", "its settings cannot be read"),
     ("no data", [None, "south"], "datalist", "its datalist is missing or cannot be read"),
 )
 def test_what_a_site_cannot_use_is_named(given, says, kind, north):
