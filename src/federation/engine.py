@@ -27,9 +27,8 @@ def make_trainer(
 ) -> SupervisedTrainer:
     """MONAI's trainer, with a learning rate that falls over the whole training and a stop before a NaN does harm.
 
-    ``batches`` have a length and hold ``image`` and ``label``. The optimiser's rates fall to 0 over ``epochs``, the passes in all
-    runs together. Its state stays with the trainer, which goes on where it stopped, and never leaves a site. ``trainer.run()``
-    trains all epochs, :func:`train_for` some. ``amp`` is mixed precision where the GPU has bfloat16, with the range of float32."""
+    ``batches`` have a length and hold ``image`` and ``label``. The optimiser's rates fall to 0 over all ``epochs``; its state never
+    leaves a site. ``trainer.run()`` trains all epochs, :func:`train_for` some. ``amp``: bfloat16, where the GPU has it."""
     half = amp and device.type == "cuda" and torch.cuda.is_bf16_supported()
     trainer = SupervisedTrainer(
         device=device,
@@ -71,8 +70,7 @@ def give_up(engine: Engine, what: str) -> None:
 class ProximalTerm:
     """Holds a network near a reference: adds the gradient of ``mu / 2 * |w - reference|^2`` to that of the loss.
 
-    FedProx (Li et al., *Federated Optimization in Heterogeneous Networks*, MLSys 2020) holds a site near the model it received: as
-    FLARE's ``PTFedProxLoss``, without a second pass of autograd, a quarter of a small network's step on a CPU. The reference is
+    As FLARE's ``PTFedProxLoss``, without a second pass of autograd, a quarter of a small network's step on a CPU. The reference is
     ``towards``, or the trainer's own network, as each run of the trainer finds it."""
 
     def __init__(self, mu: float, towards: Module | None = None):

@@ -141,8 +141,8 @@ class FedBN(FedAvg):
 class Ditto(FedAvg):
     """FedAvg, and beside it a second model that each site trains for itself, held near the global one.
 
-    Li et al., *Ditto: Fair and Robust Federated Learning Through Personalization*, ICML 2021. It takes twice the work at a site.
-    The hold is ``lambda / 2 * |v - w|^2``, the gradient that FedProx has."""
+    Li et al., *Ditto: Fair and Robust Federated Learning Through Personalization*, ICML 2021. The hold is FedProx's. A
+    site works twice as much, and the second model never leaves it."""
 
     def __init__(self, site: Site):
         super().__init__(site)

@@ -6,10 +6,8 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from monai.engines import SupervisedTrainer
 from nvflare.apis.fl_constant import FLMetaKey, WorkspaceConstants
 from typing_extensions import Self
 
@@ -20,7 +18,7 @@ from src.common.paths import sites_folder
 from src.common.seeds import site_seed
 from src.common.settings import CONFIG, Checked, Count, Number, StudySettings
 from src.common.task import Task
-from src.federation.engine import pick_device, train_for
+from src.federation.engine import SupervisedTrainer, pick_device, train_for
 from src.federation.flare_2_9 import process_kind
 from src.federation.reasons import REASON, WITHOUT_STATE
 
@@ -51,7 +49,7 @@ class Site:
             self.model.load_state_dict(weights)
         self.trainer = self.trainer_of(self.model)
         self.seconds: dict[str, float] = {}
-        self.keeps: dict[str, Any] = {"optimizer": self.trainer.optimizer}
+        self.keeps = {"optimizer": self.trainer.optimizer}
         # Whether it has trained in this job, now or in a process before; what the server should know beside a good update.
         self.has_state, self.remark = False, None
 
@@ -59,8 +57,8 @@ class Site:
     def open(cls, task: Task, name: str, job: Path, app: Path | None = None) -> Self:
         """A hospital's own: datalist and options are in its folder, settings in the job; a ``CourseError`` if one is wrong.
 
-        ``job`` is the settings' file, or the folder of the script that the job has brought along with them, somewhere in the job's
-        folder ``app``. FLARE empties that when the job comes again, so what the site keeps lies in its workspace."""
+        ``job`` is the settings' file, or the folder of the job's script, in the job's folder ``app``, which FLARE empties when the
+        job comes again: what the site keeps lies in its workspace."""
         app = app or next((one for one in job.parents if one.name.startswith(WorkspaceConstants.APP_PREFIX)), job)
         places = job, job / "src" / CONFIG, job / CONFIG
         settings = task.settings.read(next(filter(Path.is_file, places), places[-1]))

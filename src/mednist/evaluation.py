@@ -25,8 +25,7 @@ def predict(model: torch.nn.Module, items: Sequence[dict], settings: Settings, d
 
 
 def evaluate_cases(model: torch.nn.Module, items: Sequence[dict], settings: Settings, device=None) -> pd.DataFrame:
-    """A row an image: its class and file name as ``case``, and what the network says of it: ``label`` and ``predicted`` are numbers
-    of classes, ``confidence`` is the prediction's probability, ``accuracy`` 1 or 0."""
+    """A row an image: ``case`` (class and file name), ``site``, ``label``, ``predicted``, ``confidence``, ``accuracy`` (0 or 1)."""
     items = [plain_item(item, CARD.classes) for item in items]
     confidence, predicted = predict(model, items, settings, device).max(dim=1)
     rows = [("/".join(one["image"].split("/")[-2:]), one.get("site", ""), one["label"]) for one in items]

@@ -31,8 +31,8 @@ def make_loss(kind: str) -> Callable:
 def make_trainer(model: UNet, loader: Iterable, settings: Settings, device, handlers=()) -> SupervisedTrainer:
     """AdamW on the course's loss, in MONAI's trainer; see :func:`src.federation.engine.make_trainer`.
 
-    The few weights of :meth:`src.unet.UNet.head` take steps ten times as large: with those of the other weights, the network
-    would know early where the gland is and spend most of a short training on saying so with confidence."""
+    The few weights of :meth:`src.unet.UNet.head` take steps ten times as large: else the network would spend most of a short
+    training on saying with confidence what it knows early, where the gland is."""
     head = list(model.head().parameters())
     body = list(model.parameters())[: -len(head)]
     groups = [{"params": body}, {"params": head, "lr": 10 * settings.learning_rate}]

@@ -75,29 +75,23 @@ def smooth_before_coarser(image: MetaTensor, spacing: Sequence[float]) -> MetaTe
     return convert_to_dst_type(ndimage.gaussian_filter(image.numpy(), (0, *sigma), mode="nearest"), image)[0]
 
 
-class CropToField(mt.Transform):
+def crop_to_field(data: Mapping, size: Sequence[int]) -> dict:
     """Keep ``size`` voxels (x, y, z; -1: all) around the centre, where the scan was pointed; warn where that cuts the gland."""
-
-    def __init__(self, size: Sequence[int]):
-        self.crop = mt.CenterSpatialCrop(tuple(size))
-
-    def __call__(self, data: Mapping) -> dict:
-        cropped = {**data, **{key: self.crop(data[key]) for key in BOTH if key in data}}
-        whole, kept = (float(one["label"].sum()) if "label" in one else 1.0 for one in (data, cropped))
-        if lost := 1 - kept / whole if whole else 1:
-            cuts = f"the box around the image's centre cuts {lost:.1%} of the gland of {data['case']}; enlarge field_of_view"
-            empty = f"the mask of {data['case']} is empty; the case trains as one without a gland"
-            warnings.warn(f"{data.get('site') or 'here'}: {cuts if whole else empty}", stacklevel=2)
-        return cropped
+    crop, case = mt.CenterSpatialCrop(size), data["case"]
+    cropped = {**data, **{key: crop(data[key]) for key in BOTH if key in data}}
+    whole, kept = (float(one["label"].sum()) if "label" in one else 1.0 for one in (data, cropped))
+    if lost := 1 - kept / whole if whole else 1:
+        cuts = f"the box around the image's centre cuts {lost:.1%} of the gland of {case}; enlarge field_of_view"
+        empty = f"the mask of {case} is empty; the case trains as one without a gland"
+        warnings.warn(f"{data.get('site') or 'here'}: {cuts if whole else empty}", stacklevel=2)
+    return cropped
 
 
-class ToPlainTensors(mt.Transform):
+def plain_tensors(data: Mapping) -> dict:
     """What is kept: ``image`` float32, ``label`` uint8, both ``(1, x, y, z)``, ``affine`` ``(4, 4)``, ``case``."""
-
-    def __call__(self, data: Mapping) -> dict:
-        kinds = {"image": torch.float32, "label": torch.uint8}
-        kept = {key: data[key].as_tensor().to(kinds[key]).contiguous() for key in BOTH if key in data}
-        return {"case": data["case"], "affine": torch.as_tensor(data["image"].affine, dtype=torch.float64), **kept}
+    kinds = {"image": torch.float32, "label": torch.uint8}
+    kept = {key: data[key].as_tensor().to(kinds[key]).contiguous() for key in BOTH if key in data}
+    return {"case": data["case"], "affine": torch.as_tensor(data["image"].affine, dtype=torch.float64), **kept}
 
 
 def preparation(settings: Settings) -> mt.Compose:
@@ -107,6 +101,7 @@ def preparation(settings: Settings) -> mt.Compose:
     for both; the box around the centre. T2 signal has no unit, and next to an endorectal coil it is many times brighter: the range
     between two percentiles inside the box becomes 0 to 1. Last, padding to at least one patch."""
     sides = zip((*settings.field_of_view, 0), settings.voxel_spacing, strict=True)
+    size = [round(mm / voxel) if mm else -1 for mm, voxel in sides]
     some = {"allow_missing_keys": True}
     steps = [
         LoadCase(),
@@ -115,10 +110,10 @@ def preparation(settings: Settings) -> mt.Compose:
         # A linearly resampled mask that is cut at one half keeps its outline smooth.
         mt.Spacingd(BOTH, pixdim=settings.voxel_spacing, mode="bilinear", padding_mode="border", **some),
         mt.Lambdad("label", lambda mask: mask > 0.5, **some),
-        CropToField([round(mm / size) if mm else -1 for mm, size in sides]),
+        mt.Lambda(lambda data: crop_to_field(data, size)),
         mt.ScaleIntensityRangePercentilesd("image", 0.5, 99.5, 0.0, 1.0, clip=True, channel_wise=True),
         mt.SpatialPadd(BOTH, spatial_size=settings.patch_size, **some),
-        ToPlainTensors(),
+        mt.Lambda(plain_tensors),
     ]
     return mt.Compose(steps)
 
@@ -132,9 +127,8 @@ def normalise(data: Mapping) -> dict:
 def augmentation(settings: Settings) -> mt.Compose:
     """The random part, drawn anew for every patch.
 
-    First what the scanner does to the whole volume (shading, contrast, blur), on the 0 to 1 range, where a multiplicative
-    field means what it does in physics. Then the normalisation, then a patch, then flips, rotation, shift, scale and noise.
-    Left and right are alike in a pelvis, so x may flip; up and down, front and back are not."""
+    First what the scanner does to the whole volume (shading, contrast, blur), on the 0 to 1 range, where a multiplicative field
+    means what it does in physics; then, normalised, a patch. Left and right are alike in a pelvis: x may flip, y and z may not."""
     patch = mt.RandCropByPosNegLabeld(BOTH, "label", settings.patch_size, pos=3, neg=1, num_samples=1)
     pose = {"rotate_range": (0.1, 0.1, 0.2), "translate_range": (5, 5, 1), "scale_range": (0.15, 0.15, 0.1)}
     before = [
@@ -152,7 +146,7 @@ def augmentation(settings: Settings) -> mt.Compose:
 
 
 def prepare(items: Sequence[Mapping], settings: Settings, cache: Path | None = None) -> list[dict]:
-    """The prepared volumes of all items; see :class:`ToPlainTensors` for the keys. A volume takes about 1 MB of memory.
+    """The prepared volumes of all items; see :func:`plain_tensors` for the keys. A volume takes about 1 MB of memory.
 
     Each item has ``image`` and perhaps ``label`` and ``site``. In the folder ``cache`` MONAI's ``PersistentDataset`` keeps the
     volumes for the next run, until a file or a setting changes; where it cannot be used, a warning says so, and it is emptied."""
