@@ -19,7 +19,8 @@ class SampleWeightedMean(ModelAggregator):
 
     Unlike FLARE's, it sums in double precision, so that the order of the answers does not show; keeps integers (BatchNorm's
     ``num_batches_tracked``) integers; and goes on without an update that has a NaN or an infinity, other tensors than the global
-    model's (less ``held_back``, which each site keeps), or no positive number of samples: ``refused`` says so by site."""
+    model's (less ``held_back``, which each site keeps), or no positive number of samples: ``refused`` says so by site. The mean of
+    BatchNorm's ``running_var`` lacks the variance of the sites' means: of all samples it is their sum."""
 
     def __init__(self, held_back: Sequence[str] = ()):
         super().__init__()

@@ -35,8 +35,8 @@ def evaluate_cases(model: torch.nn.Module, items: Sequence[dict], settings: Sett
 
 
 class ImageStatistics(DFStatisticsCore):
-    """For FLARE's ``FedStatsRecipe``: ``intensity``, 0 to 1 a pixel, and ``class``, a number an image, of the training images of a
-    site's part of the shared-out ``data``. A site sends what the recipe asks for and FLARE's filters let pass.
+    """For FLARE's ``FedStatsRecipe``: ``intensity``, 0 to 1 a pixel, and ``class``, a number an image, of a site's training part of
+    ``data``. A site sends what is asked for and FLARE's filters let pass; they let a class pass that it has once.
     https://nvflare.readthedocs.io/en/main/programming_guide/controllers/federated_statistics.html"""
 
     def __init__(self, data: str):

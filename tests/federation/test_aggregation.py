@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from nvflare.apis.fl_constant import FLMetaKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
@@ -79,6 +80,29 @@ def test_one_site_comes_back_unchanged_differences_stay_differences_and_metrics_
     metrics["d"], samples = {"val_more": 1.0}, {"a": 1, "b": 3, "c": 9, "d": 9}
     found = mean(aggregator, *(update(one, samples[one], {"w": floats(1)}, metrics=metrics[one]) for one in samples))
     assert found.metrics == pytest.approx({"val_accuracy": 0.7, "val_loss": 1.25, "val_more": 1.0})
+
+
+def test_averaged_running_variances_lack_the_variance_between_the_sites(aggregator):
+    """The law of total variance, on the statistics that BatchNorm itself has taken of each site's values."""
+    draw, layers = torch.Generator().manual_seed(0), {}
+    values = {"a": torch.randn(300, 1, generator=draw) - 1, "b": 2 * torch.randn(100, 1, generator=draw) + 3}
+    for site, own in (values | {"all": torch.cat([*values.values()])}).items():
+        layers[site] = torch.nn.BatchNorm1d(1, momentum=None)  # a mean over batches, here of one
+        layers[site](own)
+    arrays = {site: {n: v.numpy() for n, v in layer.state_dict().items()} for site, layer in layers.items()}
+    found = mean(aggregator, *(update(site, len(values[site]), arrays[site]) for site in values)).params
+    between = sum(len(values[s]) / 400 * (arrays[s]["running_mean"] - found["running_mean"]) ** 2 for s in values)
+    assert found["running_mean"] == pytest.approx(arrays["all"]["running_mean"], abs=1e-5) and between > 1
+    assert found["running_var"] + between == pytest.approx(arrays["all"]["running_var"], rel=0.01)
+
+
+def test_half_precision_loses_a_late_small_update_of_weights_and_keeps_it_of_differences(aggregator):
+    before, change = floats(1.0), floats(1e-4)
+    weights, difference = ((value.astype(np.float16)).astype(np.float32) for value in (before + change, change))
+    assert mean(aggregator, update("a", 1, {"w": weights})).params["w"] == before, "nothing was learned"
+    aggregator.reset_stats()
+    kept = mean(aggregator, update("a", 1, {"w": difference}, kind=ParamsType.DIFF)).params["w"]
+    assert before + kept == pytest.approx(before + change, abs=1e-7)
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])

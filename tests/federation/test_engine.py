@@ -39,6 +39,17 @@ def test_training_in_rounds_is_training_at_once_and_the_loss_that_of_the_last_pa
     assert same(whole.network, rounds.network) and (rounds.state.epoch, rounds.state.iteration) == (4, 12)
 
 
+@pytest.mark.parametrize(("optimizer", "exact"), [(torch.optim.SGD, True), (torch.optim.Adam, False)])
+def test_the_mean_of_two_sites_single_steps_is_the_pooled_step_for_plain_gradient_steps_alone(optimizer, exact):
+    one, other = line_batches(2)
+    both = {key: torch.cat([one[key], other[key]]) for key in one}
+    trainers = [line_trainer([batch], optimizer=optimizer, epochs=1) for batch in (one, other, both)]
+    for trainer in trainers:
+        train_for(trainer, 1)
+    first, second, pooled = (trainer.network.weight.detach() for trainer in trainers)
+    assert torch.allclose((first + second) / 2, pooled, atol=1e-6) == exact
+
+
 @pytest.mark.parametrize("other", [None, torch.nn.Linear(3, 1)], ids=["what it received", "another network"])
 def test_the_proximal_term_is_that_of_flares_loss(other):
     """Steps by hand with FLARE's loss, in which one weight is not trained and has no gradient to add to."""

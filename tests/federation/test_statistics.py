@@ -1,11 +1,15 @@
 """Federated statistics: what each site counts adds up to what one place would count, and images stay."""
 
+import copy
 import json
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from nvflare.app_common.abstract.statistics_spec import Bin, Histogram, HistogramType
+from nvflare.app_common.statistics.histogram_bins_cleanser import HistogramBinsCleanser
+from nvflare.app_common.statistics.min_count_cleanser import MinCountCleanser
 from nvflare.recipe.fedstats import FedStatsRecipe
 from PIL import Image
 
@@ -63,6 +67,15 @@ def test_a_real_run_adds_up_and_the_filter_decides_what_leaves(shared, quick, pe
     classes = found["class"].get("histogram", {}).get("Global", {}).get("training")
     labels = np.bincount([item["label"] for item in everything], minlength=6)
     assert ([bin[2] for bin in classes] == labels.tolist()) if percent == 30 else not classes
+
+
+def test_flares_filters_count_images_and_bins_and_let_a_class_pass_that_was_counted_once():
+    bins = [Bin(number, number + 1, count) for number, count in enumerate((50, 1))]
+    told = {"count": {"training": {"class": 51}}, "failure_count": {"training": {"class": 0}}}
+    told["histogram"] = {"training": {"class": Histogram(HistogramType.STANDARD, bins)}}
+    for cleanser in (MinCountCleanser(min_count=10), HistogramBinsCleanser(max_bins_percent=10)):
+        left, changed = cleanser.apply(copy.deepcopy(told), "site-1")
+        assert not changed and left["histogram"]["training"]["class"].bins[1].sample_count == 1
 
 
 @pytest.mark.slow
