@@ -43,8 +43,7 @@ class Outlining(NamedTuple):
     margin: float = 0.0  # in the axial plane, beyond the capsule; below 0: inside of it
     apex: float = 0.0  # how far below the gland's lower end the outline begins; below 0: above it
     base: float = 0.0  # how far above its upper end the outline ends; below 0: below it
-    # Standard deviation of a smooth displacement that is each case's own, and half of that of both ends, where raters differ most.
-    rater: float = 0.6
+    rater: float = 0.6  # standard deviation of each case's own smooth displacement; both ends, where raters differ most: twice that
 
 
 SHARED = Outlining()  # what all hospitals do who have agreed upon it
@@ -74,8 +73,8 @@ class HospitalStyle(NamedTuple):  # one scanner, its protocol and its patients, 
 # As strongly as a hospital with such a coil differs from others in real data: brightness that falls by more than a decade from the
 # back of the gland to its front, suppressed fat, a small field of small voxels.
 _COIL = EndorectalCoil(floor=0.05, peak=12.0, reach=14.0, power=3.0, wander=6.0)
-# The first outlines the capsule, for a report; the second stays within it, for a volume; the third outlines what is irradiated,
-# with a margin and the roots of the seminal vesicles; the fourth its core, without the slices where the ends cannot be told.
+# The first outlines the capsule, for a report; the second what may be ablated, which keeps away from capsule and rectum; the third
+# what is irradiated, with a margin; the fourth stays within the capsule and leaves out slices where the ends cannot be told.
 # fmt: off
 HOSPITALS = (
     HospitalStyle(
@@ -83,15 +82,15 @@ HOSPITALS = (
         144, 1.25, 3.6, None, 0.10, 0.020, 0.55, 1.00, 0.62, 600.0, sharpen=0.0, ghosts=0.03, phase=0,
     ),
     HospitalStyle(
-        "site-2", "1.5 T, endorectal coil", 4, 45.0, Outlining(-2.0, -2.0, -2.0, 0.6),
+        "site-2", "1.5 T, endorectal coil", 4, 45.0, Outlining(-4.0, -3.0, -3.0, 0.6),
         144, 0.95, 3.6, _COIL, 0.12, 0.030, 0.70, 0.80, 0.03, 2200.0, sharpen=0.0, ghosts=0.02, phase=0,
     ),
     HospitalStyle(
-        "site-3", "3 T, thin slices, uneven coil", 5, 85.0, Outlining(4.0, 4.0, 4.0, 0.6),
+        "site-3", "3 T, thin slices, uneven coil", 5, 85.0, Outlining(5.0, 5.0, 5.0, 0.6),
         160, 1.25, 3.0, None, 0.26, 0.035, 0.60, 1.20, 0.68, 3e4, sharpen=0.4, ghosts=0.04, phase=1,
     ),
     HospitalStyle(
-        "site-4", "1.5 T, soft and noisy", 3, 65.0, Outlining(-3.0, -4.0, -4.0, 0.6),
+        "site-4", "1.5 T, soft and noisy", 3, 65.0, Outlining(-2.0, -3.0, -3.0, 0.6),
         136, 1.4, 4.0, None, 0.15, 0.050, 0.95, 0.75, 0.72, 1300.0, sharpen=0.0, ghosts=0.06, phase=0,
     ),
 )
