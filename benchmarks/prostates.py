@@ -1,0 +1,270 @@
+"""Prostates that each hospital outlines in its own way, and what helps: ``python -m benchmarks.prostates [PATTERN ...]``.
+
+Four drawn hospitals with 12, 8, 10 and 6 training cases train the U-Net alone, pooled or federated, with 60 passes over the cases;
+each is judged on new cases of its own, on native voxels. A cell of the grid is how they outline (by ``own`` protocols, or
+one that is ``shared``), a way to train and a seed, such as ``own-fedavg30x2-0``. Its report has a row for each thing that is done
+with what was trained, and the Dice of every case. ``without-site-2`` is a federation without that hospital; its rows are fine-tuned
+with so many of its cases. What there is to choose is chosen on drawings of seed 100, which no table shows. Each cell is measured
+once and kept; run again, the command goes on where it stopped. A pattern is a cell's name, ``*`` for any part of it.
+"""
+
+import argparse
+import datetime
+import fnmatch
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+from benchmarks.__main__ import versions
+from benchmarks.federate import federate, with_network
+from benchmarks.local import train_each_site_alone, train_locally
+from benchmarks.prostate_remedies import AffineUNet, OwnAffine, affine_tensors, batches_with_coils, n4
+from benchmarks.remedies import fine_tuned
+from data_scripts.data_conversion import convert
+from data_scripts.datalists_gen import read_hospitals
+from data_scripts.folders import generated, raw_folder
+from data_scripts.phantoms.prostate import HOSPITALS, parameters, write
+from data_scripts.together import pooled
+from src.common.errors import CourseError
+from src.common.files import read_json, write_json
+from src.federation.methods import METHODS, Ditto
+from src.prostate.card import Settings
+from src.prostate.evaluation import TASK, predict
+from src.prostate.training import dice
+from src.prostate.transforms import LoadCase
+
+RESULTS = Path(__file__).parent / "results" / "prostates"
+SITES = [style.name for style in HOSPITALS]
+SEEDS, VALIDATION = (0, 1, 2), 100
+SETS = {"training": (36, 5000), "new": (27, 6000), "adapting": (60, 7000)}  # cases, and the seed of the first drawings
+NEW, FEW = 5, (0, 1, 3, 10)  # cases of each hospital to be judged on; of the one that took no part, to adapt with
+ROUNDS = {"fedavg10x6": (10, 6), "fedavg20x3": (20, 3), "fedavg30x2": (30, 2), "fedavg60x1": (60, 1)}
+CHOICES: dict[str, Sequence] = {
+    "tuned": ((5, 1e-3), (10, 3e-4), (10, 1e-3)),  # epochs and learning rate
+    "ditto": (0.01, 0.1, 1.0),  # λ
+    "fedprox": (0.01, 0.1),  # μ
+}
+TUNED = ("fedavg30x2", "fedavg60x1", "coil")  # trainings after which each site also fine-tunes at home
+TITLES = {
+    "alone": "each site alone",
+    "pooled": "pooled",
+    "fedavg10x6": "FedAvg, 10 rounds of 6 epochs",
+    "fedavg20x3": "FedAvg, 20 rounds of 3 epochs",
+    "fedavg30x2": "FedAvg, 30 rounds of 2 epochs",
+    "fedavg60x1": "FedAvg, 60 rounds of 1 epoch",
+    "fedavg30x2+tuned": "30 rounds of 2, fine-tuned at home",
+    "fedavg60x1+tuned": "60 rounds of 1, fine-tuned at home",
+    "coil": "30 rounds of 2, coils at random",
+    "coil+tuned": "30 rounds of 2, coils at random, fine-tuned at home",
+    "n4": "30 rounds of 2, N4",
+    "affine": "30 rounds of 2, own affine normalisation",
+    "ditto": "Ditto, 30 rounds of 2",
+    "fedprox": "FedProx, 30 rounds of 2",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: how hospitals outline, how they train, and the seed of drawings, first model, order and augmentation; ``value``
+    is what is chosen for the training, and None where there is nothing to choose, or where the choice is kept."""
+
+    outlines: str
+    training: str
+    seed: int
+    value: float | None = None
+
+    def __str__(self) -> str:
+        return "-".join([self.outlines, self.training + (f"@{self.value:g}" if self.value else ""), str(self.seed)])
+
+
+def grid() -> Iterator[Cell]:
+    """All cells; those that choose come before those that heed the choice."""
+    yield from (Cell("own", training, VALIDATION) for training in ("pooled", "fedavg30x2"))
+    for seed in SEEDS:
+        yield from (Cell("own", training, seed) for training in ("pooled", "fedavg30x2", "fedavg10x6", "fedavg60x1"))
+        yield from (Cell("shared", training, seed) for training in ("pooled", "fedavg30x2"))
+    yield from (Cell("own", f"without-{site}", seed) for seed in SEEDS for site in SITES)
+    yield from (Cell("own", "alone", seed) for seed in SEEDS)
+    for outlines in ("own", "shared"):  # the rounds of notebook 03
+        yield from (
+            Cell(outlines, training, VALIDATION) for training in ROUNDS if (outlines, training) != ("own", "fedavg30x2")
+        )
+    yield from (Cell("own", training, seed) for training in ("coil", "affine", "n4", "fedavg20x3") for seed in SEEDS)
+    for training in ("ditto", "fedprox"):
+        yield from (Cell("own", training, VALIDATION, one) for one in CHOICES[training])
+        yield from (Cell("own", training, seed) for seed in SEEDS)
+
+
+def draw(outlines: str, which: str, seed: int) -> dict[str, list[dict]]:
+    """Site → items of one of the :data:`SETS`, drawn and converted where that was not done before."""
+    count, more = SETS[which]
+    folder = raw_folder("prostates", "generated") / f"{outlines}-{which}-{seed}"
+    asked = count, more + seed, outlines
+    raw = generated(folder / "raw", parameters(*asked), lambda new: write(new, *asked))
+    converted = convert(raw, folder / "t2", say=lambda line: None)
+    files = lambda name: {"image": f"{converted}/images/{name}.nii.gz", "label": f"{converted}/labels/{name}.nii.gz"}  # noqa: E731
+    found = read_hospitals(raw / "hospitals.json")
+    return {site: [{**files(name), "site": site} for name in found[site]] for site in SITES}
+
+
+def chosen(training: str, folder: Path = RESULTS) -> float | tuple:
+    """The one of :data:`CHOICES` with the best mean at home on the drawings for choosing."""
+    scores = {}
+    for one in CHOICES[training]:
+        at, row = (("fedavg30x2", None), _row(one)) if training == "tuned" else ((training, one), training)
+        name = str(Cell("own", at[0], VALIDATION, at[1]))
+        if not (report := read_json(folder / f"{name}.json")):
+            raise CourseError(f"{training} is chosen by {name}, which is not measured yet.")
+        scores[one] = report["rows"][row]["mean"]
+    return max(scores, key=scores.get)
+
+
+def _row(choice: tuple) -> str:
+    return f"fedavg30x2+tuned@{choice[0]}x{choice[1]:g}"
+
+
+Models = dict[str, torch.nn.Module]
+
+
+def train(cell: Cell, datalists: Mapping, settings: Settings) -> Models:
+    """Site → the model that it ends with."""
+    training, task = cell.training, TASK
+    if training == "alone":
+        return {s: one.model for s, one in train_each_site_alone(task, datalists, settings, validate=False).items()}
+    if training == "pooled":
+        return dict.fromkeys(datalists, train_locally(task, pooled(datalists), settings, validate=False).model)
+    own, value = METHODS["fedbn"], cell.value or (chosen(training) if training in CHOICES else None)
+    if training == "coil":
+        task = replace(task, batches=batches_with_coils)
+    elif training == "ditto":
+        Ditto.LAMBDA, settings = value, settings.changed(method="ditto")
+    elif training == "fedprox":
+        settings = settings.changed(method="fedprox", fedproxloss_mu=value)
+    elif training == "affine":
+        task = with_network(task, AffineUNet)
+        settings, own = settings.changed(method="fedbn"), replace(own, at_site=OwnAffine, stays=affine_tensors)
+    with patch.dict(METHODS, fedbn=own):
+        return federate(task, datalists, settings).models
+
+
+def remedied(cell: Cell, models: Models, training: Mapping, settings: Settings) -> dict[str, Models]:
+    """Row → site → model: what was trained, and what each hospital makes of it."""
+
+    def tuned(epochs: int, rate: float, sites: Mapping[str, Sequence]) -> Models:
+        return {s: fine_tuned(TASK, models[s], own, settings, s, epochs, rate) for s, own in sites.items()}
+
+    if cell.training.startswith("without-"):
+        out, (_, rate) = cell.training.removeprefix("without-"), chosen("tuned")
+        more, model = draw(cell.outlines, "adapting", cell.seed)[out], next(iter(models.values()))
+        # As many patches whatever the number of cases.
+        rows = {n: fine_tuned(TASK, model, more[:n], settings, out, -(-100 // n), rate) for n in FEW if n}
+        return {f"{n} cases": {out: rows.get(n, model)} for n in FEW}
+    rows = {cell.training: models}
+    if cell.training == "fedavg30x2" and cell.seed == VALIDATION:
+        rows |= {_row(one): tuned(*one, training) for one in CHOICES["tuned"]}
+    elif cell.training in TUNED and cell.seed != VALIDATION:
+        rows[f"{cell.training}+tuned"] = tuned(*chosen("tuned"), training)
+    return rows
+
+
+def judged(model: torch.nn.Module, items: Sequence[Mapping], settings: Settings) -> list[float]:
+    """Dice of each case on its own image's voxels: that of ``evaluate_cases``, without its distances, which take twice the time."""
+    masks = [LoadCase()(item)["label"].as_tensor() > 0 for item in items]
+    found = predict(model, items, settings, torch.device("cpu"))
+    return [round(dice(torch.from_numpy(one)[None], mask), 4) for one, mask in zip(found, masks, strict=True)]
+
+
+def measure(cell: Cell) -> dict:
+    """Train one cell and judge every row on the new cases of each of its hospitals, by the Dice of native voxels."""
+    rounds, epochs = ROUNDS.get(cell.training, ROUNDS["fedavg30x2"])
+    settings = Settings(rounds=rounds, local_epochs=epochs, seed=cell.seed)
+    own, new = (draw(cell.outlines, which, cell.seed) for which in ("training", "new"))
+    new = {site: items[:NEW] for site, items in new.items()}
+    if cell.training == "n4":
+        own, new = ({site: n4(items) for site, items in one.items()} for one in (own, new))
+    out, started = cell.training.removeprefix("without-"), time.time()
+    datalists = {s: {"training": items, "validation": [], "testing": []} for s, items in own.items() if s != out}
+    rows = remedied(cell, train(cell, datalists, settings), own, settings)
+    seconds, found = time.time() - started, {}
+    for row, models in rows.items():
+        cases = {site: judged(model.eval(), new[site], settings) for site, model in models.items()}
+        home = {site: float(np.mean(scores)) for site, scores in cases.items()}
+        found[row] = {"mean": float(np.mean([*home.values()])), "home": home, "cases": cases}
+    about = {"cell": str(cell), "outlines": cell.outlines, "training": cell.training, "seed": cell.seed, "rows": found}
+    heeded = [one for one in CHOICES if cell.seed in SEEDS and any(one in row for row in found)]
+    about |= {"chosen": {one: chosen(one) for one in heeded}}
+    about |= {"settings": settings.model_dump(mode="json"), "seconds": round(seconds, 1), "versions": versions()}
+    return about | {"date": datetime.date.today().isoformat(), "command": f"python -m benchmarks.prostates {cell}"}
+
+
+def read(folder: Path = RESULTS, seeds: Sequence[int] = SEEDS):
+    """All that is kept as a pandas.DataFrame, a row a case: ``outlines, training, row, seed, site, case, dice``."""
+    import pandas as pd
+
+    reports = [one for cell in grid() if cell.seed in seeds and (one := read_json(folder / f"{cell}.json"))]
+    columns = ("outlines", "training", "seed")
+    rows = [
+        (*(report[name] for name in columns), row, site, case, dice)
+        for report in reports
+        for row, scores in report["rows"].items()
+        for site, cases in scores["cases"].items()
+        for case, dice in enumerate(cases)
+    ]
+    return pd.DataFrame(rows, columns=[*columns, "row", "site", "case", "dice"])
+
+
+def table(results, outlines: str):
+    """Dice at home, mean over cases and seeds: a row a way to train; a column a site, ``mean`` of the sites, ``of pooled`` (the
+    mean as a share of pooled training's), ``worst site`` (the lowest of the sites' shares) and ``seeds`` (how many)."""
+    own = results[(results["outlines"] == outlines) & results["row"].isin(TITLES)]
+    found = own.groupby(["row", "site"])["dice"].mean().unstack()
+    found = found.reindex([row for row in TITLES if row in found.index])
+    shares = found / found.loc["pooled"]
+    found["mean"] = found.mean(axis=1)
+    found["of pooled"], found["worst site"] = found["mean"] / found.loc["pooled", "mean"], shares.min(axis=1)
+    found["seeds"] = own.groupby("row")["seed"].nunique()
+    return found.rename(index=TITLES)
+
+
+def left_out(results):
+    """Dice of a hospital that took no part, on its own new cases, before and after it adapted with cases of its own; and of pooled
+    training with it: a row a site, mean over cases and seeds."""
+    chosen_rows = results["training"].str.startswith("without-") | results["row"].eq("pooled")
+    rows = results[results["outlines"].eq("own") & chosen_rows]
+    return rows.groupby(["site", "row"])["dice"].mean().unstack()[["pooled", *(f"{n} cases" for n in FEW)]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what is missing, then print the tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.prostates", description=__doc__.splitlines()[0])
+    parser.add_argument("patterns", nargs="*", metavar="PATTERN", help="cells to measure; default: all of the grid")
+    parser.add_argument("--table", action="store_true", help="measure nothing, print what is there")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the reports (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    cells = [cell for cell in grid() if any(fnmatch.fnmatch(str(cell), one) for one in options.patterns or ["*"])]
+    if not cells:
+        parser.error(f"no cell fits {options.patterns}; a name is like {next(grid())}")
+    missing = [] if options.table else [cell for cell in cells if not (options.out / f"{cell}.json").exists()]
+    torch.set_num_threads(1)
+    for number, cell in enumerate(missing, start=1):
+        report = measure(cell)
+        options.out.mkdir(parents=True, exist_ok=True)
+        write_json(options.out / f"{cell}.json", report)
+        scores = ", ".join(f"{row} {scores['mean']:.3f}" for row, scores in report["rows"].items())
+        print(f"{number} of {len(missing)}: {cell}: {scores}, {report['seconds']:.0f} s", flush=True)
+    results = read(options.out)
+    for outlines in set(results["outlines"]) if len(results) else ():
+        print(f"\n{outlines} outlines\n{table(results, outlines).to_string(float_format='{:.3f}'.format)}")
+    if len(results) and results["training"].str.startswith("without-").any():
+        print(f"\nleft out\n{left_out(results).to_string(float_format='{:.3f}'.format)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
