@@ -4,7 +4,6 @@ In it lies ``datalist.json``, in the format of the Medical Segmentation Decathlo
 ``testing``, each a list of ``{"image": path, "label": path or number}``; and, where labels are files, ``checked.json``, the volumes
 that came through ``data_scripts/datalists_gen.sh``: ``{path: {"sha256": …, "bytes": …}}``. Paths start from the folder."""
 
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,7 +57,7 @@ def plain_item(item: object, classes: Sequence[str] | None = None) -> dict:
     plain, kind = label, getattr(getattr(label, "dtype", None), "kind", "i")
     if getattr(label, "ndim", None) == 0:  # a number of NumPy or PyTorch, if it is not masked, or a time
         plain = label.item() if kind in "biufU" and not getattr(label, "mask", False) else None
-    most = math.inf if classes is None else len(classes)
+    most = float("inf") if classes is None else len(classes)
     if isinstance(plain, str | os.PathLike) and not classes and re.search(r"[^-+.\d\s]", str(plain)):
         return {**item, "image": str(image), "label": str(plain)}
     if isinstance(plain, Real) and not isinstance(plain, bool) and 0 <= plain == plain // 1 < most:

@@ -3,7 +3,6 @@
 ``tests/federation/test_flare_2_9.py`` fails when FLARE needs one no more. Every site imports this file, so it loads little."""
 
 import copy
-import runpy
 import socket
 import sys
 from pathlib import Path
@@ -99,6 +98,7 @@ def answer_quickly() -> None:
 # train on each other's data. And all write their site's name into one dictionary before they send it, where it may be
 # overwritten. Here a port is held until the run ends, and every thread has its own dictionary.
 
+SIMULATOR = "nvflare.private.fed.app.simulator.simulator"
 _held: list[socket.socket] = []
 
 
@@ -125,10 +125,6 @@ def mend_simulator() -> None:
         return start(own, *args, **options)
 
     simulator_runner.SimulatorClientRunner.do_one_task = do_one_task
-
-
-def run_simulator() -> None:
-    runpy.run_module("nvflare.private.fed.app.simulator.simulator", run_name="__main__")
 
 
 def allow_usual_classes(workspace: str) -> None:

@@ -18,6 +18,7 @@ from src.common.settings import StudySettings
 from src.federation.engine import ProximalTerm
 from src.federation.site import Site
 
+DIFFERENCES = {"params_transfer_type": TransferType.DIFF}  # where none comes, the global model stays as it is
 DEFAULTS = {  # of what the settings leave open: a server's optimiser, and how strongly Ditto holds
     "fedadam": {"path": "torch.optim.Adam", "args": {"lr": 0.01, "betas": [0.9, 0.99], "eps": 1e-3}},
     "fedavgm": {"path": "torch.optim.SGD", "args": {"lr": 1.0, "momentum": 0.5}},
@@ -185,10 +186,7 @@ METHODS: dict[str, Method] = {
     # BatchNorm's statistics are averaged as in FedAvg, and so are those of other weights than the server's step arrives at.
     "fedadam": Method("FedOpt, Adam", "FedOptRecipe", arguments=lambda _: {"optimizer_args": DEFAULTS["fedadam"]}),
     "fedavgm": Method("FedOpt, momentum", "FedOptRecipe", arguments=lambda _: {"optimizer_args": DEFAULTS["fedavgm"]}),
-    # Differences, because what is held back then stays as it is in the global model.
-    "fedbn": Method(
-        "FedBN", "FedAvgRecipe", FedBN, lambda _: {"params_transfer_type": TransferType.DIFF}, batchnorm_tensors, True
-    ),
+    "fedbn": Method("FedBN", at_site=FedBN, arguments=lambda _: DIFFERENCES, stays=batchnorm_tensors, personal=True),
     "ditto": Method("Ditto", at_site=Ditto, personal=True),
 }
 

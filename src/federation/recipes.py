@@ -65,10 +65,9 @@ def client_recipe(
 ) -> Recipe:
     """FLARE's recipe for a task whose sites run a Client API script, by the method of its settings, by default the notebook's.
 
-    ``sites`` are asked in each round; each runs the file ``client``, by default the task's script, and sends weights or their
-    changes (``transfer``, FLARE's ``TransferType``), where the method leaves that open. The run starts from the checkpoint in the
-    file ``initial``, by default from a new model of the settings' seed. The other options are those of :func:`add_everything`.
-    A ``CourseError`` for what :func:`start` refuses, FedBN without BatchNorm, and a ``transfer`` that the method does not heed."""
+    ``sites`` are asked in each round; each runs ``client``, by default the task's script, and sends weights or their changes
+    (``transfer``, FLARE's ``TransferType``). The run starts from the checkpoint ``initial``, by default from a new model of the
+    settings' seed. For other options see :func:`add_everything`. A ``CourseError`` for what does not fit, or is not heeded."""
     sites, settings, model, weights = start(task, sites, settings, initial)
     method, network = METHODS[settings.method], type(model)
     kind, stays = getattr(recipes, method.recipe), method.stays(model)
@@ -183,8 +182,7 @@ def add_record(recipe: Recipe, min_clients: int | None = None, round_timeout=Non
     A round goes on without the others as long as ``min_clients`` sites take part. By default all must: the first site that fails
     ends the run, with an error that names it. It also goes on after ``round_timeout`` seconds, and whoever has not answered has
     failed in this round; by default it waits for a site as long as its process is there, where FLARE's simulator waits for ever.
-    So it is for tasks without rounds, of ``FedStatsRecipe`` or a validation. Who asks for no work in the first ``first_contact``
-    seconds is lost. A ``CourseError`` for numbers that make no sense, a recipe with a record, and a server that waits for all."""
+    Who asks for no work in the first ``first_contact`` seconds is lost. A ``CourseError`` for numbers that make no sense."""
     given = {"min_clients": min_clients, "round_timeout": round_timeout, "first_contact": first_contact}
     Options.checked(given, "a recipe's options")
     job, server = job_of(recipe), server_of(recipe)

@@ -19,8 +19,7 @@ FINAL, BEST = "FL_global_model.pt", "best_FL_global_model.pt"
 class Run:
     """One run folder: what an environment's ``get_result()`` names; a ``CourseError`` if it does not hold one run with a record.
 
-    ``sites`` should have taken part in ``rounds``; ``seconds`` is the wall time of the whole execution where that is known, else
-    between the first and the last line of the record; ``tensorboard_folder`` is for ``tensorboard --logdir``, with one a site."""
+    ``sites`` should have taken part in ``rounds``; ``seconds`` is wall time, of the whole execution or else of the record."""
 
     def __init__(self, folder: Path | str):
         records = sorted(Path(folder).rglob(RECORD)) if isinstance(folder, str | Path) else []

@@ -1,7 +1,6 @@
 """FLARE's SCAFFOLD for the server of a job that keeps a record."""
 
 from nvflare.apis.fl_constant import FLMetaKey
-from nvflare.apis.fl_context import FLContext
 from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.app_constant import AlgorithmConstants
 from nvflare.app_common.app_event_type import AppEventType
@@ -9,14 +8,9 @@ from nvflare.app_common.workflows.scaffold import Scaffold
 
 
 class RecordedScaffold(Scaffold):
-    """FLARE's SCAFFOLD with what its FedAvg has: an event at the start of each round, checkpoints that can be read back, rounds
-    without a site.
+    """FLARE's SCAFFOLD with what its FedAvg has: an event a round, checkpoints that can be read back, rounds without a site.
 
     FLARE's leaves the control terms in the model's ``meta``, and so in the checkpoint, from which it then reads tensors alone."""
-
-    def initialize(self, fl_ctx: FLContext) -> None:
-        super().initialize(fl_ctx)
-        self.samples: dict[str, float] = {}  # of each site that has answered
 
     def sample_clients(self, num_clients: int | None = None) -> list[str]:
         self.set_fl_context(self.model)
@@ -31,8 +25,9 @@ class RecordedScaffold(Scaffold):
     def aggregate(self, results: list[FLModel], aggregate_fn=None) -> FLModel:
         made = super().aggregate(results, aggregate_fn)
         # The global control is the mean of all sites' terms, also of those that are away and keep theirs as they are.
-        self.samples |= {one.meta["client_name"]: one.meta[FLMetaKey.NUM_STEPS_CURRENT_ROUND] for one in results}
-        share = sum(self.samples[one.meta["client_name"]] for one in results) / sum(self.samples.values())
+        now = {one.meta["client_name"]: one.meta[FLMetaKey.NUM_STEPS_CURRENT_ROUND] for one in results}
+        self.samples = getattr(self, "samples", {}) | now  # of each site that has answered
+        share = sum(now.values()) / sum(self.samples.values())
         changes = made.meta[AlgorithmConstants.SCAFFOLD_CTRL_DIFF]
         made.meta[AlgorithmConstants.SCAFFOLD_CTRL_DIFF] = {name: share * change for name, change in changes.items()}
         return made

@@ -1,7 +1,6 @@
 """Where a recipe is executed: FLARE's simulator on this machine, with a progress bar and errors that name the site."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -42,9 +41,8 @@ class CourseSimEnv(SimEnv):
 
     What FLARE's lacks: any path works; each site gets its share of the cores; a progress bar follows the record; each process logs
     into its own folder; an error names site, round and kind of fault; and whatever ends a run early ends every process of it.
-
-    ``sites`` is how many, or their names; each gets one process, by the program ``python``. ``run_folder`` is a new one in
-    ``COURSE_RUNS``, in a folder called ``name``, or else ``folder``. A run that logs no line for ``silence`` seconds is ended."""
+    ``sites`` is how many, or their names; each gets one process. ``run_folder`` is a new one in ``COURSE_RUNS``, in a folder called
+    ``name``, or else ``folder``. A run that logs no line for ``silence`` seconds is ended."""
 
     def __init__(self, sites: int | Sequence[str], name="simulation", folder: Path | None = None, silence=SILENCE):
         names, self.silence, self.python = site_names(sites), silence, Path(sys.executable)
@@ -92,7 +90,7 @@ class CourseSimEnv(SimEnv):
         workspace = self.run_folder / job
         allow_usual_classes(str(workspace))
         # FLARE's own logging without its console, on which all processes would write what belongs into each one's own log.
-        logging = json.loads(Path(log_utils.__file__).with_name(LOG_CONFIG).read_text())
+        logging = read_json(Path(log_utils.__file__).with_name(LOG_CONFIG))
         logging["loggers"]["root"]["handlers"].remove("consoleHandler")
         write_json(workspace / "local" / LOG_CONFIG, logging)
         with _exit_on_sigterm(), plain_paths(self.python, self.run_folder) as (python, folder):

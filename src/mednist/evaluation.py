@@ -16,18 +16,12 @@ from src.mednist.transforms import batches, prepare
 
 
 @torch.inference_mode()
-def predict(model: torch.nn.Module, items: Sequence[dict], settings: Settings, device=None) -> torch.Tensor:
-    """Class probabilities ``(images, classes)`` of items, in their order, on the CPU."""
-    device = device or pick_device()
-    model, loader = AT_A_SITE.to_device(model, device).eval(), batches(prepare(items, settings), settings, train=False)
-    found = [model(batch["image"].to(device)).softmax(dim=1).cpu() for batch in loader]
-    return torch.cat([torch.zeros(0, len(CARD.labels)), *found])  # none of no items
-
-
 def evaluate_cases(model: torch.nn.Module, items: Sequence[dict], settings: Settings, device=None) -> pd.DataFrame:
     """A row an image: ``case`` (class and file name), ``site``, ``label``, ``predicted``, ``confidence``, ``accuracy`` (0 or 1)."""
-    items = [plain_item(item, CARD.classes) for item in items]
-    confidence, predicted = predict(model, items, settings, device).max(dim=1)
+    device, items = device or pick_device(), [plain_item(item, CARD.classes) for item in items]
+    model, loader = AT_A_SITE.to_device(model, device).eval(), batches(prepare(items, settings), settings, train=False)
+    found = [model(batch["image"].to(device)).softmax(dim=1).cpu() for batch in loader]
+    confidence, predicted = torch.cat([torch.zeros(0, len(CARD.labels)), *found]).max(dim=1)  # none of no items
     rows = [("/".join(one["image"].split("/")[-2:]), one.get("site", ""), one["label"]) for one in items]
     table = pd.DataFrame(rows, columns=["case", "site", "label"])
     table = table.assign(predicted=predicted.numpy(), confidence=confidence.numpy())

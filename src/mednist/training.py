@@ -17,9 +17,7 @@ from src.mednist.transforms import batches, prepare
 
 
 def to_device(model: Module, device: torch.device) -> Module:
-    """Move the network to the device, the channels of a pixel side by side: oneDNN and cuDNN convolve faster, to the same numbers.
-
-    https://docs.pytorch.org/tutorials/intermediate/memory_format_tutorial.html"""
+    """Move the network to the device, the channels of a pixel side by side, which oneDNN and cuDNN convolve faster."""
     return model.to(device, memory_format=torch.channels_last)
 
 

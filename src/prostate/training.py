@@ -45,8 +45,7 @@ def make_trainer(model: UNet, loader: Iterable, settings: Settings, device, hand
 def gland_probability(model: UNet, prepared: Mapping, settings: Settings, device: torch.device) -> torch.Tensor:
     """Probability of gland ``(1, x, y, z)`` on the grid of a prepared volume, by a sliding window of the patch's size.
 
-    Windows overlap by a quarter, and their middle counts more than their rim, where the network has seen less around.
-    https://monai.readthedocs.io/en/stable/inferers.html#sliding-window-inference-function"""
+    Windows overlap by a quarter, and their middle counts more than their rim, where the network has seen less around."""
     image = convert_to_tensor(normalise({"image": prepared["image"]})["image"], track_meta=False)[None].to(device)
     logits = sliding_window_inference(image, settings.patch_size, 2, model.eval(), overlap=0.25, mode="gaussian")
     return logits[0].float().sigmoid().cpu()

@@ -146,10 +146,8 @@ def augmentation(settings: Settings) -> mt.Compose:
 
 
 def prepare(items: Sequence[Mapping], settings: Settings, cache: Path | None = None) -> list[dict]:
-    """The prepared volumes of all items; see :func:`plain_tensors` for the keys. A volume takes about 1 MB of memory.
-
-    Each item has ``image`` and perhaps ``label`` and ``site``. In the folder ``cache`` MONAI's ``PersistentDataset`` keeps the
-    volumes for the next run, until a file or a setting changes; where it cannot be used, a warning says so, and it is emptied."""
+    """The volumes of all items as :func:`plain_tensors`, 1 MB each. In the folder ``cache`` MONAI's ``PersistentDataset`` keeps
+    them until a file or a setting changes; where it cannot be used, a warning says so, and it is emptied."""
     made_with = [VERSION, settings.voxel_spacing, settings.field_of_view, settings.patch_size]
     keyed = []  # the cache's file names are made from all that an item holds: what changes any of this asks for another file
     for item in items:
