@@ -186,7 +186,9 @@ def test_what_a_job_runner_does_at_a_jobs_start_has_no_public_name():
 
 def test_nothing_else_in_the_project_touches_a_private_name_of_flares():
     """As ruff sees it, in notebooks too; and by the names of modules, and of attributes in strings."""
-    of_others = "lint.flake8-self.ignore-names = ['_foreach_sub', '_foreach_add_', '_cleanup_kernel', '_repr_html_', '_fields']"
+    of_others = (
+        "lint.flake8-self.ignore-names = ['_foreach_sub', '_foreach_add_', '_cleanup_kernel', '_repr_html_', '_fields']"
+    )
     command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select=SLF001", "--output-format=json"]
     code = [file for file in repository_files() if file.suffix in (".py", ".ipynb")]
     ours = [file for file in code if not file.is_relative_to(ROOT / "tests")]
