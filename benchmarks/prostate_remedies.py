@@ -88,5 +88,5 @@ class OwnAffine(FedBN):
 
     def __init__(self, site: Site):
         FedAvg.__init__(self, site)
-        self.names, self.kept = affine_tensors(site.model), Tensors()
+        self.stays, self.kept = affine_tensors(site.model), Tensors()
         site.keeps["model"] = self.kept
