@@ -538,6 +538,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_json(out / f"{cell}.json", report)
             home = {row: round(float(np.mean([*one["home"].values()])), 3) for row, one in report["rows"].items()}
             print(f"{number} of {len(missing)}: {cell}: at home {home}", flush=True)
+    from benchmarks import findings  # reads what this writes
+
+    for value in ("home", "everywhere") if findings.reports(out) else ():
+        print(f"\n{value}\n{findings.table(value, out).to_string()}")
     return 0
 
 

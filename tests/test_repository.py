@@ -362,6 +362,8 @@ WAITS = {
     "benchmarks/measure.py:Watch._sample": "it watches for as long as its block",
     "benchmarks/measure.py:plain_seconds_side_by_side": ("SIDE_SECONDS", "processes that each train on their part"),
     "benchmarks/measure.py:_one_of_many": ("SIDE_SECONDS", "processes that each train on their part"),
+    "benchmarks/methods.py:main": "the trainings themselves, in processes of this machine",
+    "benchmarks/methods.py:tune": "the same",
     "benchmarks/threads.py:busy_programs": ("ROW_SECONDS", "a killed program"),
     "benchmarks/threads.py:measure": ("ROW_SECONDS", "busy programs"),
     "benchmarks/warm.py:warm_python": ("READY_SECONDS", "has ended, or was not ready after"),
