@@ -33,7 +33,7 @@ from data_scripts.phantoms.prostate import HOSPITALS, parameters, write
 from data_scripts.together import pooled
 from src.common.errors import CourseError
 from src.common.files import read_json, write_json
-from src.federation.methods import METHODS, Ditto
+from src.federation.methods import DEFAULTS, METHODS
 from src.prostate.card import Settings
 from src.prostate.evaluation import TASK, predict
 from src.prostate.training import dice
@@ -47,7 +47,7 @@ NEW, FEW = 5, (0, 1, 3, 10)  # cases of each hospital to be judged on; of the on
 ROUNDS = {"fedavg10x6": (10, 6), "fedavg20x3": (20, 3), "fedavg30x2": (30, 2), "fedavg60x1": (60, 1)}
 CHOICES: dict[str, Sequence] = {
     "tuned": ((5, 1e-3), (10, 3e-4), (10, 1e-3)),  # epochs and learning rate
-    "ditto": (0.01, 0.1, 1.0),  # λ
+    "ditto": (0.1, 1.0),  # λ
     "fedprox": (0.01, 0.1),  # μ
 }
 TUNED = ("fedavg30x2", "fedavg60x1", "coil")  # trainings after which each site also fine-tunes at home
@@ -84,20 +84,19 @@ class Cell:
 
 
 def grid() -> Iterator[Cell]:
-    """All cells; those that choose come before those that heed the choice."""
+    """All cells, what matters most first; those that choose come before those that heed the choice."""
     yield from (Cell("own", training, VALIDATION) for training in ("pooled", "fedavg30x2"))
+    for outlines in ("own", "shared"):
+        yield from (Cell(outlines, training, seed) for seed in SEEDS for training in ("pooled", "fedavg30x2"))
     for seed in SEEDS:
-        yield from (Cell("own", training, seed) for training in ("pooled", "fedavg30x2", "fedavg10x6", "fedavg60x1"))
-        yield from (Cell("shared", training, seed) for training in ("pooled", "fedavg30x2"))
-    yield from (Cell("own", f"without-{site}", seed) for seed in SEEDS for site in SITES)
-    yield from (Cell("own", "alone", seed) for seed in SEEDS)
-    for outlines in ("own", "shared"):  # the rounds of notebook 03
-        yield from (
-            Cell(outlines, training, VALIDATION) for training in ROUNDS if (outlines, training) != ("own", "fedavg30x2")
-        )
-    yield from (Cell("own", training, seed) for training in ("coil", "affine", "n4", "fedavg20x3") for seed in SEEDS)
+        yield from (Cell("own", f"without-{site}", seed) for site in SITES)
+        yield from (Cell("own", training, seed) for training in ("fedavg10x6", "fedavg60x1", "coil", "affine", "alone"))
+        if seed == SEEDS[0]:  # the rounds of notebook 03
+            yield from (Cell("own", training, VALIDATION) for training in ROUNDS if training != "fedavg30x2")
+            yield from (Cell("shared", training, VALIDATION) for training in ROUNDS)
     for training in ("ditto", "fedprox"):
         yield from (Cell("own", training, VALIDATION, one) for one in CHOICES[training])
+    for training in ("ditto", "n4", "fedavg20x3", "fedprox"):
         yield from (Cell("own", training, seed) for seed in SEEDS)
 
 
@@ -143,7 +142,7 @@ def train(cell: Cell, datalists: Mapping, settings: Settings) -> Models:
     if training == "coil":
         task = replace(task, batches=batches_with_coils)
     elif training == "ditto":
-        Ditto.LAMBDA, settings = value, settings.changed(method="ditto")
+        DEFAULTS["ditto"], settings = value, settings.changed(method="ditto")
     elif training == "fedprox":
         settings = settings.changed(method="fedprox", fedproxloss_mu=value)
     elif training == "affine":
