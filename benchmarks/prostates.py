@@ -1,11 +1,10 @@
 """Prostates that each hospital outlines in its own way, and what helps: ``python -m benchmarks.prostates [PATTERN ...]``.
 
-Four drawn hospitals with 12, 8, 10 and 6 training cases train the U-Net alone, pooled or federated, with 60 passes over the cases;
-each is judged on new cases of its own, on native voxels. A cell of the grid is how they outline (by ``own`` protocols, or
-one that is ``shared``), a way to train and a seed, such as ``own-fedavg30x2-0``. Its report has a row for each thing that is done
-with what was trained, and the Dice of every case. ``without-site-2`` is a federation without that hospital; its rows are fine-tuned
-with so many of its cases. What there is to choose is chosen on drawings of seed 100, which no table shows. Each cell is measured
-once and kept; run again, the command goes on where it stopped. A pattern is a cell's name, ``*`` for any part of it.
+Four drawn hospitals with 12, 8, 10 and 6 training cases train the U-Net, with 60 passes over them, and are judged on new cases of
+their own, on native voxels. A cell is how they outline (each by its ``own`` protocol, or by one that is ``shared``), a way to train
+and a seed, such as ``own-alone-0``; its report has a row for each thing done with what was trained. ``without-site-2`` is a federation
+without that hospital, then fine-tuned with so many of its cases. What there is to choose is chosen on drawings of seed 100.
+Each cell is measured once and kept; run again, the command goes on where it stopped. ``*`` in a pattern is any part of a name.
 """
 
 import argparse
@@ -19,6 +18,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import pandas as pd
 import torch
 
 from benchmarks.__main__ import versions
@@ -128,10 +128,7 @@ def _row(choice: tuple) -> str:
     return f"fedavg30x2+tuned@{choice[0]}x{choice[1]:g}"
 
 
-Models = dict[str, torch.nn.Module]
-
-
-def train(cell: Cell, datalists: Mapping, settings: Settings) -> Models:
+def train(cell: Cell, datalists: Mapping, settings: Settings) -> dict[str, torch.nn.Module]:
     """Site → the model that it ends with."""
     training, task = cell.training, TASK
     if training == "alone":
@@ -152,28 +149,28 @@ def train(cell: Cell, datalists: Mapping, settings: Settings) -> Models:
         return federate(task, datalists, settings).models
 
 
-def remedied(cell: Cell, models: Models, training: Mapping, settings: Settings) -> dict[str, Models]:
+def remedied(cell: Cell, models: Mapping, training: Mapping, settings: Settings) -> dict[str, Mapping]:
     """Row → site → model: what was trained, and what each hospital makes of it."""
-
-    def tuned(epochs: int, rate: float, sites: Mapping[str, Sequence]) -> Models:
-        return {s: fine_tuned(TASK, models[s], own, settings, s, epochs, rate) for s, own in sites.items()}
-
     if cell.training.startswith("without-"):
         out, (_, rate) = cell.training.removeprefix("without-"), chosen("tuned")
         more, model = draw(cell.outlines, "adapting", cell.seed)[out], next(iter(models.values()))
         # As many patches whatever the number of cases.
         rows = {n: fine_tuned(TASK, model, more[:n], settings, out, -(-100 // n), rate) for n in FEW if n}
         return {f"{n} cases": {out: rows.get(n, model)} for n in FEW}
-    rows = {cell.training: models}
+    ways = {}
     if cell.training == "fedavg30x2" and cell.seed == VALIDATION:
-        rows |= {_row(one): tuned(*one, training) for one in CHOICES["tuned"]}
+        ways = {_row(one): one for one in CHOICES["tuned"]}
     elif cell.training in TUNED and cell.seed != VALIDATION:
-        rows[f"{cell.training}+tuned"] = tuned(*chosen("tuned"), training)
-    return rows
+        ways = {f"{cell.training}+tuned": chosen("tuned")}
+    at_home = {
+        row: {site: fine_tuned(TASK, models[site], own, settings, site, *one) for site, own in training.items()}
+        for row, one in ways.items()
+    }
+    return {cell.training: models, **at_home}
 
 
 def judged(model: torch.nn.Module, items: Sequence[Mapping], settings: Settings) -> list[float]:
-    """Dice of each case on its own image's voxels: that of ``evaluate_cases``, without its distances, which take twice the time."""
+    """Dice of each case on its own image's voxels, that of ``evaluate_cases`` without the time that its distances take."""
     masks = [LoadCase()(item)["label"].as_tensor() > 0 for item in items]
     found = predict(model, items, settings, torch.device("cpu"))
     return [round(dice(torch.from_numpy(one)[None], mask), 4) for one, mask in zip(found, masks, strict=True)]
@@ -196,47 +193,47 @@ def measure(cell: Cell) -> dict:
         home = {site: float(np.mean(scores)) for site, scores in cases.items()}
         found[row] = {"mean": float(np.mean([*home.values()])), "home": home, "cases": cases}
     about = {"cell": str(cell), "outlines": cell.outlines, "training": cell.training, "seed": cell.seed, "rows": found}
-    heeded = [one for one in CHOICES if cell.seed in SEEDS and any(one in row for row in found)]
-    about |= {"chosen": {one: chosen(one) for one in heeded}}
+    if cell.seed != VALIDATION:
+        about["chosen"] = {one: chosen(one) for one in CHOICES if any(one in row for row in found)}
     about |= {"settings": settings.model_dump(mode="json"), "seconds": round(seconds, 1), "versions": versions()}
     return about | {"date": datetime.date.today().isoformat(), "command": f"python -m benchmarks.prostates {cell}"}
 
 
 def read(folder: Path = RESULTS, seeds: Sequence[int] = SEEDS):
     """All that is kept as a pandas.DataFrame, a row a case: ``outlines, training, row, seed, site, case, dice``."""
-    import pandas as pd
-
     reports = [one for cell in grid() if cell.seed in seeds and (one := read_json(folder / f"{cell}.json"))]
-    columns = ("outlines", "training", "seed")
     rows = [
-        (*(report[name] for name in columns), row, site, case, dice)
+        (report["outlines"], report["training"], report["seed"], row, site, case, dice)
         for report in reports
         for row, scores in report["rows"].items()
         for site, cases in scores["cases"].items()
         for case, dice in enumerate(cases)
     ]
-    return pd.DataFrame(rows, columns=[*columns, "row", "site", "case", "dice"])
+    return pd.DataFrame(rows, columns=["outlines", "training", "seed", "row", "site", "case", "dice"])
 
 
 def table(results, outlines: str):
     """Dice at home, mean over cases and seeds: a row a way to train; a column a site, ``mean`` of the sites, ``of pooled`` (the
-    mean as a share of pooled training's), ``worst site`` (the lowest of the sites' shares) and ``seeds`` (how many)."""
-    own = results[(results["outlines"] == outlines) & results["row"].isin(TITLES)]
-    found = own.groupby(["row", "site"])["dice"].mean().unstack()
-    found = found.reindex([row for row in TITLES if row in found.index])
-    shares = found / found.loc["pooled"]
-    found["mean"] = found.mean(axis=1)
-    found["of pooled"], found["worst site"] = found["mean"] / found.loc["pooled", "mean"], shares.min(axis=1)
-    found["seeds"] = own.groupby("row")["seed"].nunique()
-    return found.rename(index=TITLES)
+    mean as a share of pooled training's with the same seeds), ``worst site`` (the lowest of the sites' shares) and ``seeds``."""
+    own = results[results["outlines"] == outlines].groupby(["row", "seed", "site"])["dice"].mean().unstack()
+    found = {}
+    for row in (one for one in TITLES if one in own.index):
+        home, rival = own.loc[row].mean(), own.loc["pooled"].loc[own.loc[row].index].mean()
+        shares = {
+            "of pooled": home.mean() / rival.mean(),
+            "worst site": (home / rival).min(),
+            "seeds": len(own.loc[row]),
+        }
+        found[TITLES[row]] = {**home, "mean": home.mean(), **shares}
+    return pd.DataFrame(found.values(), index=[*found])
 
 
 def left_out(results):
     """Dice of a hospital that took no part, on its own new cases, before and after it adapted with cases of its own; and of pooled
     training with it: a row a site, mean over cases and seeds."""
-    chosen_rows = results["training"].str.startswith("without-") | results["row"].eq("pooled")
-    rows = results[results["outlines"].eq("own") & chosen_rows]
-    return rows.groupby(["site", "row"])["dice"].mean().unstack()[["pooled", *(f"{n} cases" for n in FEW)]]
+    without = results["training"].str.startswith("without-") | results["row"].eq("pooled")
+    found = results[results["outlines"].eq("own") & without].groupby(["site", "row"])["dice"].mean().unstack()
+    return found[["pooled", *(f"{n} cases" for n in FEW)]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -244,23 +241,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prostates", description=__doc__.splitlines()[0])
     parser.add_argument("patterns", nargs="*", metavar="PATTERN", help="cells to measure; default: all of the grid")
     parser.add_argument("--table", action="store_true", help="measure nothing, print what is there")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the reports (default: %(default)s)")
     options = parser.parse_args(arguments)
     cells = [cell for cell in grid() if any(fnmatch.fnmatch(str(cell), one) for one in options.patterns or ["*"])]
     if not cells:
         parser.error(f"no cell fits {options.patterns}; a name is like {next(grid())}")
-    missing = [] if options.table else [cell for cell in cells if not (options.out / f"{cell}.json").exists()]
+    missing = [] if options.table else [cell for cell in cells if not (RESULTS / f"{cell}.json").exists()]
     torch.set_num_threads(1)
     for number, cell in enumerate(missing, start=1):
         report = measure(cell)
-        options.out.mkdir(parents=True, exist_ok=True)
-        write_json(options.out / f"{cell}.json", report)
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        write_json(RESULTS / f"{cell}.json", report)
         scores = ", ".join(f"{row} {scores['mean']:.3f}" for row, scores in report["rows"].items())
         print(f"{number} of {len(missing)}: {cell}: {scores}, {report['seconds']:.0f} s", flush=True)
-    results = read(options.out)
-    for outlines in set(results["outlines"]) if len(results) else ():
+    results = read(RESULTS)
+    for outlines in (one for one in ("own", "shared") if one in set(results["outlines"])):
         print(f"\n{outlines} outlines\n{table(results, outlines).to_string(float_format='{:.3f}'.format)}")
-    if len(results) and results["training"].str.startswith("without-").any():
+    if results["training"].str.startswith("without-").any():
         print(f"\nleft out\n{left_out(results).to_string(float_format='{:.3f}'.format)}")
     return 0
 
