@@ -19,9 +19,9 @@ from src.federation.engine import ProximalTerm
 from src.federation.site import Site
 
 DIFFERENCES = {"params_transfer_type": TransferType.DIFF}  # where none comes, the global model stays as it is
-DEFAULTS = {  # of what the settings leave open: a server's optimiser, and how strongly Ditto holds
+DEFAULTS = {  # where the settings leave it open, chosen on validation drawings by python -m benchmarks.methods --tune
     "fedadam": {"path": "torch.optim.Adam", "args": {"lr": 0.01, "betas": [0.9, 0.99], "eps": 1e-3}},
-    "fedavgm": {"path": "torch.optim.SGD", "args": {"lr": 1.0, "momentum": 0.5}},
+    "fedavgm": {"path": "torch.optim.SGD", "args": {"lr": 1.0, "momentum": 0.3}},
     "ditto": 0.1,
 }
 
