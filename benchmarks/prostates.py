@@ -2,7 +2,7 @@
 
 Four drawn hospitals with 12, 8, 10 and 6 training cases train the U-Net, with 60 passes over them, and are judged on new cases of
 their own, on native voxels. A cell is how they outline (each by its ``own`` protocol, or by one that is ``shared``), a way to train
-and a seed, such as ``own-alone-0``; its report has a row for each thing done with what was trained. ``without-site-2`` is a federation
+and a seed, such as ``own-alone-0``; its report has a row for each thing done with what was trained. ``without-site-2`` is federated
 without that hospital, then fine-tuned with so many of its cases. What there is to choose is chosen on drawings of seed 100.
 Each cell is measured once and kept; run again, the command goes on where it stopped. ``*`` in a pattern is any part of a name.
 """
