@@ -31,7 +31,7 @@ class Settings(StudySettings):
     """Settings of the prostate study; see :class:`src.common.settings.StudySettings` for the first ones' meaning."""
 
     data: DataName = CARD.name
-    # The more often models are averaged, the less they walk apart, and the more is sent: notebook 04, `python -m benchmarks.prostates`.
+    # The more often models are averaged, the less they walk apart, the more is sent: `python -m benchmarks.prostates`.
     rounds: Count = 30
     local_epochs: Count = 2
     batch_size: Count = 2
