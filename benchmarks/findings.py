@@ -73,8 +73,10 @@ def gain(
     folder: Path = RESULTS,
 ) -> Estimate:
     """How much better one row is than another, in accuracy, with its interval; ``over_skew`` is by default the same."""
-    seeds = [seed for seed in range(100) if (skew, row, seed) in reports(folder)]
-    tables = []
+    there, tables = reports(folder), []
+    seeds = [
+        seed for name, one, seed in there if (name, one) == (skew, row) and (over_skew or skew, over, seed) in there
+    ]
     for seed in seeds:
         apart = by_image(skew, row, seed, value, site, folder) - by_image(
             over_skew or skew, over, seed, value, site, folder

@@ -57,7 +57,7 @@ TUNING, FLARE = RESULTS / "tuning.json", RESULTS / "flare.json"
 SITES = tuple(f"site-{number}" for number in range(1, 5))
 SEEDS, FEWER = range(5), range(3)  # of what the findings rest on most; of the rest
 BANK, PER_CLASS, ROUNDS = 200, 80, 48  # drawings of a class in a bank; to share out; rounds of one epoch
-TUNING_SEED, FLARE_ROUNDS = 100, 12
+TUNING_SEED, FLARE_ROUNDS = 100, 3
 # Seeds of drawings: of hospitals with seed 0, of the bank to choose by, and of the bank to report on with seed 0.
 DRAWINGS, VALIDATION, TESTING = 7000, 7801, 7900
 

@@ -161,7 +161,7 @@ def test_flare_and_the_plain_loop_end_with_the_same_weights():
     report = read_json(grid.FLARE)["methods"]
     assert set(report) == set(METHODS)
     assert all(report[name]["weights_apart"] == 0 for name in ("fedavg", "fedprox", "ditto"))
-    assert all(one["home"]["flare"] == pytest.approx(one["home"]["plain"], abs=0.02) for one in report.values())
+    assert all(one["weights_apart"] < 0.05 for one in report.values()), "FLARE adds some means in single precision"
 
 
 def test_it_measures_what_is_missing_and_nothing_else(tmp_path, monkeypatch):
