@@ -27,8 +27,8 @@ def find_or_make(
     outlines: str = "shared",
 ) -> Path:
     """The folder ``Task05_Prostate`` of a source (``generated`` or ``real``), below the folder of all data sets; made if missing.
-    ``outlines`` of drawings are ``shared`` by all hospitals, or each one's ``own``, in a folder of their own. A ``CourseError`` if a
-    part of it is missing, or the data cannot be fetched, verified, unpacked or written, or for real data with other outlines."""
+    ``outlines`` of drawings are ``shared`` by all hospitals, or each one's ``own``, in a folder of their own. A ``CourseError``
+    if a part of it is missing, or the data cannot be fetched, verified, unpacked or written, or for real data with others."""
     folder = raw_folder("Task05_Prostate", source, root)
     if data_source(source) == "generated":
         folder = folder if outlines == "shared" else folder.with_name(f"{folder.name}_{outlines}")
