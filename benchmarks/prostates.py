@@ -230,9 +230,10 @@ def table(results, outlines: str):
 
 def left_out(results):
     """Dice of a hospital that took no part, on its own new cases, before and after it adapted with cases of its own; and of pooled
-    training with it: a row a site, mean over cases and seeds."""
-    without = results["training"].str.startswith("without-") | results["row"].eq("pooled")
-    found = results[results["outlines"].eq("own") & without].groupby(["site", "row"])["dice"].mean().unstack()
+    training with it: a row a site, mean over cases and over the seeds that have both."""
+    without, is_pooled = results["training"].str.startswith("without-"), results["row"].eq("pooled")
+    both = results["outlines"].eq("own") & results["seed"].isin(set(results["seed"][without]))
+    found = results[both & (without | is_pooled)].groupby(["site", "row"])["dice"].mean().unstack()
     return found[["pooled", *(f"{n} cases" for n in FEW)]]
 
 
