@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.methods import RESULTS, SKEWS, TITLES, grid, unpacked
+from benchmarks.methods import LEFT_OUT, RESULTS, SKEWS, TITLES, grid, unpacked
 from benchmarks.uncertainty import Estimate, bootstrap, holm
 from src.common.files import read_json
 
@@ -37,11 +37,14 @@ def read(folder: Path = RESULTS) -> pd.DataFrame:
 
 
 def table(value: str = "home", folder: Path = RESULTS) -> pd.DataFrame:
-    """Mean ± standard error over the seeds, a row a way to train or to mend, a column a way to differ."""
+    """Mean ± standard error over the seeds, a row a way to train or to mend, a column a way to differ; of those who took part."""
     groups = read(folder).groupby(["row", "skew"])[value]
     text = groups.mean().map("{:.3f}".format) + " ± " + groups.sem().map("{:.3f}".format)
-    shown = text.unstack().reindex(index=[row for row in TITLES if row in text], columns=[*SKEWS])
-    return shown.rename(index=TITLES, columns={name: skew.title for name, skew in SKEWS.items()}).fillna("")
+    shown = text.unstack().reindex(
+        index=[one for one in TITLES if one in text and not one.startswith(LEFT_OUT)], columns=[*SKEWS]
+    )
+    shown = shown.rename_axis(index=None, columns=None).fillna("")
+    return shown.rename(index=TITLES, columns={name: skew.title for name, skew in SKEWS.items()})
 
 
 def by_image(
