@@ -136,7 +136,7 @@ CHOICES: dict[str, Sequence] = {
     "fedadam": (0.003, 0.01, 0.03),  # the server's rate
     "fedavgm": (0.3, 0.6, 0.9),  # the server's momentum
     "ditto": (0.01, 0.1, 1.0),  # weight of the hold
-    "prior": (
+    LEFT_OUT: (
         0,
         1,
         4,
@@ -310,7 +310,7 @@ def _adapted(models: Models, datalists: Mapping, settings: Settings, chosen: Map
         # Statistics first, which need no labels. The first of an order in which each stretch has the classes in their proportions.
         few = mixed(datalists[site]["training"], random_numbers(settings.seed, site))[:count]
         images = torch.stack([one["image"] for one in prepare(few, settings)])
-        own = own_statistics(model, images, chosen["prior"])
+        own = own_statistics(model, images, chosen[LEFT_OUT])
         rows.setdefault(f"{LEFT_OUT}+statistics{count}", {})[site] = own
         if "finetuned" in chosen:
             tuned_at_home = fine_tuned(TASK, own, few, settings, site, *chosen["finetuned"])
@@ -447,8 +447,8 @@ def tune(say=print) -> dict:
             continue
         chosen = start | {name: one["chosen"] for name, one in report["trainings"].items()}
         # Fine-tuning starts from one FedAvg, which is trained once; another training is one for each value.
-        together = [values] if training in ("prior", "finetuned") else [[value] for value in values]
-        skews = ("scanners",) if training == "prior" else TUNED_ON
+        together = [values] if training in (LEFT_OUT, "finetuned") else [[value] for value in values]
+        skews = ("scanners",) if training == LEFT_OUT else TUNED_ON
         tried = [*itertools.product(together, skews)]
         with ProcessPoolExecutor(2, get_context("spawn")) as pool:
             scores = pool.map(_scores, itertools.repeat(training), itertools.repeat(chosen), *zip(*tried, strict=True))
@@ -466,7 +466,7 @@ def tune(say=print) -> dict:
 def _scores(training: str, chosen: Mapping, values: Sequence, skew: str) -> list[float]:
     torch.set_num_threads(1)
     datalists, _ = draw(SKEWS[skew], TUNING_SEED)
-    base = {"finetuned": "fedavg", "prior": LEFT_OUT}.get(training, training)
+    base = "fedavg" if training == "finetuned" else training
     found, models = [], None
     for value in values:
         chosen = {**chosen, training: value}

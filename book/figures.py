@@ -168,15 +168,17 @@ def planes(case: Mapping, title: str = "", channel_names: Sequence[str] = ("T2",
     return figure
 
 
-def case_grid(cases: Sequence[Mapping], title: str = "", columns: int = 4) -> plt.Figure:
-    """An axial slice of each case with the outlines of mask and prediction."""
+def case_grid(
+    cases: Sequence[Mapping], title: str = "", columns: int = 4, names: Sequence[str] = ("mask", "prediction")
+) -> plt.Figure:
+    """An axial slice of each case with the outlines of mask and prediction, which the legend calls by ``names``."""
     figure, axes = _grid(len(cases), columns, 2.6, 3.0, title)
     for axis, case in zip(axes, map(upright, cases), strict=False):
         _slice(axis, case, "axial", case["z"])
         axis.set_title(case["caption"], fontsize=8.5, fontweight="normal", loc="center")
     if any("prediction" in case for case in cases):
         lines = [plt.Line2D([], [], color=color, lw=2) for color in OUTLINES.values()]
-        figure.legend(lines, ["mask", "prediction"], loc="outside lower center", ncols=2, fontsize=9)
+        figure.legend(lines, names, loc="outside lower center", ncols=2, fontsize=9)
     return figure
 
 
