@@ -158,7 +158,7 @@ def tuned() -> dict:
 
 
 def draw(skew: Skew, seed: int, real: bool = False) -> tuple[dict[str, dict], list[dict]]:
-    """The datalists of four hospitals, which have training parts alone, and the items that were not shared out."""
+    """The datalists of four hospitals, which have no testing parts, and the items that were not shared out for training."""
     if real:
         folder = find_or_make("real", say=lambda line: None)
     else:
@@ -171,7 +171,9 @@ def draw(skew: Skew, seed: int, real: bool = False) -> tuple[dict[str, dict], li
     if skew.scanners:
         out = raw_folder(f"MedNIST-scanners-{skew.labels:g}-{DRAWINGS + seed}", "real" if real else "generated")
         shares = rescan(shares, folder, out, seed)
-    return {site: {"training": own, "validation": [], "testing": []} for site, own in shares.items()}, left
+    few = {site: left[number :: len(SITES)][:6] for number, site in enumerate(shares)}  # for a run's curve alone
+    few = rescan(few, folder, out.with_name(f"{out.name}-few"), seed) if skew.scanners else few
+    return {site: {"training": own, "validation": few[site], "testing": []} for site, own in shares.items()}, left
 
 
 def share_out(skew: Skew, seed: int, real: bool = False) -> tuple[dict[str, dict], str]:

@@ -9,6 +9,7 @@ from nvflare.fuel.utils.constants import FrameworkType
 from nvflare.recipe.spec import Recipe
 
 from src.federation.aggregation import SampleWeightedMean
+from src.federation.processes import own_folder
 from src.federation.recipes import add_everything, start, start_from
 from src.learners.supervised_monai_prostate_learner import SupervisedMonaiProstateLearner
 from src.prostate.card import CONFIG_FILE, Settings
@@ -28,6 +29,7 @@ def learner_recipe(folder: Path, sites: int = 4, settings: Settings | None = Non
     # As what it is, no code, which a site may forbid.
     job.add_file_to_clients(config, app_folder_type="config")
     made = Recipe(job)
-    start_from(made, weights, Path(folder))
+    made.kept = own_folder("start")  # not below the run's folder, where FLARE would keep its place in it
+    start_from(made, weights, Path(made.kept.name))
     made.framework = FrameworkType.PYTORCH  # the final evaluation asks whose checkpoints these are
     return add_everything(made, **options)

@@ -187,7 +187,7 @@ def test_pooled_histograms_show_every_site_and_all_of_them():
 
 def test_method_scores_show_every_seed_and_the_mean():
     rows = [("even", "a", 0, 0.8), ("even", "a", 1, 0.9), ("alpha0.1", "b", 0, 0.5)]
-    results = pd.DataFrame(rows, columns=["skew", "method", "seed", "home"])
+    results = pd.DataFrame(rows, columns=["skew", "row", "seed", "home"])
     titles = {"b": "Method B", "a": "Method A", "c": "Method C", "alpha0.1": "labels, α = 0.1"}
     even, skewed = figures.method_scores(results, titles, "home", "accuracy").axes
     assert [axis.get_title(loc="left") for axis in (even, skewed)] == ["even", "labels, α = 0.1"]
