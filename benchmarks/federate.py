@@ -37,8 +37,7 @@ def federate(
     datalists: Mapping[str, Mapping],
     settings: StudySettings,
     optimizer: Mapping | None = None,
-    watch: Callable[[int, Tensors, dict[str, Tensors]], None] = lambda *_: None,
-    cache=None,
+    watch: Callable[[int, Tensors, dict[str, Tensors]], None] | None = None,
 ) -> Federated:
     """Train by ``settings.method`` for ``settings.rounds`` rounds; the sites' validation parts are not read.
 
@@ -48,11 +47,8 @@ def federate(
         settings: of the study; its seed gives the first weights, and each site's order and augmentation.
         optimizer: of FedOpt's server, ``{"path": ..., "args": {...}}``, in the place of the method's.
         watch: called after each round with its number, the weights that the sites received, and site → weights that it sent.
-        cache: folder for prepared volumes.
     """
-    sites = {
-        name: Site(task, settings, {**parts, "validation": []}, name, cache=cache) for name, parts in datalists.items()
-    }
+    sites = {name: Site(task, settings, {**own, "validation": []}, name) for name, own in datalists.items()}
     parts = {name: at_site(site) for name, site in sites.items()}
     method, model = METHODS[settings.method], task.new_model(settings.seed, settings.network)
     stays, controls = set(method.stays(model)), {n: torch.zeros_like(p) for n, p in model.named_parameters()}
@@ -71,7 +67,7 @@ def federate(
             received = FLModel(params=given, meta=dict(about), current_round=number)
             part.receive(received)
             losses[name] = part.train(received)
-            sent[name] = {n: value.cpu() for n, value in part.trained.items() if n not in stays}
+            sent[name] = {n: value.cpu() for n, value in part.trained.items()}
             meta = part.meta() | {"client_name": name}
             mean.accept_model(FLModel(params={n: value.numpy() for n, value in sent[name].items()}, meta=meta))
             if difference := meta.get(AlgorithmConstants.SCAFFOLD_CTRL_DIFF):
@@ -83,7 +79,8 @@ def federate(
             model.load_state_dict(weights | made)
         for n, value in change.aggregate_model().params.items() if change.accepted else ():
             controls[n] += torch.from_numpy(np.asarray(value))
-        watch(number, weights, sent)
+        if watch:
+            watch(number, weights, sent)
         curve.append(losses)
     return Federated(model, {name: _ends_with(task, model, site, method) for name, site in sites.items()}, curve)
 

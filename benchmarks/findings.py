@@ -25,14 +25,12 @@ def reports(folder: Path = RESULTS) -> dict[tuple[str, str, int], dict]:
 
 
 def read(folder: Path = RESULTS) -> pd.DataFrame:
-    """A row for each that is there: ``skew``, ``row``, ``seed``; ``home`` and ``everywhere``, means over sites; ``worst``, the
-    lowest accuracy of a site at home; ``date``."""
+    """A row for each that is there: ``skew``, ``row``, ``seed``; ``home`` and ``everywhere``, means over sites; ``date``."""
     rows = []
     for (skew, row, seed), report in reports(folder).items():
         one = report["rows"][row]
         means = {value: float(np.mean([*one[value].values()])) for value in ("home", "everywhere")}
-        about = {"skew": skew, "row": row, "seed": seed, **means, "worst": min(one["home"].values())}
-        rows.append({**about, "date": report["date"]})
+        rows.append({"skew": skew, "row": row, "seed": seed, **means, "date": report["date"]})
     return pd.DataFrame(rows)
 
 
@@ -67,24 +65,14 @@ def by_image(
 
 
 def gain(
-    skew: str,
-    row: str,
-    over: str,
-    value: str = "home",
-    site: str | None = None,
-    over_skew: str | None = None,
-    folder: Path = RESULTS,
+    skew: str, row: str, over: str, value: str = "home", site: str | None = None, folder: Path = RESULTS
 ) -> Estimate:
-    """How much better one row is than another, in accuracy, with its interval; ``over_skew`` is by default the same."""
-    there, tables = reports(folder), []
-    seeds = [
-        seed for name, one, seed in there if (name, one) == (skew, row) and (over_skew or skew, over, seed) in there
-    ]
-    for seed in seeds:
-        apart = by_image(skew, row, seed, value, site, folder) - by_image(
-            over_skew or skew, over, seed, value, site, folder
-        )
-        tables.append(pd.DataFrame({"seed": seed, "patient": np.arange(len(apart)), "difference": apart}))
+    """How much better one row is than another with the same seeds, in accuracy, with its interval."""
+    seeds, other = ({seed for *key, seed in reports(folder) if key == [skew, one]} for one in (row, over))
+    tables = []
+    for seed in sorted(seeds & other):
+        one, rival = (by_image(skew, name, seed, value, site, folder) for name in (row, over))
+        tables.append(pd.DataFrame({"seed": seed, "patient": np.arange(len(one)), "difference": one - rival}))
     return bootstrap(pd.concat(tables))
 
 

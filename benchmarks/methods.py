@@ -15,10 +15,10 @@ again, the command goes on where it stopped, two cells at a time.
 import argparse
 import base64
 import datetime
-import fnmatch
 import functools
 import io
 import itertools
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +33,7 @@ import torch
 from PIL import Image
 
 from benchmarks.__main__ import versions
+from benchmarks.cells import fitting, measure_missing
 from benchmarks.federate import Federated, federate, with_network
 from benchmarks.local import train_each_site_alone, train_locally
 from benchmarks.remedies import GroupNormDenseNet, PriorCorrected, fine_tuned, own_statistics, reestimated
@@ -72,7 +73,7 @@ class Skew:  # how four hospitals differ
 
 
 ALL = ("local", "pooled", "fedavg", "groupnorm", "fedprox", "scaffold", "fedadam", "fedavgm", "fedbn", "ditto")
-MAIN = ALL[:4] + ALL[-2:]
+MAIN = ("local", "pooled", "fedavg", "groupnorm", "fedbn", "ditto")
 LEFT_OUT = "leftout"  # for each hospital, FedAvg of the other three
 SELDOM = "rounds12"  # FedAvg with a quarter of the rounds and as many epochs in all
 SKEWS = {
@@ -114,20 +115,6 @@ TITLES = {
 }
 """Rows of the tables. Those that begin with FedAvg start from the same federated model."""
 
-ONE_MODEL = (
-    "pooled",
-    SELDOM,
-    "fedavg",
-    "reestimated",
-    "groupnorm",
-    "fedprox",
-    "scaffold",
-    "fedadam",
-    "fedadam+reestimated",
-    "fedavgm",
-)
-"""Rows in which all sites end with the same model."""
-
 CHOICES: dict[str, Sequence] = {
     "local": (2.5e-3, 5e-3, 1e-2),  # learning rates
     "pooled": (2.5e-3, 5e-3, 1e-2),
@@ -136,12 +123,7 @@ CHOICES: dict[str, Sequence] = {
     "fedadam": (0.003, 0.01, 0.03),  # the server's rate
     "fedavgm": (0.3, 0.6, 0.9),  # the server's momentum
     "ditto": (0.01, 0.1, 1.0),  # weight of the hold
-    LEFT_OUT: (
-        0,
-        1,
-        4,
-        16,
-    ),  # images that the federation's statistics count as, beside those of a hospital that took no part
+    LEFT_OUT: (0, 1, 4, 16),  # images that the federation's statistics count as, beside a new hospital's own
     "finetuned": ((2, 1e-3), (5, 1e-3), (2, 5e-3), (5, 5e-3), (10, 5e-3)),  # epochs, learning rate
 }
 """What ``--tune`` chooses from; a learning rate of FedAvg is that of all federated methods."""
@@ -157,8 +139,9 @@ def tuned() -> dict:
 # -- images ------------------------------------------------------------------------------------------------------------
 
 
-def draw(skew: Skew, seed: int, real: bool = False) -> tuple[dict[str, dict], list[dict]]:
-    """The datalists of four hospitals, which have no testing parts, and the items that were not shared out for training."""
+def draw(skew: Skew, seed: int, real: bool = False, few: int = 0) -> tuple[dict[str, dict], list[dict]]:
+    """The datalists of four hospitals, which validate on ``few`` images and have no testing parts, and the items that no hospital
+    trains on."""
     if real:
         folder = find_or_make("real", say=lambda line: None)
     else:
@@ -167,21 +150,26 @@ def draw(skew: Skew, seed: int, real: bool = False) -> tuple[dict[str, dict], li
         folder = generated(folder, about, lambda new: phantoms.write(new, PER_CLASS, DRAWINGS + seed))
     items = read_items(folder, 100 if real else PER_CLASS, seed)
     shares = partition(items, SITES, "mixed", counts=skew.counts, skew=skew.labels, seed=seed)
-    left = [item for item in items if item not in [one for own in shares.values() for one in own]]
-    if skew.scanners:
-        out = raw_folder(f"MedNIST-scanners-{skew.labels:g}-{DRAWINGS + seed}", "real" if real else "generated")
-        shares = rescan(shares, folder, out, seed)
-    few = {site: left[number :: len(SITES)][:6] for number, site in enumerate(shares)}  # for a run's curve alone
-    few = rescan(few, folder, out.with_name(f"{out.name}-few"), seed) if skew.scanners else few
-    return {site: {"training": own, "validation": few[site], "testing": []} for site, own in shares.items()}, left
+    taken = {item["image"] for own in shares.values() for item in own}
+    left = [item for item in items if item["image"] not in taken]
+    parts = {"training": shares, "validation": {site: left[k :: len(SITES)][:few] for k, site in enumerate(SITES)}}
+    for part in ("training", "validation")[: 1 + bool(few)] if skew.scanners else ():
+        name = f"MedNIST-scanners-{skew.labels:g}-{DRAWINGS + seed}-{part}"
+        parts[part] = rescan(parts[part], folder, raw_folder(name, "real" if real else "generated"), seed)
+    return {site: {part: own[site] for part, own in parts.items()} | {"testing": []} for site in SITES}, left
 
 
 def share_out(skew: Skew, seed: int, real: bool = False) -> tuple[dict[str, dict], str]:
     """The same with a folder for each hospital, for FLARE's sites to find; returns the datalists, and the name of the data."""
     base, data = raw_folder("MedNIST", "real" if real else "generated").parent, "different-hospitals"
     about = {"task": CARD.name, "differ": skew.title, "seed": seed, "real": real}
-    write_sites(data, draw(skew, seed, real)[0], base, about, lambda line: None, CARD.classes)
+    write_sites(data, draw(skew, seed, real, few=6)[0], base, about, lambda line: None, CARD.classes)
     return read_sites(data), data
+
+
+def pixels(items: Sequence[dict]) -> torch.Tensor:
+    """The images of items as the network sees them, ``(items, 1, 64, 64)``."""
+    return torch.stack([one["image"] for one in prepare(items, Settings())])
 
 
 class Bank:
@@ -261,8 +249,8 @@ def server_optimizer(training: str, chosen: Mapping) -> dict | None:
 Models = dict[str, torch.nn.Module]
 
 
-def train(training: str, datalists: Mapping, settings: Settings, chosen: Mapping, watch=lambda *_: None) -> Models:
-    """Site → the model that it ends with."""
+def train(training: str, datalists: Mapping, settings: Settings, chosen: Mapping, watch=None) -> Models:
+    """Site → the model that it ends with; ``watch`` is that of :func:`benchmarks.federate.federate`."""
     if training == "local":
         return {s: one.model for s, one in train_each_site_alone(TASK, datalists, settings, validate=False).items()}
     if training == "pooled":
@@ -284,7 +272,7 @@ def remedied(
         return {training: models} | _adapted(models, datalists, settings, chosen)
     if training not in ("fedavg", "fedadam"):
         return {training: models}
-    images = {s: torch.stack([one["image"] for one in prepare(p["training"], settings)]) for s, p in datalists.items()}
+    images = {site: pixels(parts["training"]) for site, parts in datalists.items()}
     model = models[SITES[0]]
     of_all = dict.fromkeys(datalists, reestimated(model, images))
     if training == "fedadam":
@@ -311,12 +299,10 @@ def _adapted(models: Models, datalists: Mapping, settings: Settings, chosen: Map
     for count, (site, model) in itertools.product(ADAPTED_WITH, models.items()):
         # Statistics first, which need no labels. The first of an order in which each stretch has the classes in their proportions.
         few = mixed(datalists[site]["training"], random_numbers(settings.seed, site))[:count]
-        images = torch.stack([one["image"] for one in prepare(few, settings)])
-        own = own_statistics(model, images, chosen[LEFT_OUT])
+        own = own_statistics(model, pixels(few), chosen[LEFT_OUT])
         rows.setdefault(f"{LEFT_OUT}+statistics{count}", {})[site] = own
-        if "finetuned" in chosen:
-            tuned_at_home = fine_tuned(TASK, own, few, settings, site, *chosen["finetuned"])
-            rows.setdefault(f"{LEFT_OUT}+finetuned{count}", {})[site] = tuned_at_home
+        tuned_at_home = fine_tuned(TASK, own, few, settings, site, *chosen["finetuned"])
+        rows.setdefault(f"{LEFT_OUT}+finetuned{count}", {})[site] = tuned_at_home
     return rows
 
 
@@ -329,22 +315,21 @@ def counted(datalists: Mapping) -> dict[str, np.ndarray]:
 class Cosines:
     """Watches a federation: the mean cosine between the changes of any two sites in each round, by part of the network."""
 
-    def __init__(self, names: Sequence[str]):
-        parts = {
-            name: ".".join(name.split(".")[:2]) for name in names if "num_batches" not in name and "running" not in name
-        }
-        self.parts = {part: [name for name in parts if parts[name] == part] for part in dict.fromkeys(parts.values())}
+    def __init__(self):
         self.rounds: list[dict[str, float]] = []
 
     def __call__(self, number: int, received: Mapping, sent: Mapping) -> None:
-        changes = [{name: (one[name] - received[name]).flatten() for name in one} for one in sent.values()]
-        groups = self.parts | {"all": [name for own in self.parts.values() for name in own]}
-        self.rounds.append(
-            {
-                part: _mean_cosine([torch.cat([one[n] for n in names]) for one in changes])
-                for part, names in groups.items()
-            }
-        )
+        names = [name for name in received if not re.search("running|num_batches", name)]
+        groups = {"all": names}
+        for name in names:
+            groups.setdefault(".".join(name.split(".")[:2]), []).append(name)
+        changes = [{name: (one[name] - received[name]).flatten() for name in names} for one in sent.values()]
+        vectors = {part: [torch.cat([one[n] for n in own]) for one in changes] for part, own in groups.items()}
+        self.rounds.append({part: _mean_cosine(own) for part, own in vectors.items()})
+
+    def table(self) -> dict[str, list[float]]:
+        """Part of the network → its cosine in each round."""
+        return {part: [round(one[part], 3) for one in self.rounds] for part in (self.rounds or [{}])[0]}
 
 
 def _mean_cosine(vectors: Sequence[torch.Tensor]) -> float:
@@ -396,33 +381,22 @@ def measure(cell: Cell, real: bool = False) -> dict:
     torch.set_num_threads(1)
     chosen, skew = tuned(), SKEWS[cell.skew]
     datalists, left = draw(skew, cell.seed, real)
-    settings, cosines = settings_of(cell.training, cell.seed, chosen), None
-    if cell.training == "fedavg":
-        cosines = Cosines([*TASK.new_model(0, settings.network).state_dict()])
-    models = train(cell.training, datalists, settings, chosen, cosines or (lambda *_: None))
+    settings, cosines = settings_of(cell.training, cell.seed, chosen), Cosines()
+    models = train(cell.training, datalists, settings, chosen, cosines if cell.training == "fedavg" else None)
     images = Bank(left) if real else bank(TESTING + cell.seed)
     rows = remedied(cell.training, models, datalists, settings, chosen)
     return {
         "cell": str(cell),
         "rows": {name: judge(own, datalists, skew, images) for name, own in rows.items()},
         "counts": {site: own.tolist() for site, own in counted(datalists).items()},
-        "labels": packed_labels(images.labels),
-        **(
-            {"cosines": {part: [round(one[part], 3) for one in cosines.rounds] for part in cosines.rounds[0]}}
-            if cosines
-            else {}
-        ),
+        "labels": np.bincount(images.labels).tolist(),  # of the bank, which is sorted by class
+        "cosines": cosines.table(),
         "chosen": chosen,
         "settings": settings.model_dump(mode="json"),
         "date": datetime.date.today().isoformat(),
         "versions": versions(),
         "command": f"python -m benchmarks.methods {'--real ' if real else ''}{cell}",
     }
-
-
-def packed_labels(labels: np.ndarray) -> list[int]:
-    """Number of the bank's images of each class; they are sorted by class."""
-    return np.bincount(labels, minlength=len(CARD.labels)).tolist()
 
 
 # -- choosing ----------------------------------------------------------------------------------------------------------
@@ -435,19 +409,11 @@ def tune(say=print) -> dict:
     home; FedOpt's Adam is judged with statistics re-estimated.
     """
     report = read_json(TUNING) or {"trainings": {}, "seed": TUNING_SEED, "bank": VALIDATION}
-    start = {
-        "local": 5e-3,
-        "pooled": 5e-3,
-        "fedavg": 5e-3,
-        "fedprox": 0.1,
-        "ditto": 0.1,
-        "fedadam": 0.01,
-        "fedavgm": 0.6,
-    }
+    first = {name: values[0] for name, values in CHOICES.items()}  # of what is not chosen yet
     for training, values in CHOICES.items():
         if training in report["trainings"]:
             continue
-        chosen = start | {name: one["chosen"] for name, one in report["trainings"].items()}
+        chosen = first | {name: one["chosen"] for name, one in report["trainings"].items()}
         # Fine-tuning starts from one FedAvg, which is trained once; another training is one for each value.
         together = [values] if training in (LEFT_OUT, "finetuned") else [[value] for value in values]
         skews = ("scanners",) if training == LEFT_OUT else TUNED_ON
@@ -474,13 +440,11 @@ def _scores(training: str, chosen: Mapping, values: Sequence, skew: str) -> list
         chosen = {**chosen, training: value}
         settings = settings_of(base, TUNING_SEED, chosen)
         models = models or train(base, datalists, settings, chosen)
-        row = "fedadam+reestimated" if training == "fedadam" else training
-        made = remedied(base, models, datalists, settings, chosen)
-        judged = [
-            judge(own, datalists, SKEWS[skew], bank(VALIDATION))
-            for own in ([made[row]] if row in made else made.values())
-        ]
-        scores = [[*one["everywhere" if row in ONE_MODEL else "home"].values()] for one in judged]
+        made = remedied(base, models, datalists, settings, chosen) if training != "fedavg" else {training: models}
+        rows = ["fedadam+reestimated"] if training == "fedadam" else [row for row in made if row.startswith(training)]
+        judged = [judge(made[row], datalists, SKEWS[skew], bank(VALIDATION)) for row in rows]
+        # Of one model that all sites have the bits are there once.
+        scores = [[*one["everywhere" if len(one["right"]) == 1 else "home"].values()] for one in judged]
         found.append(round(float(np.mean(scores)), 4))
     return found
 
@@ -545,17 +509,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (tune if options.tune else compare_with_flare)()
         return 0
     out = options.out or (RESULTS / "real" if options.real else RESULTS)
-    cells = [cell for cell in grid() if any(fnmatch.fnmatch(str(cell), one) for one in options.patterns or ["*"])]
-    if not cells:
-        parser.error(f"no cell fits {options.patterns}; a name is like {next(grid())}")
-    missing = [] if options.table else [c for c in cells if options.again or not (out / f"{c}.json").exists()]
-    out.mkdir(parents=True, exist_ok=True)
+    cells = fitting(grid(), options.patterns, parser)
     with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
-        reports = pool.map(functools.partial(measure, real=options.real), missing)
-        for number, (cell, report) in enumerate(zip(missing, reports, strict=True), start=1):
-            write_json(out / f"{cell}.json", report)
+        at_once = functools.partial(pool.map, functools.partial(measure, real=options.real))
+        for which, report in () if options.table else measure_missing(cells, out, at_once, options.again):
             home = {row: round(float(np.mean([*one["home"].values()])), 3) for row, one in report["rows"].items()}
-            print(f"{number} of {len(missing)}: {cell}: at home {home}", flush=True)
+            print(f"{which}: at home {home}", flush=True)
     from benchmarks import findings  # reads what this writes
 
     for value in ("home", "everywhere") if findings.reports(out) else ():

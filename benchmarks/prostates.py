@@ -9,7 +9,7 @@ Each cell is measured once and kept; run again, the command goes on where it sto
 
 import argparse
 import datetime
-import fnmatch
+import functools
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +22,7 @@ import pandas as pd
 import torch
 
 from benchmarks.__main__ import versions
+from benchmarks.cells import fitting, measure_missing
 from benchmarks.federate import federate, with_network
 from benchmarks.local import train_each_site_alone, train_locally
 from benchmarks.prostate_remedies import AffineUNet, OwnAffine, affine_tensors, batches_with_coils, n4
@@ -32,7 +33,7 @@ from data_scripts.folders import generated, raw_folder
 from data_scripts.phantoms.prostate import HOSPITALS, parameters, write
 from data_scripts.together import pooled
 from src.common.errors import CourseError
-from src.common.files import read_json, write_json
+from src.common.files import read_json
 from src.federation.methods import DEFAULTS, METHODS
 from src.prostate.card import Settings
 from src.prostate.evaluation import TASK, predict
@@ -46,7 +47,7 @@ SETS = {"training": (36, 5000), "new": (27, 6000), "adapting": (60, 7000)}  # ca
 NEW, FEW = 5, (0, 1, 3, 10)  # cases of each hospital to be judged on; of the one that took no part, to adapt with
 ROUNDS = {"fedavg10x6": (10, 6), "fedavg20x3": (20, 3), "fedavg30x2": (30, 2), "fedavg60x1": (60, 1)}
 CHOICES: dict[str, Sequence] = {
-    "tuned": ((5, 1e-3), (10, 3e-4), (10, 1e-3)),  # epochs and learning rate
+    "tuned": ((10, 3e-4), (10, 1e-3), (30, 1e-3)),  # epochs and learning rate
     "ditto": (0.1, 1.0),  # λ
     "fedprox": (0.01, 0.1),  # μ
 }
@@ -139,13 +140,13 @@ def train(cell: Cell, datalists: Mapping, settings: Settings) -> dict[str, torch
     if training == "coil":
         task = replace(task, batches=batches_with_coils)
     elif training == "ditto":
-        DEFAULTS["ditto"], settings = value, settings.changed(method="ditto")
+        settings = settings.changed(method="ditto")
     elif training == "fedprox":
         settings = settings.changed(method="fedprox", fedproxloss_mu=value)
     elif training == "affine":
         task = with_network(task, AffineUNet)
         settings, own = settings.changed(method="fedbn"), replace(own, at_site=OwnAffine, stays=affine_tensors)
-    with patch.dict(METHODS, fedbn=own):
+    with patch.dict(METHODS, fedbn=own), patch.dict(DEFAULTS, {"ditto": value} if training == "ditto" else {}):
         return federate(task, datalists, settings).models
 
 
@@ -243,17 +244,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("patterns", nargs="*", metavar="PATTERN", help="cells to measure; default: all of the grid")
     parser.add_argument("--table", action="store_true", help="measure nothing, print what is there")
     options = parser.parse_args(arguments)
-    cells = [cell for cell in grid() if any(fnmatch.fnmatch(str(cell), one) for one in options.patterns or ["*"])]
-    if not cells:
-        parser.error(f"no cell fits {options.patterns}; a name is like {next(grid())}")
-    missing = [] if options.table else [cell for cell in cells if not (RESULTS / f"{cell}.json").exists()]
+    cells = fitting(grid(), options.patterns, parser)
     torch.set_num_threads(1)
-    for number, cell in enumerate(missing, start=1):
-        report = measure(cell)
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        write_json(RESULTS / f"{cell}.json", report)
+    one_by_one = functools.partial(map, measure)  # later ones heed what earlier ones choose
+    for which, report in () if options.table else measure_missing(cells, RESULTS, one_by_one):
         scores = ", ".join(f"{row} {scores['mean']:.3f}" for row, scores in report["rows"].items())
-        print(f"{number} of {len(missing)}: {cell}: {scores}, {report['seconds']:.0f} s", flush=True)
+        print(f"{which}: {scores}, {report['seconds']:.0f} s", flush=True)
     results = read(RESULTS)
     for outlines in (one for one in ("own", "shared") if one in set(results["outlines"])):
         print(f"\n{outlines} outlines\n{table(results, outlines).to_string(float_format='{:.3f}'.format)}")

@@ -87,13 +87,16 @@ def test_the_plain_loop_of_one_site_is_that_sites_own_training(method):
 
 
 def test_cosines_are_those_of_what_the_sites_changed():
-    watch = grid.Cosines(["features.conv0.weight", "features.norm0.running_mean", "class_layers.out.bias"])
-    received = {"features.conv0.weight": torch.ones(2), "class_layers.out.bias": torch.ones(2)}
-    move = {"a": ([2.0, 1.0], [2.0, 1.0]), "b": ([3.0, 1.0], [0.0, 1.0])}
+    watch, names = grid.Cosines(), ("features.conv0.weight", "features.norm0.running_mean", "class_layers.out.bias")
+    received = dict.fromkeys(names, torch.ones(2))
+    move = {"a": ([2.0, 1.0], [9.0, 9.0], [2.0, 1.0]), "b": ([3.0, 1.0], [-9.0, 9.0], [0.0, 1.0])}
     sent = {s: dict(zip(received, map(torch.tensor, both), strict=True)) for s, both in move.items()}
     watch(0, received, sent)
     right = {"features.conv0": 1.0, "class_layers.out": -1.0, "all": 1 / np.sqrt(2 * 5)}
     assert watch.rounds == [pytest.approx(right)]
+    assert (
+        watch.table() == {part: [round(cosine, 3)] for part, cosine in right.items()} and grid.Cosines().table() == {}
+    )
 
 
 @rows(
@@ -123,6 +126,31 @@ def test_at_home_weighs_classes_by_the_sites_own_mix_and_bits_give_the_scores_ag
     for score in ("home", "everywhere"):
         assert findings.by_image(skew, "x", 0, score).mean() == pytest.approx(np.mean([*judged[score].values()]))
     assert findings.by_image(skew, "x", 0, "home", "site-2").mean() == pytest.approx(judged["home"]["site-2"])
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Four hospitals with six images, and a bank of twelve."""
+    monkeypatch.setenv("COURSE_DATA", str(tmp_path))
+    for name, value in {"ROUNDS": 4, "PER_CLASS": 12, "BANK": 2, "ADAPTED_WITH": (1, 3)}.items():
+        monkeypatch.setattr(grid, name, value)
+    monkeypatch.setitem(grid.SKEWS, "small", grid.Skew("", 0.5, True, (6,) * 4))
+    grid.bank.cache_clear()
+    yield "small"
+    grid.bank.cache_clear()
+
+
+@pytest.mark.parametrize("training", grid.CHOICES)
+def test_what_is_chosen_for_each_training_is_judged_from_nothing(training, small):
+    first = {name: values[0] for name, values in grid.CHOICES.items()}
+    scores = grid._scores(training, first, grid.CHOICES[training][:2], small)
+    assert len(scores) == 2 and all(0 <= score <= 1 for score in scores)
+
+
+def test_hospitals_share_no_image_and_validate_on_what_nobody_trains_on(small):
+    datalists, left = grid.draw(grid.SKEWS[small], 0, few=2)
+    names = [item["image"].split("/")[-2:] for parts in datalists.values() for own in parts.values() for item in own]
+    assert len(names) == 4 * (6 + 2) == len({tuple(name) for name in names}) and len(left) == 6 * 12 - 4 * 6
 
 
 # -- kept reports ------------------------------------------------------------------------------------------------------
