@@ -1,4 +1,6 @@
-"""The classifier of MedNIST: DenseNet121, as MONAI builds it."""
+"""The classifiers of MedNIST: DenseNet121, as MONAI builds it, and two small ones."""
+
+from torch import nn
 
 from src.common.seeds import seeded
 from src.federation.lean import monai
@@ -21,3 +23,17 @@ class CompactDenseNet(DenseNet121):
 
     def __init__(self, seed: int | None = None):
         super().__init__(seed=seed, init_features=16, growth_rate=8, block_config=(2, 4, 4, 2), bn_size=2)
+
+
+class SmallNet(nn.Sequential):
+    """Three convolutions of 12 channels and a linear layer, 26 thousand weights, without normalisation or pooling: what can be
+    trained with differential privacy, and the network that Zhu et al. (*Deep Leakage from Gradients*, NeurIPS 2019) attack.
+
+    ``(batch, 1, 64, 64)`` floats become ``(batch, 6)`` logits. ELU for its smooth gradient, which an attacker needs."""
+
+    def __init__(self, seed: int | None = None):
+        with seeded(seed):
+            layers = [nn.Conv2d(one, 12, 5, stride, padding=2) for one, stride in ((1, 2), (12, 2), (12, 1))]
+            body = [part for layer in layers for part in (layer, nn.ELU())]
+            super().__init__(*body, nn.Flatten(), nn.Linear(12 * 16 * 16, 6))
+        self.seed = seed  # FLARE writes a model into a job by the attributes that bear its arguments' names

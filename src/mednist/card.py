@@ -28,4 +28,4 @@ class Settings(StudySettings):
     local_epochs: Count = 1
     batch_size: Count = 16
     learning_rate: Positive = 1e-3
-    network: Literal["DenseNet121", "CompactDenseNet"] = "DenseNet121"  # or few weights, for many runs on a CPU
+    network: Literal["DenseNet121", "CompactDenseNet", "SmallNet"] = "DenseNet121"  # or few weights, for many runs

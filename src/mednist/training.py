@@ -10,7 +10,7 @@ from monai.handlers import from_engine
 from torch.nn import Module
 
 from src.common.task import Task
-from src.densenet import CompactDenseNet, DenseNet121
+from src.densenet import CompactDenseNet, DenseNet121, SmallNet
 from src.federation.engine import make_trainer as make_any_trainer
 from src.mednist.card import CARD, Settings
 from src.mednist.transforms import batches, prepare
@@ -54,7 +54,7 @@ def evaluate(model: Module, prepared: Sequence[dict], settings: Settings, device
 TASK = Task(
     **vars(CARD),
     settings=Settings,
-    networks={"DenseNet121": DenseNet121, "CompactDenseNet": CompactDenseNet},
+    networks={"DenseNet121": DenseNet121, "CompactDenseNet": CompactDenseNet, "SmallNet": SmallNet},
     prepare=prepare,
     batches=batches,
     to_device=to_device,
