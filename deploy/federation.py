@@ -67,6 +67,7 @@ class Federation(contextlib.AbstractContextManager):
             place of a path with a blank or the like there is a new folder among the system's temporary ones.
         sites: name → environment variables of this site's process alone, on top of :func:`handed_on`.
         silence: of :func:`deploy.kits.set_up_server`.
+        he: of :func:`deploy.kits.project`: whether kits hold keys for homomorphic encryption.
 
     Attributes:
         folder: that which is used.
@@ -77,9 +78,11 @@ class Federation(contextlib.AbstractContextManager):
             made then. Wherever a participant, a user or a job is unknown, it names those there are.
     """
 
-    def __init__(self, folder: Path, sites: Mapping[str, Mapping[str, str]], silence: float = SILENCE_SECONDS):
+    def __init__(
+        self, folder: Path, sites: Mapping[str, Mapping[str, str]], silence: float = SILENCE_SECONDS, he: bool = False
+    ):
         self.sites, (self.port,) = _variables(sites), get_open_ports(1)
-        about = project(list(self.sites), self.port)
+        about = project(list(self.sites), self.port, he=he)
         self._participants, own = [SERVER, *self.sites], Path(folder).resolve()  # as FLARE does
         if own.exists():
             raise CourseError(f"{folder} is there already. Each federation needs a new folder.")

@@ -4,20 +4,23 @@ A kit is the folder that a participant gets: a key, a certificate, and scripts t
 https://nvflare.readthedocs.io/en/main/programming_guide/provisioning_system.html
 """
 
+import importlib.util
 import json
 import logging
 import re
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from math import inf
 from numbers import Real
 from pathlib import Path
 
+import pandas as pd
 import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from nvflare.apis.fl_constant import WorkspaceConstants
 from nvflare.lighter.prov_utils import prepare_builders
 from nvflare.lighter.provision import prepare_project
 from nvflare.lighter.provisioner import Provisioner
@@ -25,7 +28,7 @@ from nvflare.lighter.utils import load_crt, load_crt_bytes, load_private_key, se
 from nvflare.recipe.spec import Recipe
 
 from src.common.datalists import site_names
-from src.common.errors import CourseError, all_of, first_line
+from src.common.errors import CourseError, all_of, first_line, some_of
 from src.common.files import write_file, write_json
 from src.federation.flare_2_9 import job_of
 
@@ -48,12 +51,16 @@ SILENCE_SECONDS = 25.0
 """After so long without a heartbeat the server takes a site for lost. FLARE's value is 600, right for long lines."""
 
 
-def project(sites: Sequence[str], port: int, host: str = "localhost", name: str = "course") -> dict:
+def project(sites: Sequence[str], port: int, host: str = "localhost", name: str = "course", he: bool = False) -> dict:
     """What ``nvflare provision`` reads as ``project.yml``: who takes part, and how the kits are made.
 
     All call the server by ``host``, a name or address for which its certificate holds, and ``port``. Kits of two projects do not
-    know each other. A ``CourseError`` for what FLARE, TLS or X.509 would refuse later, or never work with.
+    know each other. With ``he``, kits also hold FLARE's keys for homomorphic encryption: ``startup/client_context.tenseal`` of a
+    site the one secret key that all sites share, ``startup/server_context.tenseal`` none. A ``CourseError`` for what FLARE, TLS or
+    X.509 would refuse later, or never work with, and where TenSEAL is not installed.
     """
+    if he:
+        need_tenseal()
     label = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
     own = isinstance(name, str) and re.fullmatch("(?ai)[a-z0-9][a-z0-9_-]{0,63}", name)
     found = isinstance(host, str) and len(host) <= 253 and re.fullmatch(rf"(?ai){label}(\.{label})*", host)
@@ -69,6 +76,7 @@ def project(sites: Sequence[str], port: int, host: str = "localhost", name: str 
     hospitals = [{"name": site, "type": "client", "org": org} for site, org in orgs.items()]
     people = [{"name": user, "type": "admin", "org": "school", "role": role} for user, role in USERS.items()]
     steps = {"workspace.WorkspaceBuilder": {}, "static_file.StaticFileBuilder": {"config_folder": "config"}}
+    steps |= {"he.HEBuilder": {}} if he else {}
     steps |= {"cert.CertBuilder": {"root_valid_days": ROOT_DAYS}, "signature.SignatureBuilder": {}}
     return {
         "api_version": 3,
@@ -80,6 +88,13 @@ def project(sites: Sequence[str], port: int, host: str = "localhost", name: str 
         "participants": [server, *hospitals, *people],
         "builders": [{"path": f"nvflare.lighter.impl.{step}", "args": args} for step, args in steps.items()],
     }
+
+
+def need_tenseal() -> None:
+    """A ``CourseError`` where the package is not installed by which FLARE encrypts."""
+    if not importlib.util.find_spec("tenseal"):
+        said = "Homomorphic encryption needs the package TenSEAL, which is not installed: pip install tenseal. "
+        raise CourseError(f"{said}There are wheels for Linux on x86-64 and for macOS on arm64.")
 
 
 def provision(folder: Path, about: dict) -> dict[str, Path]:
@@ -156,6 +171,40 @@ def set_up_site(kit: Path, classes: Sequence[str] = (), brings_code: bool = True
             allowed = dict.fromkeys(sorted(named), allowed)
         rights["permissions"][role] = allowed | {"shell_commands": "none"} | ({} if brings_code else {"byoc": "none"})
     write_json(rules, rights)
+
+
+def set_privacy(kit: Path, scopes: Mapping[str, Sequence[Mapping]], default: str | None = None) -> None:
+    """Write down which jobs a site takes part in, and what it does to their results before they leave: ``local/privacy.json``.
+
+    A job names a scope, by ``set_recipe_meta(recipe, JobMetaKey.SCOPE, "research")``; one that is not listed is refused. The
+    filters run whatever the job says.
+    https://nvflare.readthedocs.io/en/main/user_guide/admin_guide/security/site_policy_management.html
+
+    Args:
+        kit: of a site, in ``local/`` of which the file comes; it holds from the site's next start on.
+        scopes: name → filters as FLARE writes them, in their order, for example
+            ``{"path": "nvflare.app_common.filters.percentile_privacy.PercentilePrivacy", "args": {"percentile": 90}}``.
+        default: scope of jobs that name none. Without, they are refused.
+    """
+    if not (isinstance(scopes, Mapping) and scopes and all(isinstance(name, str) and name for name in scopes)):
+        raise CourseError(f"scopes is {scopes!r}; give the filters of each scope by its name, as {{'research': []}}.")
+    if default not in (None, *scopes):
+        raise CourseError(f"The default scope {default!r} is not listed. There are: {some_of(list(scopes))}.")
+    rules = [{"name": name, "task_result_filters": [dict(one) for one in own]} for name, own in scopes.items()]
+    write_json(_whole(kit) / "local" / "privacy.json", {"scopes": rules, "default_scope": default})
+
+
+def audit(kit: Path, job: str | None = None) -> pd.DataFrame:
+    """What FLARE noted at a server or a site for those who look later, a row an event: ``time`` by the machine's clock, ``user``,
+    ``job``, ``scope``, ``action`` and ``said``; of the kit's own process, or of that of a ``job``. It tells who and when, not
+    whether it did harm."""
+    rows = []
+    for line in (Path(kit) / (job or "") / WorkspaceConstants.AUDIT_LOG).read_text().splitlines():
+        tags, said = re.fullmatch(r"((?:\[[A-Z]:[^]]*\])+)(.*)", line).groups()
+        rows.append({**dict(re.findall(r"\[([A-Z]):([^]]*)\]", tags)), "said": said})
+    names = {"T": "time", "U": "user", "J": "job", "S": "scope", "A": "action", "said": "said"}
+    table = pd.DataFrame(rows, columns=[*names]).rename(columns=names)
+    return table.assign(time=pd.to_datetime(table["time"])).fillna("")
 
 
 def sign_anew(project_folder: Path, kit: Path, until: datetime, since: datetime | None = None) -> None:

@@ -29,7 +29,7 @@ class SampleWeightedMean(ModelAggregator):
 
     def reset_stats(self) -> None:
         """Forget everything of the last round."""
-        self._sums, self._dtypes, self._params_type = {}, {}, None  # by name of the tensor
+        self._sums, self._dtypes, self._shapes, self._params_type = {}, {}, {}, None  # by name of the tensor
         self._metrics = WeightedAggregationHelper()
         self.accepted: dict[str, float] = {}
         self.refused: dict[str, str] = {}
@@ -43,23 +43,31 @@ class SampleWeightedMean(ModelAggregator):
             self.refused[site] = reason
             self.warning(f"refused the update of {site} in round {model.current_round}: {reason}")
             return
-        self._params_type = self._params_type or model.params_type
+        self._shapes, self._params_type = self._shapes or shapes(params), self._params_type or model.params_type
         for name, value in params.items():
             self._dtypes.setdefault(name, value.dtype)
-            scaled = np.multiply(value, float(weight), dtype=np.float64)
-            self._sums[name] = self._sums[name] + scaled if name in self._sums else scaled
+            self._sums[name] = self._add(self._sums.get(name), value, float(weight))
         self._metrics.add(dict(model.metrics or {}), float(weight), site, model.current_round)
         self.accepted[site] = float(weight)
 
+    def _add(self, held: np.ndarray | None, value: np.ndarray, weight: float) -> np.ndarray:
+        """What is kept of a tensor with one more update, ``held`` of those before it, if any: here the weighted sum."""
+        scaled = np.multiply(value, weight, dtype=np.float64)
+        return scaled if held is None else held + scaled
+
+    def _combine(self, held: np.ndarray) -> np.ndarray:
+        """What it becomes at the end of the round."""
+        return held / sum(self.accepted.values())
+
     def aggregate_model(self) -> FLModel:
-        """The weighted mean of accepted models, in their types, and of their metrics; a ``ValueError`` says why there is none."""
+        """One model of all accepted, in their types, and the mean of their metrics; a ``ValueError`` says why there is none."""
         if not self.accepted:
             reasons = "; ".join(f"{site}: {reason}" for site, reason in self.refused.items()) or "no site answered"
             raise ValueError(f"no usable update in this round ({reasons})")
-        total, mean = sum(self.accepted.values()), {}
-        for name, value in self._sums.items():
-            integer = np.issubdtype(self._dtypes[name], np.integer)
-            mean[name] = np.asarray(np.rint(value / total) if integer else value / total).astype(self._dtypes[name])
+        mean = {}
+        for name, held in self._sums.items():
+            value, integer = self._combine(held), np.issubdtype(self._dtypes[name], np.integer)
+            mean[name] = np.asarray(np.rint(value) if integer else value).astype(self._dtypes[name])
         metrics = self._metrics.get_result() or None
         return FLModel(params_type=self._params_type or ParamsType.FULL, params=mean, metrics=metrics)
 
@@ -67,5 +75,20 @@ class SampleWeightedMean(ModelAggregator):
         if isinstance(weight, bool) or not isinstance(weight, Real) or not np.isfinite(weight) or weight <= 0:
             return f"its number of samples is {weight!r}, not a positive number"
         model = self.fl_ctx.get_prop(AppConstants.GLOBAL_MODEL) if self.fl_ctx else None  # none outside of a run
-        due = shapes(model[ModelLearnableKey.WEIGHTS], self.held_back) if model else shapes(self._sums)
+        due = shapes(model[ModelLearnableKey.WEIGHTS], self.held_back) if model else self._shapes
         return unlike(params, due or shapes(params), "the global model")
+
+
+class CoordinateMedian(SampleWeightedMean):
+    """The median of each weight by itself: Yin et al., *Byzantine-Robust Distributed Learning* (ICML 2018).
+
+    As long as fewer than half of the sites lie, each weight stays within the range of the others', which a mean promises of none.
+    All sites count alike, whatever number of samples they claim; their metrics are averaged as before. It holds all updates until
+    the end of the round. Where sites differ it is not the mean, and it cannot be taken of ciphertext."""
+
+    def _add(self, held: np.ndarray | None, value: np.ndarray, weight: float) -> np.ndarray:
+        one = np.asarray(value, dtype=np.float64)[None]  # a row a site
+        return one if held is None else np.concatenate([held, one])
+
+    def _combine(self, held: np.ndarray) -> np.ndarray:
+        return np.median(held, axis=0)

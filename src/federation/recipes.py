@@ -61,13 +61,21 @@ class Options(Checked):
 
 
 def client_recipe(
-    task: Task, sites: int, settings: StudySettings | None = None, client=None, initial=None, transfer=None, **options
+    task: Task,
+    sites: int,
+    settings: StudySettings | None = None,
+    client=None,
+    initial=None,
+    transfer=None,
+    aggregator: type[SampleWeightedMean] | None = None,
+    **options,
 ) -> Recipe:
     """FLARE's recipe for a task whose sites run a Client API script, by the method of its settings, by default the notebook's.
 
     ``sites`` are asked in each round; each runs ``client``, by default the task's script, and sends weights or their changes
     (``transfer``, FLARE's ``TransferType``). The run starts from the checkpoint ``initial``, by default from a new model of the
-    settings' seed. For other options see :func:`add_everything`. A ``CourseError`` for what does not fit, or is not heeded."""
+    settings' seed. The server averages by ``aggregator``, a class of :mod:`src.federation.aggregation`: by default their mean.
+    For other options see :func:`add_everything`. A ``CourseError`` for what does not fit, or is not heeded."""
     sites, settings, model, weights = start(task, sites, settings, initial)
     method, network = METHODS[settings.method], type(model)
     kind, stays = getattr(recipes, method.recipe), method.stays(model)
@@ -80,7 +88,9 @@ def client_recipe(
         raise CourseError(f"transfer is {transfer!r}; choose TransferType.FULL or TransferType.DIFF, or leave it out.")
     own |= {"params_transfer_type": transfer} if transfer else {}
     if issubclass(kind, recipes.FedAvgRecipe):
-        own |= {"key_metric": task.key_metric, "aggregator": SampleWeightedMean(stays)}
+        own |= {"key_metric": task.key_metric, "aggregator": (aggregator or SampleWeightedMean)(stays)}
+    elif aggregator:
+        raise CourseError(f"{method.title} averages in a way of its own; leave aggregator out.")
     made = kind(
         name=task.name,
         min_clients=sites,
@@ -90,11 +100,7 @@ def client_recipe(
         client_memory_gc_rounds=1,
         **own,
     )
-    made.kept = own_folder("settings")  # as long as the recipe, which may be exported again
-    kept = Path(made.kept.name)
-    settings.write(kept / "site" / "src" / CONFIG)
-    made.add_client_file(str(kept / "site"))  # a folder's content goes beside the script
-    start_from(made, weights, kept)
+    start_from(made, weights, add_settings(made, settings))
     know_the_parts(made, task.key_metric)
     if stays:
         made.add_client_output_filter(ExcludeVars(stays), tasks=["train", "submit_model"])
@@ -102,6 +108,15 @@ def client_recipe(
         (workflow,) = server_of(made).workflows
         workflow.controller = RecordedScaffold(num_clients=sites, num_rounds=settings.rounds, persistor_id="persistor")
     return add_everything(made, **options)
+
+
+def add_settings(recipe: Recipe, settings: StudySettings) -> Path:
+    """Let the sites' scripts find the settings in the job; returns a folder that is there as long as the recipe."""
+    recipe.kept = own_folder("settings")  # the recipe may be exported again
+    kept = Path(recipe.kept.name)
+    settings.write(kept / "site" / "src" / CONFIG)
+    recipe.add_client_file(str(kept / "site"))  # a folder's content goes beside the script
+    return kept
 
 
 def start(task: Task, sites: int, settings: StudySettings | None, initial: Path | None) -> tuple:

@@ -1,0 +1,132 @@
+"""What a server sees: the answers that it received, and, under homomorphic encryption, how little of them.
+
+FLARE encrypts by CKKS (Cheon et al., *Homomorphic Encryption for Arithmetic of Approximate Numbers*, ASIACRYPT 2017), with TenSEAL.
+"""
+
+import importlib.util
+from dataclasses import dataclass
+from math import ceil, prod
+from pathlib import Path
+
+import pandas as pd
+from nvflare.apis.dxo import from_shareable
+from nvflare.apis.shareable import ReservedHeaderKey
+from nvflare.app_common.decomposers import numpy_decomposers
+from nvflare.app_opt.pt import recipes
+from nvflare.fuel.utils import fobs
+from nvflare.recipe.spec import Recipe
+from nvflare.recipe.utils import add_experiment_tracking
+from torch.nn import Module
+
+from deploy.kits import need_tenseal
+from src.common.errors import CourseError
+from src.common.settings import StudySettings
+from src.common.task import Task, shapes
+from src.federation.flare_2_9 import forget_script_folder
+from src.federation.methods import METHODS
+from src.federation.received import FOLDER
+from src.federation.recipes import add_quick_pace, add_record, add_settings, start
+from src.federation.run import Run
+
+MOST_BYTES = 100e6
+"""Of one encrypted update. The server's memory holds those of all sites, and the global model, each several times."""
+
+
+@dataclass(frozen=True)
+class Received:
+    """One site's answer: how many bytes it has in FLARE's format, its headers and ``meta``, and tensors or ciphertexts by name."""
+
+    bytes: int
+    headers: dict
+    meta: dict
+    tensors: dict
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row a tensor: ``what`` it is, its ``shape``, of a ciphertext the number of values, and its size in ``bytes``."""
+        rows = {
+            name: ("ciphertext", tuple(value.shape), _bytes(value))
+            if is_ciphertext(value)
+            else (str(value.dtype), value.shape, value.nbytes)
+            for name, value in self.tensors.items()
+        }
+        return pd.DataFrame.from_dict(rows, orient="index", columns=["what", "shape", "bytes"])
+
+
+def received(run: Run) -> dict[str, Received]:
+    """Site → its answer, of a run whose recipe went through :func:`src.federation.received.keep_received`."""
+    files, found = sorted((run.server / FOLDER).glob("*.fobs")), {}
+    if not files:
+        raise CourseError(f"The run in {run.folder} kept no answers. Call keep_received(recipe) before it is executed.")
+    numpy_decomposers.register()
+    if importlib.util.find_spec("tenseal"):
+        from nvflare.app_opt.he import decomposers
+
+        decomposers.register()
+    for file in files:
+        answer = fobs.loads(content := file.read_bytes())
+        held = from_shareable(answer)
+        found[file.stem] = Received(len(content), answer[ReservedHeaderKey.HEADERS], held.meta, held.data)
+    return found
+
+
+def is_ciphertext(value: object) -> bool:
+    """Whether it is a vector of TenSEAL's, or the bytes of one, as in a checkpoint."""
+    return isinstance(value, bytes) or hasattr(value, "ciphertext")
+
+
+def _bytes(vector) -> int:
+    """How many bytes FLARE sends for a ciphertext: with each goes a copy of its context, the keys to compute with it."""
+    return len(vector.serialize()) + len(vector.context().serialize())
+
+
+def encrypted_bytes(model: Module) -> int:
+    """How many bytes FLARE sends for a network whose tensors it encrypts, computed from what one ciphertext and its context have.
+
+    A ciphertext holds 4,096 numbers under the parameters of FLARE's builder, which :func:`deploy.kits.project` takes; a tensor
+    begins a new one. A ``CourseError`` where TenSEAL is not installed."""
+    need_tenseal()
+    import tenseal
+    from nvflare.lighter.impl.he import HEBuilder
+
+    builder = HEBuilder()
+    builder.initialize(None, None)
+    context = tenseal.context_from(builder.get_serialized_context(is_client=True))
+    vector, slots = tenseal.ckks_vector(context, [0.5]), builder.poly_modulus_degree // 2
+    sizes = [prod(shape) for shape in shapes(model.state_dict()).values()]
+    return sum(ceil(size / slots) for size in sizes) * len(vector.serialize()) + len(sizes) * len(context.serialize())
+
+
+def he_recipe(task: Task, sites: int, settings: StudySettings | None = None, client=None, **options) -> Recipe:
+    """FLARE's ``FedAvgRecipeWithHE``: the sites encrypt their weights, and the server adds up what it cannot read.
+
+    It runs in a federation whose kits hold keys, ``Federation(..., he=True)``. Arguments are as for
+    :func:`src.federation.recipes.client_recipe`, ``options`` those of :func:`src.federation.recipes.add_record`. No model is
+    selected, and no check for NaN can look into one. A ``CourseError`` for another method than FedAvg, for a
+    network whose update would have more than ``MOST_BYTES``, and where TenSEAL is not installed."""
+    need_tenseal()
+
+    sites, settings, model, _ = start(task, sites, settings, None)
+    name = type(model).__name__
+    if METHODS[settings.method].recipe != "FedAvgRecipe" or METHODS[settings.method].personal:
+        raise CourseError(f"{METHODS[settings.method].title} is not made for encrypted weights; take FedAvg.")
+    if (size := encrypted_bytes(model)) > MOST_BYTES:
+        plain = sum(value.nbytes for value in model.state_dict().values())
+        said = f"An encrypted update of {name} would have {size / 1e6:,.0f} MB instead of {plain / 1e6:,.0f} MB"
+        raise CourseError(
+            f"{said}, more than the course lets a server add up ({MOST_BYTES / 1e6:.0f} MB). Take a smaller network."
+        )
+    made = recipes.FedAvgRecipeWithHE(
+        name=task.name,
+        min_clients=sites,
+        num_rounds=settings.rounds,
+        model={"class_path": f"{type(model).__module__}.{name}", "args": {"seed": settings.seed}},
+        train_script=str(client or Path(__file__).parents[1] / "src" / task.client),
+        client_memory_gc_rounds=1,
+    )
+    add_settings(made, settings)
+    add_record(made, **options)
+    add_experiment_tracking(made, "tensorboard")
+    add_quick_pace(made)
+    forget_script_folder(made)
+    return made
