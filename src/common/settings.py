@@ -78,6 +78,9 @@ class StudySettings(Checked):
     method: Literal["fedavg", "fedprox", "scaffold", "fedadam", "fedavgm", "fedbn", "ditto"] = "fedavg"
     fedproxloss_mu: NotNegative = 0.0  # weight of FedProx's proximal term, and of no other method's
     seed: Annotated[Number, Field(lt=2**63)] = 0  # of the first model, the order of the items, and the augmentation
+    # Differential privacy, src/federation/private.py: the largest norm of an image's gradient, 0 for none; noise in units of it.
+    dp_clip: NotNegative = 0.0
+    dp_noise: NotNegative = 0.0
 
     @model_validator(mode="after")
     def _weight_belongs_to_fedprox(self) -> Self:
@@ -86,6 +89,14 @@ class StudySettings(Checked):
         if self.method != "fedprox" and self.fedproxloss_mu:
             said = f"method={self.method!r} does not heed fedproxloss_mu={self.fedproxloss_mu:g}"
             raise ValueError(f"{said}; set it to 0, or method='fedprox'")
+        return self
+
+    @model_validator(mode="after")
+    def _private_or_not(self) -> Self:
+        if self.dp_noise and not self.dp_clip:
+            raise ValueError(f"dp_noise={self.dp_noise:g} hides nothing without a dp_clip, for example 1.0")
+        if self.dp_clip and self.method in ("fedprox", "ditto"):
+            raise ValueError(f"method={self.method!r} adds its pull to the gradient that dp_clip replaces; choose 'fedavg'")
         return self
 
     @property

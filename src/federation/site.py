@@ -3,6 +3,7 @@
 import gc
 import io
 import logging
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,8 +21,10 @@ from src.common.settings import CONFIG, Checked, Count, Number, StudySettings
 from src.common.task import Task
 from src.federation.engine import SupervisedTrainer, pick_device, train_for
 from src.federation.flare_2_9 import process_kind
+from src.federation.private import make_private, spent
 from src.federation.reasons import REASON, WITHOUT_STATE
 
+EPSILON = "epsilon"
 KEPT, STATE = "kept", "site_state.pt"  # kept/<job>/site_state.pt in a site's workspace: what it keeps; never sent
 
 
@@ -47,9 +50,10 @@ class Site:
         self.model = task.to_device(task.new_model(settings.seed, settings.network), self.device)
         if weights:
             self.model.load_state_dict(weights)
+        self.accountant = None  # of a private training
         self.trainer = self.trainer_of(self.model)
         self.seconds: dict[str, float] = {}
-        self.keeps = {"optimizer": self.trainer.optimizer}
+        self.keeps = {"optimizer": self.trainer.optimizer} | ({"privacy": self.accountant} if settings.dp_clip else {})
         # Whether it has trained in this job, now or in a process before; what the server should know beside a good update.
         self.has_state, self.remark = False, None
 
@@ -76,9 +80,12 @@ class Site:
 
     def trainer_of(self, model: torch.nn.Module) -> SupervisedTrainer:
         """What trains a model on the site's items, with a loader of its own; the site's model has one already."""
-        seed = site_seed(self.settings.seed, self.name)
+        private = self.settings.dp_clip  # then order and augmentation are secret: the server knows the study's seed
+        seed = secrets.randbits(62) if private else site_seed(self.settings.seed, self.name)
         loader = self.task.batches(self.training, self.settings, train=True, seed=seed)
-        return self.task.make_trainer(model, loader, self.settings, self.device)
+        trainer = self.task.make_trainer(model, loader, self.settings, self.device)
+        self.accountant = make_private(trainer, self.settings) if private else None
+        return trainer
 
     def evaluate(self, should_stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
         """Metrics of the model on the site's validation part; empty where it has none."""
@@ -93,14 +100,18 @@ class Site:
         return train_for(trainer or self.trainer, epochs, done=None if number is None else number * epochs)
 
     def meta(self) -> dict[str, object]:
-        """What is sent beside weights and metrics: the number of training items, by which the average weighs; and a remark."""
-        return {FLMetaKey.NUM_STEPS_CURRENT_ROUND: len(self.training)} | ({REASON: self.remark} if self.remark else {})
+        """What is sent beside weights and metrics: the number of training items, by which the average weighs; the ε that a private
+        training has spent so far; and a remark."""
+        known = {REASON: self.remark, EPSILON: self.seconds.get(EPSILON)}
+        return {FLMetaKey.NUM_STEPS_CURRENT_ROUND: len(self.training)} | {key: one for key, one in known.items() if one}
 
     def remember(self, number: int | None) -> None:
         """Write what the site keeps after round ``number``, and remark if it cannot, or if the round began without what it kept. Of
         a simulated site, which never comes back, it is ``model`` alone, weights of the site's own, which are a result."""
         self.remark = WITHOUT_STATE if number and not self.has_state else None
         self.has_state, simulated = True, process_kind() == "simulated site"
+        if self.settings.dp_noise:
+            self.seconds[EPSILON] = spent(self.accountant)  # a curve like the seconds
         state = {name: one.state_dict() for name, one in self.keeps.items() if name == "model" or not simulated}
         if not self.kept or not state:
             return

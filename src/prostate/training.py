@@ -18,12 +18,13 @@ from src.prostate.transforms import batches, normalise, prepare
 from src.unet import UNet
 
 
-def make_loss(kind: str) -> Callable:
-    """The loss ``dice_ce``, ``dice_focal`` or ``dice`` of logits and masks, both ``(batch, 1, x, y, z)``.
+def make_loss(kind: str, batch: bool = True) -> Callable:
+    """The loss ``dice_ce``, ``dice_focal`` or ``dice`` of logits and masks, both ``(batch, 1, x, y, z)``; the overlap is that of
+    the whole ``batch``, or the mean of its patches', each of which then has a gradient of its own, as private training needs.
 
     Dice looks at the overlap and does not care that the gland fills only some percent of a patch; cross-entropy gives every voxel a
     gradient from the first step. Their sum is the usual choice for one organ (Isensee et al., *nnU-Net*, Nature Methods 2021)."""
-    loss = {"dice_ce": DiceCELoss, "dice_focal": DiceFocalLoss, "dice": DiceLoss}[kind](sigmoid=True, batch=True)
+    loss = {"dice_ce": DiceCELoss, "dice_focal": DiceFocalLoss, "dice": DiceLoss}[kind](sigmoid=True, batch=batch)
     # In single precision, also where the network computed in half of it.
     return lambda logits, labels: loss(logits.float(), labels.float())
 
@@ -37,7 +38,7 @@ def make_trainer(model: UNet, loader: Iterable, settings: Settings, device, hand
     body = list(model.parameters())[: -len(head)]
     groups = [{"params": body}, {"params": head, "lr": 10 * settings.learning_rate}]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
-    loss = make_loss(settings.loss)
+    loss = make_loss(settings.loss, batch=not settings.dp_clip)
     return make_any_trainer(model, loader, optimizer, loss, device, settings.epochs, settings.amp, handlers)
 
 
