@@ -66,5 +66,5 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml
 	@echo "Setting up the environment in .venv (minutes the first time, nothing to do later)"
 	@$(PYTHON) -m venv .venv
 	@$(PIP) -q -r requirements.txt
-	@$(PIP) -q --editable '.[test,book]'
+	@$(PIP) -q --editable '.[test,book,privacy]'
 	@pwd -P > $(STAMP)

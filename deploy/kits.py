@@ -94,7 +94,7 @@ def need_tenseal() -> None:
     """A ``CourseError`` where the package is not installed by which FLARE encrypts."""
     if not importlib.util.find_spec("tenseal"):
         said = "Homomorphic encryption needs the package TenSEAL, which is not installed: pip install tenseal. "
-        raise CourseError(f"{said}There are wheels for Linux on x86-64 and for macOS on arm64.")
+        raise CourseError(f"{said}There are wheels for Linux and for macOS on arm64, from Python 3.11 on.")
 
 
 def provision(folder: Path, about: dict) -> dict[str, Path]:
@@ -110,7 +110,11 @@ def provision(folder: Path, about: dict) -> dict[str, Path]:
     made = provisioner.provision(planned, logger=logging.getLogger(__name__))
     if made.get("build_error") or "current_prod_dir" not in made:
         raise CourseError(f"FLARE could not provision {file}; what it printed says why.")
-    return {one["name"]: Path(made["current_prod_dir"]) / one["name"] for one in about["participants"]}
+    kits = {one["name"]: Path(made["current_prod_dir"]) / one["name"] for one in about["participants"]}
+    for secret in (kit / "startup" / "client_context.tenseal" for kit in kits.values()):
+        if secret.exists():  # FLARE 2.9 lets every user of the machine read it, unlike a kit's private key
+            secret.chmod(0o600)
+    return kits
 
 
 def _whole(kit: Path) -> Path:

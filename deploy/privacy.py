@@ -4,10 +4,14 @@ FLARE encrypts by CKKS (Cheon et al., *Homomorphic Encryption for Arithmetic of 
 """
 
 import importlib.util
+import json
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, prod
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from nvflare.apis.dxo import from_shareable
 from nvflare.apis.shareable import ReservedHeaderKey
@@ -18,8 +22,9 @@ from nvflare.recipe.spec import Recipe
 from nvflare.recipe.utils import add_experiment_tracking
 from torch.nn import Module
 
-from deploy.kits import need_tenseal
+from deploy.kits import SERVER, need_tenseal
 from src.common.errors import CourseError
+from src.common.files import write_json
 from src.common.settings import StudySettings
 from src.common.task import Task, shapes
 from src.federation.flare_2_9 import forget_script_folder
@@ -34,7 +39,8 @@ MOST_BYTES = 100e6
 
 @dataclass(frozen=True)
 class Received:
-    """One site's answer: how many bytes it has in FLARE's format, its headers and ``meta``, and tensors or ciphertexts by name."""
+    """One site's answer: ``bytes`` in FLARE's format, what FLARE writes into its ``headers``, what the site says beside its weights
+    (``meta``), and the weights themselves, ``tensors`` or ciphertexts by name."""
 
     bytes: int
     headers: dict
@@ -66,7 +72,10 @@ def received(run: Run) -> dict[str, Received]:
     for file in files:
         answer = fobs.loads(content := file.read_bytes())
         held = from_shareable(answer)
-        found[file.stem] = Received(len(content), answer[ReservedHeaderKey.HEADERS], held.meta, held.data)
+        heads = {
+            name: one for name, one in answer[ReservedHeaderKey.HEADERS].items() if isinstance(one, str | int | dict)
+        }
+        found[file.stem] = Received(len(content), heads, held.meta, held.data)
     return found
 
 
@@ -78,6 +87,24 @@ def is_ciphertext(value: object) -> bool:
 def _bytes(vector) -> int:
     """How many bytes FLARE sends for a ciphertext: with each goes a copy of its context, the keys to compute with it."""
     return len(vector.serialize()) + len(vector.context().serialize())
+
+
+def decrypt(tensors: Mapping[str, object], kit: Path) -> dict[str, np.ndarray]:
+    """What the owner of a kit reads in ciphertexts, whoever encrypted them: flat arrays of doubles, by name.
+
+    A site's update holds its weights times its number of samples; the mean of all, as in the server's checkpoint, its weights. A
+    ``CourseError`` for the server's kit, which holds no secret key, and for a kit without keys."""
+    need_tenseal()
+    import tenseal
+
+    file = next((Path(kit) / "startup").glob("*_context.tenseal"), None)
+    context = tenseal.context_from(file.read_bytes()) if file else None
+    if not (context and context.has_secret_key()):
+        raise CourseError(
+            f"The kit {kit} holds no secret key: it can read nothing. Give a site's kit of Federation(..., he=True)."
+        )
+    raw = {name: value if isinstance(value, bytes) else value.serialize() for name, value in tensors.items()}
+    return {name: np.array(tenseal.ckks_vector_from(context, value).decrypt()) for name, value in raw.items()}
 
 
 def encrypted_bytes(model: Module) -> int:
@@ -130,3 +157,26 @@ def he_recipe(task: Task, sites: int, settings: StudySettings | None = None, cli
     add_quick_pace(made)
     forget_script_folder(made)
     return made
+
+
+def hand_on_changed(server: Path, job: str, file: str, more: bytes) -> None:
+    """Do what somebody can who has taken over the server: add to a file of a job that is stored there, for the sites alone.
+
+    ``server`` is its kit, and ``file`` a path in the job's app, such as ``custom/src/monai_mednist_train.py``. The server keeps the
+    app that was signed; the next ``session.clone_job(job)`` hands the changed one on. A ``CourseError`` for a file that is none."""
+    store = Path(server) / "jobs-storage" / job
+    about = json.loads((store / "meta").read_text())
+    with zipfile.ZipFile(store / "data") as stored:
+        content = {name: stored.read(name) for name in stored.namelist()}
+    app, folder = next(iter(about["deploy_map"])), about["job_folder_name"]
+    begin, changed = f"{folder}/{app}/", f"{folder}/changed/"
+    if begin + file not in content:
+        raise CourseError(f"The job {job} has no file {file!r} in its app.")
+    copy = {changed + name.removeprefix(begin): value for name, value in content.items() if name.startswith(begin)}
+    copy[changed + file] += more
+    with zipfile.ZipFile(store / "data", "w") as stored:
+        for name, value in (content | copy).items():
+            stored.writestr(name, value)
+    sites = [line.partition(":")[0] for line in about["job_deploy_detail"]]
+    about["deploy_map"] = {app: [SERVER], "changed": [one for one in sites if one != SERVER]}
+    write_json(store / "meta", about)

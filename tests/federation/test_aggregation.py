@@ -11,8 +11,15 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.abstract.model import make_model_learnable
 from nvflare.app_common.app_constant import AppConstants
 
-from src.federation.aggregation import SampleWeightedMean
-from tests.tests_support import rows
+from src.federation.aggregation import CoordinateMedian, SampleWeightedMean
+from src.federation.flare_2_9 import server_of
+from src.federation.methods import METHODS
+from src.federation.recipes import client_recipe
+from src.federation.run import Run
+from src.mednist.card import Settings
+from src.mednist.training import TASK
+from tests.runs_support import configuration, toy_recipe
+from tests.tests_support import course_error, rows
 
 GOOD = {"w": np.ones((2, 3), np.float32), "n": np.array(5)}
 
@@ -154,3 +161,75 @@ def test_no_usable_update_is_an_error_that_lists_all_and_reset_forgets_the_round
     found = mean(aggregator, update("a", 1, {"other": floats(2)}), update("second", 1, {"other": floats(1, 1, 1)}))
     assert aggregator.refused["second"].endswith("'other': (3,) instead of (1,)")
     np.testing.assert_equal((found.params, found.metrics), ({"other": floats(2)}, None))
+
+
+def median(*updates):
+    return mean(CoordinateMedian(), *updates)
+
+
+@rows(("odd", 5), ("even", 4), ("one site gone", 6), ("one site alone", 1))
+def test_the_median_is_that_of_each_coordinate_whatever_number_of_samples_a_site_claims(sites):
+    rng = np.random.default_rng(sites)
+    models = [rng.normal(size=(3, 4)).astype(np.float32) for _ in range(sites)]
+    if sites == 6:
+        models.pop()
+    updates = [update(f"site-{n}", 1 + 10**n, {"w": model, "n": np.array(10 * n)}) for n, model in enumerate(models)]
+    found, count = median(*updates).params, len(models)
+    for place in np.ndindex(3, 4):
+        ordered = sorted(float(model[place]) for model in models)
+        middle = (ordered[(count - 1) // 2] + ordered[count // 2]) / 2  # Yin et al., definition 1
+        assert found["w"][place] == np.float32(middle)
+    assert found["w"].dtype == np.float32 and found["n"].dtype == np.int64
+    assert found["n"] == 5 * (count - 1)
+
+
+def test_the_median_forgets_the_round_before_and_averages_metrics_by_samples():
+    aggregator = CoordinateMedian()
+    mean(aggregator, *(update(site, 1, {"w": floats(100)}) for site in "abc"))
+    aggregator.reset_stats()
+    metrics = {"a": 0.4, "b": 0.8, "c": 0.8}
+    sent = [
+        update(site, n, {"w": floats(n)}, ParamsType.DIFF, {"val": metrics[site]}) for n, site in enumerate("abc", 1)
+    ]
+    found = mean(aggregator, *sent)
+    assert found.params == {"w": floats(2)} and found.params_type == ParamsType.DIFF
+    assert found.metrics == pytest.approx({"val": (1 * 0.4 + 2 * 0.8 + 3 * 0.8) / 6})
+
+
+def test_one_site_of_four_moves_the_mean_as_far_as_it_likes_and_the_median_within_the_others(aggregator, monkeypatch):
+    honest = [update(f"site-{n}", 10, {"w": floats(0.9 + 0.1 * n, -1)}) for n in range(3)]
+    liar = update("liar", 10, {"w": floats(-20, 20)})
+    assert mean(aggregator, *honest, liar).params["w"] == pytest.approx([-4.25, 4.25])
+    found = median(*honest, liar).params["w"]
+    assert found == pytest.approx([0.95, -1])
+    robust = CoordinateMedian()
+    monkeypatch.setattr(robust, "warning", lambda said: None)
+    broken = update("broken", 10, {"w": floats(np.nan, 1)})
+    other = update("other", 10, {"w": floats(1, 1, 1)})
+    assert mean(robust, *honest, broken, other, liar).params["w"] == pytest.approx([0.95, -1])
+    assert robust.refused.keys() == {"broken", "other"}
+
+
+def test_the_course_s_recipe_takes_another_aggregator_where_flare_s_does(tmp_path):
+    settings = Settings(network="CompactDenseNet", method="fedbn")
+    parts = configuration(client_recipe(TASK, 2, settings, aggregator=CoordinateMedian), tmp_path)["workflows"]
+    (taken,) = [part["args"]["aggregator"] for part in parts if "aggregator" in part["args"]]
+    assert taken["path"] == "src.federation.aggregation.CoordinateMedian"
+    assert taken["args"]["held_back"] == METHODS["fedbn"].stays(TASK.new_model(network="CompactDenseNet"))
+    for method in ("fedadam", "scaffold"):
+        own = Settings(network="CompactDenseNet", method=method)
+        course_error("averages in a way of its own", client_recipe, TASK, 2, own, aggregator=CoordinateMedian)
+
+
+@pytest.mark.slow
+@rows(("median", CoordinateMedian, True), ("mean", SampleWeightedMean, False))
+def test_in_a_run_a_site_that_multiplies_its_update_moves_the_mean_and_not_the_median(kind, holds, quick, tmp_path):
+    """Each honest site adds one in each of two rounds."""
+    torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "start.pt")
+    lie = 'if site == "site-3":\n    params = {name: -20 * value for name, value in params.items()}'
+    recipe = toy_recipe(tmp_path, 3, 2, lie, tmp_path / "start.pt", final_evaluation=False)
+    server_of(recipe).workflows[0].controller.aggregator = kind()
+    run = Run(recipe.execute(quick(3)).get_result())
+    assert run.contributions["accepted"].all() and len(run.contributions) == 6
+    final, first = run.weights(run.final_model), torch.load(tmp_path / "start.pt", weights_only=True)
+    assert all(torch.allclose(final[name], first[name] + 2) == holds for name in first)
