@@ -1,4 +1,4 @@
-"""What a server sees: the answers that it received, and, under homomorphic encryption, how little of them.
+"""What a server sees: the updates that it received, and, under homomorphic encryption, how little of them.
 
 FLARE encrypts by CKKS (Cheon et al., *Homomorphic Encryption for Arithmetic of Approximate Numbers*, ASIACRYPT 2017), with TenSEAL.
 """
@@ -27,11 +27,11 @@ from src.common.errors import CourseError
 from src.common.files import write_json
 from src.common.settings import StudySettings
 from src.common.task import Task, shapes
-from src.federation.flare_2_9 import forget_script_folder
+from src.federation.flare_2_9 import forget_script_folder, job_of
 from src.federation.methods import METHODS
-from src.federation.received import FOLDER
 from src.federation.recipes import add_quick_pace, add_record, add_settings, start
 from src.federation.run import Run
+from src.federation.server import RECEIVED, KeepReceived
 
 MOST_BYTES = 100e6
 """Of one encrypted update. The server's memory holds those of all sites, and the global model, each several times."""
@@ -39,7 +39,7 @@ MOST_BYTES = 100e6
 
 @dataclass(frozen=True)
 class Received:
-    """One site's answer: ``bytes`` in FLARE's format, what FLARE writes into its ``headers``, what the site says beside its weights
+    """One site's update: ``bytes`` in FLARE's format, what FLARE writes into its ``headers``, what the site says beside its weights
     (``meta``), and the weights themselves, ``tensors`` or ciphertexts by name."""
 
     bytes: int
@@ -59,11 +59,16 @@ class Received:
         return pd.DataFrame.from_dict(rows, orient="index", columns=["what", "shape", "bytes"])
 
 
+def keep_received(recipe: Recipe) -> None:
+    """Let the server of a recipe's job keep the last update that it receives from each site."""
+    job_of(recipe).to_server(KeepReceived(), id=RECEIVED)
+
+
 def received(run: Run) -> dict[str, Received]:
-    """Site → its answer, of a run whose recipe went through :func:`src.federation.received.keep_received`."""
-    files, found = sorted((run.server / FOLDER).glob("*.fobs")), {}
+    """Site → its last update, of a run whose recipe went through :func:`keep_received`."""
+    files, found = sorted((run.server / RECEIVED).glob("*.fobs")), {}
     if not files:
-        raise CourseError(f"The run in {run.folder} kept no answers. Call keep_received(recipe) before it is executed.")
+        raise CourseError(f"The run in {run.folder} kept no updates. Call keep_received(recipe) before it is executed.")
     numpy_decomposers.register()
     if importlib.util.find_spec("tenseal"):
         from nvflare.app_opt.he import decomposers

@@ -86,9 +86,8 @@ class CoordinateMedian(SampleWeightedMean):
     All sites count alike, whatever number of samples they claim; their metrics are averaged as before. It holds all updates until
     the end of the round. Where sites differ it is not the mean, and it cannot be taken of ciphertext."""
 
-    def _add(self, held: np.ndarray | None, value: np.ndarray, weight: float) -> np.ndarray:
-        one = np.asarray(value, dtype=np.float64)[None]  # a row a site
-        return one if held is None else np.concatenate([held, one])
+    def _add(self, held: list | None, value: np.ndarray, weight: float) -> list:
+        return [*(held or ()), value]
 
-    def _combine(self, held: np.ndarray) -> np.ndarray:
-        return np.median(held, axis=0)
+    def _combine(self, held: list) -> np.ndarray:
+        return np.median(np.asarray(held, dtype=np.float64), axis=0)

@@ -61,14 +61,7 @@ class Options(Checked):
 
 
 def client_recipe(
-    task: Task,
-    sites: int,
-    settings: StudySettings | None = None,
-    client=None,
-    initial=None,
-    transfer=None,
-    aggregator: type[SampleWeightedMean] | None = None,
-    **options,
+    task: Task, sites: int, settings=None, client=None, initial=None, transfer=None, aggregator=None, **options
 ) -> Recipe:
     """FLARE's recipe for a task whose sites run a Client API script, by the method of its settings, by default the notebook's.
 

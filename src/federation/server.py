@@ -14,12 +14,14 @@ from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable, make_reply
 from nvflare.app_common.app_constant import AppConstants
 from nvflare.app_common.app_event_type import AppEventType
+from nvflare.fuel.utils import fobs
 from nvflare.widgets.widget import Widget
 
 from src.federation.flare_2_9 import LOSS_IS_NOTED, SITE_IS_BACK
 from src.federation.reasons import LAST_WORDS, REASON, WITHOUT_STATE, given_reason, meta_of, said_reason
 
 RECORD, LOOK_SECONDS, FIRST_CONTACT = "course_record.jsonl", 0.5, 600.0
+RECEIVED = "received"
 LOST = "its process has ended; often a lack of memory"
 GONE = "the server has lost it: its process, its machine or its line"
 NEVER_CAME = "its process never came: is its kit used on a second machine, or its network closed?"
@@ -198,3 +200,15 @@ class RunRecorder(Widget):
     def _write(self, event: str, **more) -> None:
         with self._file.open("a") as file:
             file.write(json.dumps({"time": time.time(), "event": event, "round": self._round, **more}) + "\n")
+
+
+class KeepReceived(Widget):
+    """Writes each site's last update to ``received/<site>.fobs`` in the run folder, in FLARE's format and as it came, before any
+    filter of the server's. Every server can do so, and no site notices."""
+
+    def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
+        if event_type == EventType.BEFORE_TASK_RESULT_FILTER and fl_ctx.get_prop(FLContextKey.TASK_NAME) == "train":
+            folder = Path(fl_ctx.get_engine().get_workspace().get_run_dir(fl_ctx.get_job_id())) / RECEIVED
+            folder.mkdir(exist_ok=True)
+            site, answer = fl_ctx.get_peer_context().get_identity_name(), fl_ctx.get_prop(FLContextKey.TASK_RESULT)
+            (folder / f"{site}.fobs").write_bytes(fobs.dumps(answer))

@@ -18,10 +18,9 @@ from nvflare.recipe.utils import set_recipe_meta
 from data_scripts.mednist_sites import share_out
 from deploy.federation import Federation
 from deploy.kits import LEAD, SERVER, audit, need_tenseal, project, provision, set_privacy
-from deploy.privacy import decrypt, encrypted_bytes, hand_on_changed, he_recipe, received
+from deploy.privacy import decrypt, encrypted_bytes, hand_on_changed, he_recipe, keep_received, received
 from src.common.datalists import DATALIST
 from src.common.paths import sites_folder
-from src.federation.received import keep_received
 from src.federation.recipes import client_recipe
 from src.federation.run import Run
 from src.federation.site import KEPT, STATE
@@ -63,9 +62,9 @@ def execute(place, recipe, scope: str) -> Run:
 
 @pytest.fixture(scope="module")
 def encrypted(place) -> Run:
-    """A run of FLARE's ``FedAvgRecipeWithHE``, of whose last round the server kept what it received."""
+    """A run of FLARE's ``FedAvgRecipeWithHE``, of which the server kept what it received last."""
     recipe = he_recipe(TASK, len(SITES), SETTINGS)
-    keep_received(recipe, SETTINGS.rounds - 1)
+    keep_received(recipe)
     return execute(place, recipe, "open")
 
 
