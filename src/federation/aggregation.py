@@ -87,7 +87,7 @@ class CoordinateMedian(SampleWeightedMean):
     the end of the round. Where sites differ it is not the mean, and it cannot be taken of ciphertext."""
 
     def _add(self, held: list | None, value: np.ndarray, weight: float) -> list:
-        return [*(held or ()), value]
+        return [*(held or ()), value.astype(np.float64)]
 
     def _combine(self, held: list) -> np.ndarray:
-        return np.median(np.asarray(held, dtype=np.float64), axis=0)
+        return np.median(held, axis=0)
