@@ -115,8 +115,11 @@ class Imprint(nn.Module):
     def __init__(self, network: nn.Module, brightness: torch.Tensor, bins: int = 512, size: int = 64, seed: int = 0):
         super().__init__()
         self.bins, self.network = nn.Linear(size * size, bins), network
-        nn.init.constant_(self.bins.weight, 1 / size**2)
-        self.bins.bias.data = -torch.quantile(brightness, torch.linspace(0, 1, bins))
+        thresholds = torch.quantile(brightness, torch.linspace(0, 1, bins))
+        thresholds[0] = 0  # every image fires the first row
+        # All of it is small, so that the change of a weight is not lost in the rounding of the weight.
+        self.bins.weight.data.fill_(1e-3 / size**2)
+        self.bins.bias.data = -1e-3 * thresholds
         chance = torch.Generator().manual_seed(seed)
         self.register_buffer("pattern", torch.randn(1, 1, size, size, generator=chance) / bins)
 
