@@ -16,7 +16,6 @@ from nvflare.app_common.abstract.fl_model import FLModel
 from nvflare.app_common.filters.exclude_vars import ExcludeVars
 from nvflare.app_common.filters.percentile_privacy import PercentilePrivacy
 from nvflare.app_common.filters.svt_privacy import SVTPrivacy
-from opacus.accountants.utils import get_noise_multiplier
 from torch import nn
 
 from benchmarks.attacks import Change, sgd_change
@@ -133,6 +132,8 @@ def sending(make: Callable) -> type[FedAvg]:
 
 def private(epsilon: float, images: int = 315) -> dict:
     """Settings of a training that spends ``epsilon`` of each of a hospital's images in all its rounds."""
+    from opacus.accountants.utils import get_noise_multiplier  # an extra of the course
+
     steps = -(-images // min(DP["batch_size"], images))
     noise = get_noise_multiplier(
         target_epsilon=epsilon, target_delta=DELTA, sample_rate=1 / steps, steps=DP["rounds"] * steps, accountant="prv"

@@ -265,6 +265,33 @@ PARTS: dict[str, tuple[Callable, Sequence[str]]] = {
 }
 
 
+TITLES = {
+    "one": "one image, one step of SGD",
+    "batch4": "a batch of 4",
+    "batch8": "a batch of 8",
+    "batch32": "a batch of 32",
+    "steps5": "5 steps on one image",
+    "steps2x4": "2 steps, 4 images each",
+    "trained": "one image, a trained network",
+    "adam": "one step of Adam",
+    "batchnorm": "with batch normalisation",
+    "relu": "ReLU for ELU",
+    "pooling": "pooling for strides",
+    "sgd8": "8 images, SGD",
+    "sgd32": "32 images, SGD",
+    "adam16": "16 images, Adam",
+    "shrunken16": "16 images, Adam, last layer shrunken",
+    "plain": "no label wrong, no defence",
+    "epsilon8": "no label wrong, DP-SGD with ε = 8",
+    "plain-wrong": "a fifth of the labels wrong, no defence",
+    "epsilon8-wrong": "a fifth of the labels wrong, DP-SGD with ε = 8",
+    "honest": "all honest",
+    "scaled": "update × −20",
+    "flipped": "labels flipped",
+}
+"""Of cases, for tables; those of defences are in :data:`benchmarks.defences.DEFENCES`."""
+
+
 @dataclass(frozen=True)
 class Cell:
     part: str

@@ -1,4 +1,4 @@
-"""The README's tables of what federation costs and brings, made from the kept reports: ``python -m benchmarks.table``.
+"""Tables of the README and of docs/privacy.md, made from the kept reports: ``python -m benchmarks.table``.
 
 ``benchmarks/results/`` keeps a report of each task; to renew them: ``python -m benchmarks --out benchmarks/results``. A task
 that has a report gets a column by itself. ``results/before/`` has the reports of the code before these rooms were built, of the
@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from benchmarks import privacy
+from benchmarks.defences import DEFENCES
 from src.common.files import write_file
 from src.tasks import tasks
 
 RESULTS = Path(__file__).with_name("results")
 README = Path(__file__).resolve().parent.parent / "README.md"
+PRIVACY = README.parent / "docs" / "privacy.md"
 MARKS = "<!-- made by python -m benchmarks.table -->", "<!-- end of the table -->"
 MARKS_OF_COMPARISON = "<!-- what it brings, made by python -m benchmarks.table -->", "<!-- end of what it brings -->"
 TITLES = {
@@ -86,6 +89,48 @@ def comparison(results: Path = RESULTS) -> str:
     return "\n".join(lines)
 
 
+def attacks(results: Path = privacy.RESULTS) -> str:
+    """What attacks found and defences cost, as Markdown: means over images and seeds."""
+    stored = privacy.read(results)
+    found = stored.groupby(["part", "case", "row"])["value"]
+    mean, high, count = found.mean(), found.agg(lambda one: int((one >= 0.7).sum())), found.count()
+    exact = found.agg(lambda one: int((one >= 0.99).sum()))
+    lines = [f"Drawings, {stored['seed'].nunique()} seeds; `python -m benchmarks.privacy` measures it again.", ""]
+    lines += [
+        "| images rebuilt from an update | SSIM, mean | 0.7 and more | nearest public image |",
+        "|---|--:|--:|--:|",
+    ]
+    for case in privacy.INVERSIONS:
+        at = "inversion", case, "found"
+        near = mean["inversion", case, "nearest public"]
+        lines.append(f"| {privacy.TITLES[case]} | {mean[at]:.2f} | {high[at]} of {count[at]} | {near:.2f} |")
+    lines += ["", "| a server that changes DenseNet121 | images read exactly |", "|---|--:|"]
+    for case in privacy.IMPRINTS:
+        at = "imprint", case, "found"
+        lines.append(f"| {privacy.TITLES[case]} | {exact[at]} of {count[at]} |")
+    lines += [
+        "",
+        "| defence, one image a step | SSIM | attacker knows it | accuracy of the study |",
+        "|---|--:|--:|--:|",
+    ]
+    for case, defence in DEFENCES.items():
+        knows = mean.get(("defence", case, "knowing"))
+        told = "–" if knows is None else f"{knows:.2f}"
+        scores = f"{mean['defence', case, 'naive']:.2f} | {told} | {mean['defence', case, 'accuracy']:.3f}"
+        lines.append(f"| {defence.title} | {scores} |")
+    lines += ["", "| who was in the training? | AUC, all | AUC, wrongly labelled |", "|---|--:|--:|"]
+    for case in privacy.MEMBERSHIPS:
+        unusual = mean.get(("membership", case, "auc, unusual"))
+        told = "–" if unusual is None else f"{unusual:.2f}"
+        lines.append(f"| {privacy.TITLES[case]} | {mean['membership', case, 'auc, all']:.2f} | {told} |")
+    rules = list(privacy.RULES)
+    lines += ["", f"| one of five sites lies: accuracy | {' | '.join(rules)} |", "|---|" + "--:|" * len(rules)]
+    for lie in privacy.MALICE:
+        scores = " | ".join(f"{mean['malicious', f'{lie}-{rule}', 'accuracy']:.3f}" for rule in rules)
+        lines.append(f"| {privacy.TITLES[lie]} | {scores} |")
+    return "\n".join(lines)
+
+
 def with_table(text: str, new: str, marks: tuple[str, str] = MARKS) -> str:
     """``text`` with what stands between two marks replaced by ``new``."""
     between = rf"{re.escape(marks[0])}.*?{re.escape(marks[1])}"
@@ -93,9 +138,10 @@ def with_table(text: str, new: str, marks: tuple[str, str] = MARKS) -> str:
 
 
 def main() -> int:
-    """Renew the tables in the README."""
+    """Renew the tables in the README and in docs/privacy.md."""
     text = with_table(README.read_text(encoding="utf-8"), table())
     write_file(README, with_table(text, comparison(), MARKS_OF_COMPARISON))
+    write_file(PRIVACY, with_table(PRIVACY.read_text(encoding="utf-8"), attacks()))
     return 0
 
 

@@ -23,6 +23,8 @@ def test_the_pages_hold_the_kept_figures_and_every_fault_of_the_table_is_a_test(
         assert all(mark in text for mark in marks)
         assert table.with_table(text, made, marks) == text, "run: python -m benchmarks.table"
     assert all(f"<!-- {name}: made by python -m benchmarks.deploy -->" in page for name in deploy.TABLES)
+    told = table.PRIVACY.read_text(encoding="utf-8")
+    assert table.with_table(told, table.attacks()) == told, "run: python -m benchmarks.table"
     assert deploy.with_tables(page) == page, "run: python -m benchmarks.deploy"
     folder = table.README.parent / "tests" / "deploy"
     tests = "".join(file.read_text(encoding="utf-8") for file in folder.glob("test_*.py"))

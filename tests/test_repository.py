@@ -318,9 +318,9 @@ def test_the_house_is_small():
     files = {path.relative_to(ROOT): path for path in repository_files() if path.suffix == ".py"}
     lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in files.items()}
     src = {name: count for name, count in lines.items() if name.parts[0] == "src"}
-    assert sum(src.values()) <= 3_160 and {name: count for name, count in src.items() if count > 250} == {}
+    assert sum(src.values()) <= 3_300 and {name: count for name, count in src.items() if count > 250} == {}
     ours = ("src", "data_scripts", "deploy", "book", "conftest.py")
-    assert sum(count for name, count in lines.items() if name.parts[0] in ours) <= 7_550
+    assert sum(count for name, count in lines.items() if name.parts[0] in ours) <= 7_950
 
 
 WAITING = re.compile(

@@ -96,9 +96,7 @@ class StudySettings(Checked):
         if self.dp_noise and not self.dp_clip:
             raise ValueError(f"dp_noise={self.dp_noise:g} hides nothing without a dp_clip, for example 1.0")
         if self.dp_clip and self.method in ("fedprox", "ditto"):
-            raise ValueError(
-                f"method={self.method!r} adds its pull to the gradient that dp_clip replaces; choose 'fedavg'"
-            )
+            raise ValueError(f"{self.method} adds its pull to the gradient that dp_clip replaces; choose fedavg")
         return self
 
     @property

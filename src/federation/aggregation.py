@@ -82,9 +82,8 @@ class SampleWeightedMean(ModelAggregator):
 class CoordinateMedian(SampleWeightedMean):
     """The median of each weight by itself: Yin et al., *Byzantine-Robust Distributed Learning* (ICML 2018).
 
-    As long as fewer than half of the sites lie, each weight stays within the range of the others', which a mean promises of none.
-    All sites count alike, whatever number of samples they claim; their metrics are averaged as before. It holds all updates until
-    the end of the round. Where sites differ it is not the mean, and it cannot be taken of ciphertext."""
+    As long as fewer than half of the sites lie, each weight stays within the range of the others'. All sites count alike; their
+    metrics are averaged as before. Where sites differ it is not the mean, and it cannot be taken of ciphertext."""
 
     def _add(self, held: list | None, value: np.ndarray, weight: float) -> list:
         return [*(held or ()), value.astype(np.float64)]

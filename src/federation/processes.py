@@ -14,8 +14,7 @@ import psutil
 from src.common.errors import CourseError
 
 MODULES = ("nvflare.", "src.federation.")  # which such a process's command line names
-PATIENCE_SECONDS = 3.0
-END_SECONDS = 60.0
+PATIENCE_SECONDS, END_SECONDS = 3.0, 60.0
 PLAIN = re.compile(r"[\w./~+=@:-]+", re.ASCII)
 
 

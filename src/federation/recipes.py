@@ -67,12 +67,11 @@ def client_recipe(
 
     ``sites`` are asked in each round; each runs ``client``, by default the task's script, and sends weights or their changes
     (``transfer``, FLARE's ``TransferType``). The run starts from the checkpoint ``initial``, by default from a new model of the
-    settings' seed. The server averages by ``aggregator``, a class of :mod:`src.federation.aggregation`: by default their mean.
-    For other options see :func:`add_everything`. A ``CourseError`` for what does not fit, or is not heeded."""
+    settings' seed. The server averages by the class ``aggregator``, by default a ``SampleWeightedMean``. For other options see
+    :func:`add_everything`. A ``CourseError`` for what does not fit, or is not heeded."""
     sites, settings, model, weights = start(task, sites, settings, initial)
     method, network = METHODS[settings.method], type(model)
-    kind, stays = getattr(recipes, method.recipe), method.stays(model)
-    own = method.arguments(settings)
+    kind, stays, own = getattr(recipes, method.recipe), method.stays(model), method.arguments(settings)
     if transfer and (kind is recipes.FedOptRecipe or "params_transfer_type" in own):
         raise CourseError(f"{method.title} decides itself what a site sends; leave transfer out.")
     if initial is not None and kind is recipes.FedOptRecipe:  # of which FLARE's optimiser knows nothing

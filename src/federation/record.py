@@ -67,8 +67,7 @@ def failure_report(run_folder: Path, workspace: Path, sites: list[str]) -> str:
         kind = r"^(?:[\w.]+\.)?([A-Z]\w*(?:Error|Exception|Interrupt|Exit))\b"
         if found := re.search(kind, log.read_text(errors="replace") if log.is_file() else "", re.MULTILINE):
             causes[name] = f"its software raised {found[1]}"
-    stopped = [{"server": entry["reason"]} for entry in record if entry["event"] == "run stopped"]
-    causes = causes or dict(*stopped[:1])
+    causes = causes or dict(*[{"server": entry["reason"]} for entry in record if entry["event"] == "run stopped"][:1])
     number, rounds, _ = progress(record)
     tasks = [f"at the task {entry['task']}" for entry in record if entry["event"] == "asked" and entry["round"] is None]
     where = f"in round {number} of {rounds}" if number else tasks[-1] if tasks else "before the first round"

@@ -12,8 +12,7 @@ from src.common.files import load_json, read_json
 from src.federation.record import progress, read_record
 from src.federation.server import RECORD
 
-RUN = "run.json"
-FINAL, BEST = "FL_global_model.pt", "best_FL_global_model.pt"
+RUN, FINAL, BEST = "run.json", "FL_global_model.pt", "best_FL_global_model.pt"
 
 
 class Run:

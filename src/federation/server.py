@@ -20,8 +20,7 @@ from nvflare.widgets.widget import Widget
 from src.federation.flare_2_9 import LOSS_IS_NOTED, SITE_IS_BACK
 from src.federation.reasons import LAST_WORDS, REASON, WITHOUT_STATE, given_reason, meta_of, said_reason
 
-RECORD, LOOK_SECONDS, FIRST_CONTACT = "course_record.jsonl", 0.5, 600.0
-RECEIVED = "received"
+RECORD, RECEIVED, LOOK_SECONDS, FIRST_CONTACT = "course_record.jsonl", "received", 0.5, 600.0
 LOST = "its process has ended; often a lack of memory"
 GONE = "the server has lost it: its process, its machine or its line"
 NEVER_CAME = "its process never came: is its kit used on a second machine, or its network closed?"

@@ -25,9 +25,8 @@ from src.federation.processes import end_processes_below, plain_paths
 from src.federation.record import failure_report, progress, read_record, shortfall
 from src.federation.run import RUN, Run
 
-POLL_SECONDS, SILENCE = 0.3, 24 * 3600
+POLL_SECONDS, SILENCE, LOG_CONFIG = 0.3, 24 * 3600, "log_config.json"
 CODE = Path(__file__).resolve().parents[2]  # where this process's ``src`` is, for those that it starts
-LOG_CONFIG = "log_config.json"
 EXPORT = threading.Lock()  # of threads: it parses code, see https://github.com/python/cpython/issues/106905
 
 
@@ -39,10 +38,10 @@ def cores() -> int:
 class CourseSimEnv(SimEnv):
     """FLARE's ``SimEnv`` in a run folder of its own, for a reader who waits.
 
-    What FLARE's lacks: any path works; each site gets its share of the cores; a progress bar follows the record; each process logs
-    into its own folder; an error names site, round and kind of fault; and whatever ends a run early ends every process of it.
-    ``sites`` is how many, or their names; each gets one process. ``run_folder`` is a new one in ``COURSE_RUNS``, in a folder called
-    ``name``, or else ``folder``. A run that logs no line for ``silence`` seconds is ended."""
+    What FLARE's lacks: any path works; sites share the cores; a progress bar follows the record; each process logs into its own
+    folder; an error names site, round and kind of fault; and whatever ends a run early ends every process of it. ``sites``: how
+    many, or their names. ``run_folder`` is ``folder``, or a new one in ``COURSE_RUNS``, below ``name``. A run that is silent for
+    ``silence`` seconds is ended."""
 
     def __init__(self, sites: int | Sequence[str], name="simulation", folder: Path | None = None, silence=SILENCE):
         names, self.silence, self.python = site_names(sites), silence, Path(sys.executable)

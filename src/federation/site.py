@@ -24,8 +24,7 @@ from src.federation.flare_2_9 import process_kind
 from src.federation.private import make_private, spent
 from src.federation.reasons import REASON, WITHOUT_STATE
 
-EPSILON = "epsilon"
-KEPT, STATE = "kept", "site_state.pt"  # kept/<job>/site_state.pt in a site's workspace: what it keeps; never sent
+EPSILON, KEPT, STATE = "epsilon", "kept", "site_state.pt"  # kept/<job>/site_state.pt in a site's workspace; never sent
 
 
 class SiteOptions(Checked):
@@ -50,7 +49,6 @@ class Site:
         self.model = task.to_device(task.new_model(settings.seed, settings.network), self.device)
         if weights:
             self.model.load_state_dict(weights)
-        self.accountant = None  # of a private training
         self.trainer = self.trainer_of(self.model)
         self.seconds: dict[str, float] = {}
         self.keeps = {"optimizer": self.trainer.optimizer} | ({"privacy": self.accountant} if settings.dp_clip else {})
@@ -100,8 +98,7 @@ class Site:
         return train_for(trainer or self.trainer, epochs, done=None if number is None else number * epochs)
 
     def meta(self) -> dict[str, object]:
-        """What is sent beside weights and metrics: the number of training items, by which the average weighs; the ε that a private
-        training has spent so far; and a remark."""
+        """What is sent beside weights and metrics: the number of training items, what a private one has spent, and a remark."""
         known = {REASON: self.remark, EPSILON: self.seconds.get(EPSILON)}
         return {FLMetaKey.NUM_STEPS_CURRENT_ROUND: len(self.training)} | {key: one for key, one in known.items() if one}
 

@@ -32,9 +32,8 @@ class SupervisedLearner(Learner, ABC):
 
     def __init__(self, aggregation_epochs: int = 1):
         super().__init__()
-        self.aggregation_epochs = aggregation_epochs
+        self.aggregation_epochs, self._aborted = aggregation_epochs, False
         self.site = self._error = None
-        self._aborted = False
 
     @abstractmethod
     def set_up(self, name: str, fl_ctx: FLContext) -> Site:

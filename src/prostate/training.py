@@ -19,8 +19,8 @@ from src.unet import UNet
 
 
 def make_loss(kind: str, batch: bool = True) -> Callable:
-    """The loss ``dice_ce``, ``dice_focal`` or ``dice`` of logits and masks, both ``(batch, 1, x, y, z)``; the overlap is that of
-    the whole ``batch``, or the mean of its patches', each of which then has a gradient of its own, as private training needs.
+    """The loss ``dice_ce``, ``dice_focal`` or ``dice`` of logits and masks, ``(batch, 1, x, y, z)``: of the whole ``batch``, or
+    the mean of its patches', each of which then has a gradient of its own, as private training needs.
 
     Dice looks at the overlap and does not care that the gland fills only some percent of a patch; cross-entropy gives every voxel a
     gradient from the first step. Their sum is the usual choice for one organ (Isensee et al., *nnU-Net*, Nature Methods 2021)."""
