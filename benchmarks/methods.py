@@ -511,7 +511,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = options.out or (RESULTS / "real" if options.real else RESULTS)
     cells = fitting(grid(), options.patterns, parser)
     with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
-        at_once = functools.partial(pool.map, functools.partial(measure, real=options.real))
+        at_once = lambda cells: pool.map(functools.partial(measure, real=options.real), cells)  # noqa: E731
         for which, report in () if options.table else measure_missing(cells, out, at_once, options.again):
             home = {row: round(float(np.mean([*one["home"].values()])), 3) for row, one in report["rows"].items()}
             print(f"{which}: at home {home}", flush=True)
