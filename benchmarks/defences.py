@@ -29,7 +29,7 @@ from src.mednist.card import Settings
 from src.mednist.evaluation import TASK as MEDNIST
 
 PLAIN = Settings(network="SmallNet", rounds=20, batch_size=16, learning_rate=0.02, data="privacy")  # of every study
-DP = {"rounds": 30, "batch_size": 315, "learning_rate": 1.0, "dp_clip": 1.0}  # instead of these, of a private one
+DP = {"rounds": 100, "batch_size": 315, "learning_rate": 1.0, "dp_clip": 1.0}  # instead of these, of a private one
 GAMMA, NORM = 1e-4, 0.1  # most of a weight's change in a step; of the norm of a whole change
 CPU = torch.device("cpu")
 
