@@ -177,7 +177,7 @@ def test_the_trainer_stays_the_courses_own_with_its_names_and_its_falling_rate(d
 
 def test_what_cannot_be_private_is_refused_with_a_sentence(datalists, monkeypatch):
     course_error("dp_noise=1 hides nothing without a dp_clip", Settings, dp_noise=1.0)
-    course_error("'ditto' adds its pull to the gradient that dp_clip replaces", Settings, dp_clip=1.0, method="ditto")
+    course_error("ditto adds its pull to the gradient that dp_clip replaces", Settings, dp_clip=1.0, method="ditto")
     course_error(
         "121 of its layers, such as BatchNorm, mix",
         Site,
