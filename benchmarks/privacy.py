@@ -231,11 +231,12 @@ MEMORISED = 80  # rounds of the training that is asked for its patients
 # -- a malicious site --------------------------------------------------------------------------------------------------
 
 
-MALICE = ("honest", "scaled", "flipped")
+MALICE = ("honest", "scaled", "flipped", "skewed")
 
 
 def measure_malicious(where: Place, name: str, seed: int) -> dict:
-    """Accuracy where the first of five sites sends -20 times its change, or trains with its labels turned round."""
+    """Accuracy where the first of five sites sends -20 times its change, or trains with its labels turned round; or where all are
+    honest and see different classes, which is what a robust mean may take for a lie."""
     malice, rule = name.split("-")
     scale = lambda site, change: {n: v * (-20 if site.name == "site-1" else 1) for n, v in change.items()}  # noqa: E731
     if malice == "flipped":
@@ -245,6 +246,10 @@ def measure_malicious(where: Place, name: str, seed: int) -> dict:
         where = replace(
             where, datalists=where.datalists | {"site-1": {**where.datalists["site-1"], "training": turned}}
         )
+    if malice == "skewed":
+        items = [one for parts in where.datalists.values() for one in parts["training"]]
+        shares = partition(items, [*where.datalists], "mixed", counts=[60] * len(where.datalists), skew=0.95, seed=seed)
+        where = replace(where, datalists={s: {**where.datalists[s], "training": own} for s, own in shares.items()})
     settings, found = PLAIN.changed(seed=seed), {}
     try:
         model = trained(where.datalists, settings, sending(scale) if malice == "scaled" else FedAvg, RULES[rule](seed))
@@ -288,6 +293,7 @@ TITLES = {
     "honest": "all honest",
     "scaled": "update × −20",
     "flipped": "labels flipped",
+    "skewed": "all honest, skewed labels",
 }
 """Of cases, for tables; those of defences are in :data:`benchmarks.defences.DEFENCES`."""
 
