@@ -12,7 +12,7 @@ from benchmarks.federate import federate
 from benchmarks.local import train_locally
 from src.common.files import read_json
 from src.federation.methods import DEFAULTS, METHODS
-from src.mednist.card import CARD
+from src.mednist.card import CARD, Settings
 from src.mednist.evaluation import TASK
 from tests.tests_support import rows
 from tests.training_support import LINE, LineSettings, line_batches, same
@@ -163,7 +163,9 @@ def test_every_cell_is_kept_as_the_grid_says_and_with_what_was_chosen():
     for cell in cells:
         report = read_json(grid.RESULTS / f"{cell}.json")
         assert report["command"] == f"python -m benchmarks.methods {cell}" and chosen | report["chosen"] == chosen
-        assert report["settings"] == json.loads(grid.settings_of(cell.training, cell.seed, chosen).model_dump_json())
+        # Settings that came later were off.
+        due = json.loads(grid.settings_of(cell.training, cell.seed, chosen).model_dump_json())
+        assert json.loads(Settings(**report["settings"]).model_dump_json()) == due
         assert sum(report["labels"]) == 6 * grid.BANK
     assert {row for _, row, _ in findings.reports()} == set(grid.TITLES)
     for (skew, row, seed), report in [*findings.reports().items()][::17]:

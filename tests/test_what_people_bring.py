@@ -1302,7 +1302,7 @@ WEIGHTS = MEDNIST.new_model(0, SMALLER).state_dict()
     ("two parts", lambda: told.table(BY_PART, ["a", "b"]).loc[("class", "count", "testing")].tolist(), [4, 4, 4]),
     *[(f"{name}={value!r}", lambda name=name, value=value: MEDNIST.settings(**{name: value}), said) for name, value, said in (
         ("round", 4, "The settings cannot be used: unknown key 'round'; did you mean 'rounds'?"),
-        ("network", "DenseNet", "it must be 'DenseNet121' or"), ("rounds", True, "'rounds' is True; it must be a valid integer"),
+        ("network", "DenseNet", "it must be 'DenseNet121', "), ("rounds", True, "'rounds' is True; it must be a valid integer"),
         ("learning_rate", True, "it must be a valid number"), ("seed", 2**63, "'seed' is 9223372036854775808; it must be less"))],
     *[(f"no items: {task.name}", lambda task=task: repr(task.evaluate_cases(task.new_model(), [], task.settings())), said)
       for task, said in ((MEDNIST, NO_ROWS + "case, site, label, predicted, confidence, accuracy]"),

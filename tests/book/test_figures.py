@@ -198,7 +198,7 @@ def test_method_scores_show_every_seed_and_the_mean():
 
 
 def test_each_picture_of_the_repository_can_be_drawn_by_name(capsys):
-    by_hand = {"fedavg_flow.svg", "federation_kits.svg"}
+    by_hand = {"fedavg_flow.svg", "federation_kits.svg", "privacy_threats.svg"}
     assert set(figs.PICTURES) | by_hand == {path.name for path in FIGS.iterdir()}
     assert all(ElementTree.parse(FIGS / name).getroot().tag.endswith("}svg") for name in by_hand)
     assert {f"{name}_curves.svg" for name in tasks()} <= set(figs.PICTURES)
