@@ -116,7 +116,7 @@ def test_the_mean_of_ciphertexts_is_the_mean_of_the_weights(place, encrypted, re
         weighted = sum(counts[site] * own[site][name].astype(np.float64) for site in SITES) / sum(counts.values())
         assert np.abs(own["site-1"][name] - own["site-2"][name]).max() > 1e-4, "equal weights would prove nothing"
         differences[name] = np.abs(mean - weighted).max()
-    record_property("largest difference", max(differences.values()))
+    record_property("largest difference", float(max(differences.values())))
     assert max(differences.values()) <= 1e-6
 
 
