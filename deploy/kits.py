@@ -202,13 +202,13 @@ def audit(kit: Path, job: str | None = None) -> pd.DataFrame:
     """What FLARE noted at a server or a site for those who look later, a row an event: ``time`` by the machine's clock, ``user``,
     ``job``, ``scope``, ``action`` and ``said``; of the kit's own process, or of that of a ``job``. It tells who and when, not
     whether it did harm."""
+    names = {"T": "time", "U": "user", "J": "job", "S": "scope", "A": "action", "said": "said"}
     rows = []
     for line in (Path(kit) / (job or "") / WorkspaceConstants.AUDIT_LOG).read_text().splitlines():
         tags, said = re.fullmatch(r"((?:\[[A-Z]:[^]]*\])+)(.*)", line).groups()
-        rows.append({**dict(re.findall(r"\[([A-Z]):([^]]*)\]", tags)), "said": said})
-    names = {"T": "time", "U": "user", "J": "job", "S": "scope", "A": "action", "said": "said"}
+        rows.append(dict.fromkeys(names, "") | dict(re.findall(r"\[([A-Z]):([^]]*)\]", tags)) | {"said": said})
     table = pd.DataFrame(rows, columns=[*names]).rename(columns=names)
-    return table.assign(time=pd.to_datetime(table["time"])).fillna("")
+    return table.assign(time=pd.to_datetime(table["time"]))
 
 
 def sign_anew(project_folder: Path, kit: Path, until: datetime, since: datetime | None = None) -> None:
