@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from monai.metrics import SSIMMetric, compute_roc_auc
+from monai.metrics import SSIMMetric
 from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import auc, roc_curve
 from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
@@ -160,9 +161,5 @@ def membership(members: Sequence[float], others: Sequence[float]) -> dict[str, o
     CSF 2018. ``auc``, 0.5 for a blind guess, and of all thresholds the ROC: ``false`` and ``true`` positive rates."""
     score = -np.concatenate([members, others])
     is_member = np.repeat([1, 0], [len(members), len(others)])
-    order = np.argsort(-score, kind="stable")
-    caught = {
-        name: np.concatenate([[0], np.cumsum(is_member[order] == value) / (is_member == value).sum()])
-        for name, value in (("false", 0), ("true", 1))
-    }
-    return {"auc": float(compute_roc_auc(torch.tensor(score), torch.tensor(is_member))), **caught}
+    wrong, right, _ = roc_curve(is_member, score, drop_intermediate=False)
+    return {"auc": float(auc(wrong, right)), "false": wrong, "true": right}

@@ -1,11 +1,26 @@
 """A grid of cells, each measured once and kept as a JSON file under its name: what the commands of all grids have in common."""
 
 import argparse
+import datetime
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import astuple
 from pathlib import Path
 
+from benchmarks.__main__ import versions
 from src.common.files import write_json
+
+
+class Named:
+    """What a cell's dataclass inherits: its name, and that of its report, is its fields, joined."""
+
+    def __str__(self) -> str:
+        return "-".join(map(str, astuple(self)))
+
+
+def made_by(command: str) -> dict[str, object]:
+    """What every report says of its making: the day, the versions, and the command that makes it again."""
+    return {"date": datetime.date.today().isoformat(), "versions": versions(), "command": f"python -m {command}"}
 
 
 def fitting(cells: Iterable, patterns: Sequence[str], parser: argparse.ArgumentParser) -> list:

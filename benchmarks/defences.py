@@ -83,12 +83,17 @@ def cut_off(arrived: Change, *guess) -> Change:
     return {n: value.clamp(-GAMMA, GAMMA) for n, value in sgd_change(*guess, rate=PLAIN.learning_rate).items()}
 
 
+def norm_of(change: Mapping[str, np.ndarray]) -> float:
+    """Of all its tensors together."""
+    return np.sqrt(sum(float(np.square(value).sum()) for value in change.values()))
+
+
 class NormClip(PercentilePrivacy):
     """Scales a change down to a norm; FLARE has no such filter."""
 
     def process_dxo(self, dxo, shareable, fl_ctx):
-        norm = np.sqrt(sum(float(np.square(value).sum()) for value in dxo.data.values()))
-        dxo.data = {name: value * min(1.0, self.gamma / norm) for name, value in dxo.data.items()}
+        share = min(1.0, self.gamma / norm_of(dxo.data))
+        dxo.data = {name: value * share for name, value in dxo.data.items()}
         return dxo
 
 
@@ -166,7 +171,7 @@ def clipped_mean(seed: int) -> type[SampleWeightedMean]:
 
         def aggregate_model(self) -> FLModel:
             changes = [{name: value - now[name] for name, value in one.params.items()} for one in self.waiting]
-            norms = [np.sqrt(sum(float(np.square(value).sum()) for value in one.values())) for one in changes]
+            norms = [norm_of(one) for one in changes]
             shares = np.minimum(1, np.median(norms or [0]) / np.maximum(norms, 1e-30))
             for model, change, share in zip(self.waiting, changes, shares, strict=True):
                 params = {name: now[name] + np.float32(share) * value for name, value in change.items()}

@@ -33,7 +33,7 @@ import torch
 from PIL import Image
 
 from benchmarks.__main__ import versions
-from benchmarks.cells import fitting, measure_missing
+from benchmarks.cells import Named, fitting, made_by, measure_missing
 from benchmarks.federate import Federated, federate, with_network
 from benchmarks.local import train_each_site_alone, train_locally
 from benchmarks.remedies import GroupNormDenseNet, PriorCorrected, fine_tuned, own_statistics, reestimated
@@ -139,15 +139,16 @@ def tuned() -> dict:
 # -- images ------------------------------------------------------------------------------------------------------------
 
 
+def drawn(per_class: int, seed: int) -> Path:
+    """The folder of so many drawings of each class, made where it is not there."""
+    folder, about = raw_folder(f"MedNIST-{seed}", "generated"), phantoms.parameters(per_class, seed)
+    return generated(folder, about, lambda new: phantoms.write(new, per_class, seed))
+
+
 def draw(skew: Skew, seed: int, real: bool = False, few: int = 0) -> tuple[dict[str, dict], list[dict]]:
     """The datalists of four hospitals, which validate on ``few`` images and have no testing parts, and the items that no hospital
     trains on."""
-    if real:
-        folder = find_or_make("real", say=lambda line: None)
-    else:
-        folder = raw_folder(f"MedNIST-{DRAWINGS + seed}", "generated")
-        about = phantoms.parameters(PER_CLASS, DRAWINGS + seed)
-        folder = generated(folder, about, lambda new: phantoms.write(new, PER_CLASS, DRAWINGS + seed))
+    folder = find_or_make("real", say=lambda line: None) if real else drawn(PER_CLASS, DRAWINGS + seed)
     items = read_items(folder, 100 if real else PER_CLASS, seed)
     shares = partition(items, SITES, "mixed", counts=skew.counts, skew=skew.labels, seed=seed)
     taken = {item["image"] for own in shares.values() for item in own}
@@ -201,23 +202,19 @@ def _stored(image: np.ndarray) -> torch.Tensor:  # as a site's images come back 
 @functools.cache
 def bank(seed: int) -> Bank:
     """1,200 drawings."""
-    folder, about = raw_folder(f"MedNIST-{seed}", "generated"), phantoms.parameters(BANK, seed)
-    return Bank(read_items(generated(folder, about, lambda new: phantoms.write(new, BANK, seed)), BANK))
+    return Bank(read_items(drawn(BANK, seed), BANK))
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(Named):
     """One measurement: how hospitals differ, how they train, and the seed of drawings, first model, order and augmentation."""
 
     skew: str
     training: str
     seed: int
-
-    def __str__(self) -> str:
-        return f"{self.skew}-{self.training}-{self.seed}"
 
 
 def grid() -> Iterator[Cell]:
@@ -393,9 +390,7 @@ def measure(cell: Cell, real: bool = False) -> dict:
         "cosines": cosines.table(),
         "chosen": chosen,
         "settings": settings.model_dump(mode="json"),
-        "date": datetime.date.today().isoformat(),
-        "versions": versions(),
-        "command": f"python -m benchmarks.methods {'--real ' if real else ''}{cell}",
+        **made_by(f"benchmarks.methods {'--real ' if real else ''}{cell}"),
     }
 
 

@@ -9,7 +9,6 @@ Each cell is measured once and kept; run again, the command goes on where it sto
 """
 
 import argparse
-import datetime
 import functools
 import sys
 import time
@@ -23,13 +22,11 @@ import torch
 from torch import nn
 
 from benchmarks import attacks
-from benchmarks.__main__ import versions
 from benchmarks.attacks import Imprint, invert, read_imprint, recovered, sgd_change, shrunken
-from benchmarks.cells import fitting, measure_missing
+from benchmarks.cells import Named, fitting, made_by, measure_missing
 from benchmarks.defences import DEFENCES, PLAIN, RULES, TASK, Defence, filtered, private, sending, sent, trained
-from data_scripts.folders import generated, raw_folder
+from benchmarks.methods import drawn
 from data_scripts.mednist_sites import find_or_make, read_items
-from data_scripts.phantoms import mednist as phantoms
 from data_scripts.sharing import partition, random_numbers
 from src.common.files import read_json
 from src.densenet import DenseNet121, SmallNet
@@ -66,21 +63,18 @@ def place(seed: int, real: bool = False, sites: int = 2) -> Place:
         order = random_numbers(seed, "half").permutation(len(items))
         items, left = ([items[k] for k in half] for half in np.array_split(order, 2))
     else:
-        items, left = (_drawn(count, start + seed) for count, start in ((PER_CLASS, DRAWINGS), (BANK, TESTING)))
+        wanted = (PER_CLASS, DRAWINGS + seed), (BANK, TESTING + seed)
+        items, left = (read_items(drawn(*one), *one) for one in wanted)
     shares = partition(items, [f"site-{k + 1}" for k in range(sites)], "even", seed=seed)
     datalists = {site: {"training": own, "validation": [], "testing": []} for site, own in shares.items()}
-    images, labels = _tensors(prepare(left, PLAIN))
+    images, labels = tensors(prepare(left, PLAIN))
     own = shares["site-1"]
     order = random_numbers(seed, "victims").permutation(len(own))[:64]
     return Place(datalists, images, labels, prepare([own[k] for k in order], PLAIN))
 
 
-def _drawn(count: int, seed: int) -> list[dict]:
-    folder, about = raw_folder(f"MedNIST-{seed}", "generated"), phantoms.parameters(count, seed)
-    return read_items(generated(folder, about, lambda new: phantoms.write(new, count, seed)), count, seed)
-
-
-def _tensors(prepared: Sequence[Mapping]) -> tuple[torch.Tensor, torch.Tensor]:
+def tensors(prepared: Sequence[Mapping]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images ``(n, 1, 64, 64)`` and labels ``(n,)`` of prepared items."""
     return torch.stack([one["image"] for one in prepared]), torch.tensor([one["label"] for one in prepared])
 
 
@@ -104,7 +98,7 @@ def measure_defence(where: Place, name: str, seed: int) -> dict:
     """SSIM of the naive and of the knowing attacker on one image after another, and the accuracy of a study with the defence."""
     defence, settings, found = DEFENCES[name], settings_of(DEFENCES[name], where, seed), {}
     one_step, rows = settings.changed(rounds=100, local_epochs=1, batch_size=1), {"naive": []}
-    images, labels = _tensors(where.victims[:TRIED])
+    images, labels = tensors(where.victims[:TRIED])
     for number, (image, label) in enumerate(zip(images.split(1), labels.split(1), strict=True)):
         model = SmallNet(seed)
         change = sent(SmallNet(seed), image, label, one_step)
@@ -159,7 +153,7 @@ def measure_inversion(where: Place, name: str, seed: int) -> dict:
     model = trained(where.datalists, PLAIN.changed(seed=seed)) if name == "trained" else variant(name, seed)
     steps = about["epochs"] * count // batch
     imitate = functools.partial(sgd_change, rate=settings.learning_rate, steps=steps, batch=batch)
-    images, labels = _tensors(where.victims[: max(TRIED, count) if count == 1 else count])
+    images, labels = tensors(where.victims[: max(TRIED, count) if count == 1 else count])
     found, public = [], []
     for number, (some, whose) in enumerate(zip(images.split(count), labels.split(count), strict=True)):
         model.train()
@@ -181,7 +175,7 @@ def measure_imprint(where: Place, name: str, seed: int) -> dict:
     count, kind, by = IMPRINTS[name]
     model = Imprint(DenseNet121(seed=seed), where.images.mean(dim=(1, 2, 3)), bins=1024)
     shrunken(model.network, "class_layers.out", by)
-    images, labels = _tensors(where.victims[:count])
+    images, labels = tensors(where.victims[:count])
     settings = PLAIN.changed(batch_size=count, rounds=1, seed=seed, learning_rate=1e-3)
     read = read_imprint(sent(model, images, labels, settings, kind)).clamp(0, 1)
     read = torch.cat([read, torch.zeros(max(0, count - len(read)), *read.shape[1:])])
@@ -207,7 +201,7 @@ def measure_membership(where: Place, name: str, seed: int) -> dict:
     items = {site: [*parts["training"]] for site, parts in where.datalists.items()}
     unusual = []
     for site, own in items.items():
-        labels, wrong = relabelled(np.array([one["label"] for one in own]), share, seed + len(site + site[-1]))
+        labels, wrong = relabelled(np.array([one["label"] for one in own]), share, seed + 7)
         items[site] = [{**one, "label": int(label)} for one, label in zip(own, labels, strict=True)]
         unusual += wrong.tolist()
     datalists = {site: {**where.datalists[site], "training": own} for site, own in items.items()}
@@ -215,7 +209,7 @@ def measure_membership(where: Place, name: str, seed: int) -> dict:
     # The course's own Adam learns its training images by heart sooner than SGD.
     settings = settings if epsilon else settings.changed(rounds=MEMORISED, learning_rate=1e-3)
     model = trained(datalists, settings, task=TASK if epsilon else replace(TASK, make_trainer=MEDNIST.make_trainer))
-    members = attacks.losses(model, *_tensors(prepare([one for own in items.values() for one in own], PLAIN)))
+    members = attacks.losses(model, *tensors(prepare([one for own in items.values() for one in own], PLAIN)))
     labels, odd = relabelled(where.labels.numpy(), share, seed + 50)
     others = attacks.losses(model, where.images, torch.from_numpy(labels))
     found = {"all": attacks.membership(members, others)}
@@ -299,13 +293,12 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(Named):
+    """One measurement: the attack, its case, and the seed of drawings, first model and chance."""
+
     part: str
     case: str
     seed: int
-
-    def __str__(self) -> str:
-        return f"{self.part}-{self.case}-{self.seed}"
 
 
 def grid() -> Iterator[Cell]:
@@ -319,12 +312,8 @@ def measure(cell: Cell, real: bool = False) -> dict:
     found = PARTS[cell.part][0](place(cell.seed, real, 5 if cell.part == "malicious" else 2), cell.case, cell.seed)
     about = {"cell": str(cell), "part": cell.part, "case": cell.case, "seed": cell.seed, **found}
     about.setdefault("settings", PLAIN.model_dump(mode="json"))
-    about |= {
-        "seconds": round(time.time() - start, 1),
-        "versions": versions(),
-        "date": datetime.date.today().isoformat(),
-    }
-    return about | {"command": f"python -m benchmarks.privacy {'--real ' if real else ''}{cell}"}
+    about["seconds"] = round(time.time() - start, 1)
+    return about | made_by(f"benchmarks.privacy {'--real ' if real else ''}{cell}")
 
 
 def read(folder: Path = RESULTS) -> pd.DataFrame:

@@ -8,7 +8,6 @@ Each cell is measured once and kept; run again, the command goes on where it sto
 """
 
 import argparse
-import datetime
 import functools
 import sys
 import time
@@ -21,8 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.__main__ import versions
-from benchmarks.cells import fitting, measure_missing
+from benchmarks.cells import fitting, made_by, measure_missing
 from benchmarks.federate import federate, with_network
 from benchmarks.local import train_each_site_alone, train_locally
 from benchmarks.prostate_remedies import AffineUNet, OwnAffine, affine_tensors, batches_with_coils, n4
@@ -196,8 +194,8 @@ def measure(cell: Cell) -> dict:
     about = {"cell": str(cell), "outlines": cell.outlines, "training": cell.training, "seed": cell.seed, "rows": found}
     if cell.seed != VALIDATION:
         about["chosen"] = {one: chosen(one) for one in CHOICES if any(one in row for row in found)}
-    about |= {"settings": settings.model_dump(mode="json"), "seconds": round(seconds, 1), "versions": versions()}
-    return about | {"date": datetime.date.today().isoformat(), "command": f"python -m benchmarks.prostates {cell}"}
+    about |= {"settings": settings.model_dump(mode="json"), "seconds": round(seconds, 1)}
+    return about | made_by(f"benchmarks.prostates {cell}")
 
 
 def read(folder: Path = RESULTS, seeds: Sequence[int] = SEEDS):

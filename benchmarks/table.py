@@ -8,6 +8,7 @@ same machine and day, in an older format: its limit is one process with all thre
 import json
 import re
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -54,13 +55,15 @@ def table(results: Path = RESULTS) -> str:
     found = reports(results)
     cores = sorted({report["machine"]["cores"] for report in found.values()})
     kinds = sorted({"generated" if "generated" in report["data"] else "real" for report in found.values()})
-    titles = " | ".join(report["title"] for report in found.values())
-    lines = [
-        f"| on {' and '.join(map(str, cores))} CPU cores, {' and '.join(kinds)} data | {titles} |",
-        "|---|" + "--:|" * len(found),
-    ]
-    lines += [f"| {label} | {' | '.join(cell(report) for report in found.values())} |" for label, cell in ROWS.items()]
-    return "\n".join(lines)
+    where = f"on {' and '.join(map(str, cores))} CPU cores, {' and '.join(kinds)} data"
+    head = [where, *(report["title"] for report in found.values())]
+    return _markdown(head, [(label, *map(cell, found.values())) for label, cell in ROWS.items()])
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table whose columns after the first hold numbers."""
+    lines = [f"| {' | '.join(map(str, cells))} |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|---|" + "--:|" * (len(head) - 1), *lines[1:]])
 
 
 def comparison(results: Path = RESULTS) -> str:
@@ -68,10 +71,10 @@ def comparison(results: Path = RESULTS) -> str:
 
     All models of a row are tested on the same images, the testing parts of all sites.
     """
-    lines = [
-        "| generated data, testing parts of all sites | seeds | federated | pooled | best hospital alone |",
-        "|---|--:|--:|--:|--:|",
-    ]
+    head, lines = (
+        ["generated data, testing parts of all sites", "seeds", "federated", "pooled", "best hospital alone"],
+        [],
+    )
     for name, report in reports(results / "comparison").items():
         card = tasks()[name]
         measure, rows = card.key_metric.removeprefix("val_"), pd.DataFrame(report["rows"])
@@ -85,8 +88,8 @@ def comparison(results: Path = RESULTS) -> str:
                 f"{of_share[model].mean():.3f} ± {of_share[model].std():.3f}"
                 for model in ("federated", "pooled", "alone")
             ]
-            lines.append(f"| {card.title}, {TITLES[share]}: {measure} | {len(of_share)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            lines.append((f"{card.title}, {TITLES[share]}: {measure}", len(of_share), *cells))
+    return _markdown(head, lines)
 
 
 def attacks(results: Path = privacy.RESULTS) -> str:
@@ -95,40 +98,32 @@ def attacks(results: Path = privacy.RESULTS) -> str:
     found = stored.groupby(["part", "case", "row"])["value"]
     mean, high, count = found.mean(), found.agg(lambda one: int((one >= 0.7).sum())), found.count()
     exact = found.agg(lambda one: int((one >= 0.99).sum()))
-    lines = [f"Drawings, {stored['seed'].nunique()} seeds; `python -m benchmarks.privacy` measures it again.", ""]
-    lines += [
-        "| images rebuilt from an update | SSIM, mean | 0.7 and more | nearest public image |",
-        "|---|--:|--:|--:|",
-    ]
-    for case in privacy.INVERSIONS:
-        at = "inversion", case, "found"
-        near = mean["inversion", case, "nearest public"]
-        lines.append(f"| {privacy.TITLES[case]} | {mean[at]:.2f} | {high[at]} of {count[at]} | {near:.2f} |")
-    lines += ["", "| a server that changes DenseNet121 | images read exactly |", "|---|--:|"]
-    for case in privacy.IMPRINTS:
-        at = "imprint", case, "found"
-        lines.append(f"| {privacy.TITLES[case]} | {exact[at]} of {count[at]} |")
-    lines += [
-        "",
-        "| defence, one image a step | SSIM | attacker knows it | accuracy of the study |",
-        "|---|--:|--:|--:|",
-    ]
-    for case, defence in DEFENCES.items():
-        knows = mean.get(("defence", case, "knowing"))
-        told = "–" if knows is None else f"{knows:.2f}"
-        scores = f"{mean['defence', case, 'naive']:.2f} | {told} | {mean['defence', case, 'accuracy']:.3f}"
-        lines.append(f"| {defence.title} | {scores} |")
-    lines += ["", "| who was in the training? | AUC, all | AUC, wrongly labelled |", "|---|--:|--:|"]
-    for case in privacy.MEMBERSHIPS:
-        unusual = mean.get(("membership", case, "auc, unusual"))
-        told = "–" if unusual is None else f"{unusual:.2f}"
-        lines.append(f"| {privacy.TITLES[case]} | {mean['membership', case, 'auc, all']:.2f} | {told} |")
-    rules = list(privacy.RULES)
-    lines += ["", f"| one of five sites lies: accuracy | {' | '.join(rules)} |", "|---|" + "--:|" * len(rules)]
-    for lie in privacy.MALICE:
-        scores = " | ".join(f"{mean['malicious', f'{lie}-{rule}', 'accuracy']:.3f}" for rule in rules)
-        lines.append(f"| {privacy.TITLES[lie]} | {scores} |")
-    return "\n".join(lines)
+    said, rules, tables = privacy.TITLES, list(privacy.RULES), []
+
+    def share(case: str, of: pd.Series, part: str) -> str:
+        return f"{of[part, case, 'found']} of {count[part, case, 'found']}"
+
+    def score(part: str, case: str, row: str, digits: int = 2) -> str:
+        return f"{mean[part, case, row]:.{digits}f}" if (part, case, row) in mean else "–"
+
+    head = ["images rebuilt from an update", "SSIM, mean", "0.7 and more", "nearest public image"]
+    near = ("found", "nearest public")
+    rows = [(case, *(score("inversion", case, row) for row in near)) for case in privacy.INVERSIONS]
+    tables.append((head, [(said[case], mine, share(case, high, "inversion"), other) for case, mine, other in rows]))
+    head = ["a server that changes DenseNet121", "images read exactly"]
+    tables.append((head, [(said[case], share(case, exact, "imprint")) for case in privacy.IMPRINTS]))
+    head = ["defence, one image a step", "SSIM", "attacker knows it", "accuracy of the study"]
+    asked = ("naive", 2), ("knowing", 2), ("accuracy", 3)
+    rows = [(one.title, *(score("defence", case, *how) for how in asked)) for case, one in DEFENCES.items()]
+    tables.append((head, rows))
+    head, asked = ["who was in the training?", "AUC, all", "AUC, wrongly labelled"], ("auc, all", "auc, unusual")
+    rows = [(said[case], *(score("membership", case, row) for row in asked)) for case in privacy.MEMBERSHIPS]
+    tables.append((head, rows))
+    head = ["one of five sites lies: accuracy", *rules]
+    cells = {lie: [score("malicious", f"{lie}-{rule}", "accuracy", 3) for rule in rules] for lie in privacy.MALICE}
+    tables.append((head, [(said[lie], *own) for lie, own in cells.items()]))
+    about = f"Drawings, {stored['seed'].nunique()} seeds; `python -m benchmarks.privacy` measures it again."
+    return "\n\n".join([about, *(_markdown(*one) for one in tables)])
 
 
 def with_table(text: str, new: str, marks: tuple[str, str] = MARKS) -> str:

@@ -29,7 +29,7 @@ from src.common.settings import StudySettings
 from src.common.task import Task, shapes
 from src.federation.flare_2_9 import forget_script_folder, job_of
 from src.federation.methods import METHODS
-from src.federation.recipes import add_quick_pace, add_record, add_settings, start
+from src.federation.recipes import add_quick_pace, add_record, flares_recipe, start
 from src.federation.run import Run
 from src.federation.server import RECEIVED, KeepReceived
 
@@ -148,15 +148,7 @@ def he_recipe(task: Task, sites: int, settings: StudySettings | None = None, cli
         raise CourseError(
             f"{said}, more than the course lets a server add up ({MOST_BYTES / 1e6:.0f} MB). Take a smaller network."
         )
-    made = recipes.FedAvgRecipeWithHE(
-        name=task.name,
-        min_clients=sites,
-        num_rounds=settings.rounds,
-        model={"class_path": f"{type(model).__module__}.{name}", "args": {"seed": settings.seed}},
-        train_script=str(client or Path(__file__).parents[1] / "src" / task.client),
-        client_memory_gc_rounds=1,
-    )
-    add_settings(made, settings)
+    made = flares_recipe(recipes.FedAvgRecipeWithHE, task, sites, settings, client)
     add_record(made, **options)
     add_experiment_tracking(made, "tensorboard")
     add_quick_pace(made)

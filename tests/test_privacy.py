@@ -31,7 +31,7 @@ def pictures(tmp_path_factory):
     phantoms.write(folder, 8, 17)
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
     items = [{"image": str(file), "label": k} for k, path in enumerate(classes) for file in sorted(path.glob("*.jpeg"))]
-    images, labels = privacy._tensors(prepare(items, PLAIN))
+    images, labels = privacy.tensors(prepare(items, PLAIN))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
     return images[order], labels[order]
 

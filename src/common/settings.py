@@ -83,16 +83,12 @@ class StudySettings(Checked):
     dp_noise: NotNegative = 0.0
 
     @model_validator(mode="after")
-    def _weight_belongs_to_fedprox(self) -> Self:
+    def _goes_together(self) -> Self:
         if self.method == "fedprox" and not self.fedproxloss_mu:
             raise ValueError("FedProx with fedproxloss_mu=0 is FedAvg; give it a weight, for example 0.01")
         if self.method != "fedprox" and self.fedproxloss_mu:
             said = f"method={self.method!r} does not heed fedproxloss_mu={self.fedproxloss_mu:g}"
             raise ValueError(f"{said}; set it to 0, or method='fedprox'")
-        return self
-
-    @model_validator(mode="after")
-    def _private_or_not(self) -> Self:
         if self.dp_noise and not self.dp_clip:
             raise ValueError(f"dp_noise={self.dp_noise:g} hides nothing without a dp_clip, for example 1.0")
         if self.dp_clip and self.method in ("fedprox", "ditto"):

@@ -70,7 +70,7 @@ def client_recipe(
     settings' seed. The server averages by the class ``aggregator``, by default a ``SampleWeightedMean``. For other options see
     :func:`add_everything`. A ``CourseError`` for what does not fit, or is not heeded."""
     sites, settings, model, weights = start(task, sites, settings, initial)
-    method, network = METHODS[settings.method], type(model)
+    method = METHODS[settings.method]
     kind, stays, own = getattr(recipes, method.recipe), method.stays(model), method.arguments(settings)
     if transfer and (kind is recipes.FedOptRecipe or "params_transfer_type" in own):
         raise CourseError(f"{method.title} decides itself what a site sends; leave transfer out.")
@@ -83,16 +83,8 @@ def client_recipe(
         own |= {"key_metric": task.key_metric, "aggregator": (aggregator or SampleWeightedMean)(stays)}
     elif aggregator:
         raise CourseError(f"{method.title} averages in a way of its own; leave aggregator out.")
-    made = kind(
-        name=task.name,
-        min_clients=sites,
-        num_rounds=settings.rounds,
-        model={"class_path": f"{network.__module__}.{network.__name__}", "args": {"seed": settings.seed}},
-        train_script=str(client or Path(__file__).parents[1] / task.client),
-        client_memory_gc_rounds=1,
-        **own,
-    )
-    start_from(made, weights, add_settings(made, settings))
+    made = flares_recipe(kind, task, sites, settings, client, **own)
+    start_from(made, weights, Path(made.kept.name))
     know_the_parts(made, task.key_metric)
     if stays:
         made.add_client_output_filter(ExcludeVars(stays), tasks=["train", "submit_model"])
@@ -102,13 +94,22 @@ def client_recipe(
     return add_everything(made, **options)
 
 
-def add_settings(recipe: Recipe, settings: StudySettings) -> Path:
-    """Let the sites' scripts find the settings in the job; returns a folder that is there as long as the recipe."""
-    recipe.kept = own_folder("settings")  # the recipe may be exported again
-    kept = Path(recipe.kept.name)
-    settings.write(kept / "site" / "src" / CONFIG)
-    recipe.add_client_file(str(kept / "site"))  # a folder's content goes beside the script
-    return kept
+def flares_recipe(kind: type[Recipe], task: Task, sites: int, settings: StudySettings, client=None, **own) -> Recipe:
+    """A recipe of FLARE's with the arguments that all kinds have, and with the settings in its job; ``kept`` is their folder."""
+    network = task.networks[settings.network]
+    made = kind(
+        name=task.name,
+        min_clients=sites,
+        num_rounds=settings.rounds,
+        model={"class_path": f"{network.__module__}.{network.__name__}", "args": {"seed": settings.seed}},
+        train_script=str(client or Path(__file__).parents[1] / task.client),
+        client_memory_gc_rounds=1,
+        **own,
+    )
+    made.kept = own_folder("settings")  # as long as the recipe, which may be exported again
+    settings.write((folder := Path(made.kept.name) / "site") / "src" / CONFIG)
+    made.add_client_file(str(folder))  # a folder's content goes beside the script
+    return made
 
 
 def start(task: Task, sites: int, settings: StudySettings | None, initial: Path | None) -> tuple:
