@@ -21,13 +21,13 @@ from benchmarks.local import train_locally
 from benchmarks.measure import Watch, plain_seconds, plain_seconds_side_by_side
 from data_scripts.prepare import described, prepare
 from data_scripts.together import pooled, read_sites
+from deploy.simulator import CourseSimEnv
 from src.common.files import write_json
 from src.common.paths import sites_folder
 from src.common.task import Task
 from src.federation.engine import pick_device
 from src.federation.recipes import client_recipe
 from src.federation.run import Run
-from src.federation.simulator import CourseSimEnv
 from src.tasks import tasks
 
 BARS = Path(__file__).with_name("bars.json")

@@ -15,12 +15,12 @@ from benchmarks.__main__ import machine, versions
 from benchmarks.local import train_each_site_alone, train_locally
 from data_scripts.prepare import described, prepare, share_out
 from data_scripts.together import pooled, read_sites
+from deploy.simulator import CourseSimEnv
 from src.common.files import read_json, write_json
 from src.common.settings import StudySettings
 from src.common.task import Task
 from src.federation.recipes import client_recipe
 from src.federation.run import Run
-from src.federation.simulator import CourseSimEnv
 from src.tasks import tasks
 
 RESULTS = Path(__file__).with_name("results") / "comparison"

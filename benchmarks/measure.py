@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from benchmarks.limits import limited
+from deploy.flare_2_9 import SIMULATOR
 from src.common.datalists import PARTS
 from src.common.settings import StudySettings
 from src.federation.site import Site
@@ -88,7 +89,7 @@ def _share(process: psutil.Process) -> int:
 def _role(command: list[str]) -> str | None:
     if "--client" in command:
         return command[command.index("--client") + 1]
-    return "server" if "src.federation.simulated" in command else None
+    return "server" if SIMULATOR in command else None
 
 
 def _loopback_bytes() -> int | None:

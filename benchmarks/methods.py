@@ -43,11 +43,11 @@ from data_scripts.phantoms import mednist as phantoms
 from data_scripts.scanners import STYLES, rescan, scan
 from data_scripts.sharing import classes, mixed, partition, random_numbers, write_sites
 from data_scripts.together import pooled, read_sites
+from deploy.simulator import CourseSimEnv
 from src.common.files import read_json, write_json
 from src.federation.methods import DEFAULTS, METHODS
 from src.federation.recipes import client_recipe
 from src.federation.run import Run
-from src.federation.simulator import CourseSimEnv
 from src.federation.site import STATE
 from src.mednist.card import CARD, Settings
 from src.mednist.evaluation import TASK

@@ -29,12 +29,12 @@ from benchmarks.costs import megabytes_per_round
 from benchmarks.measure import TOGETHER, Watch
 from benchmarks.table import with_table
 from data_scripts import mednist_sites as data
+from deploy.simulator import CourseSimEnv
 from src.common.errors import CourseError
 from src.common.files import read_json, write_file, write_json
 from src.federation.aggregation import SampleWeightedMean
 from src.federation.recipes import client_recipe
 from src.federation.run import Run
-from src.federation.simulator import CourseSimEnv
 from src.mednist.card import Settings
 from src.mednist.training import TASK
 

@@ -20,10 +20,10 @@ from data_scripts import mednist_sites, prostate_download
 from data_scripts.prepare import prepare
 from data_scripts.sharing import classes, partition
 from data_scripts.together import sites_of
+from deploy.simulator import CourseSimEnv
 from src.common.files import read_json
 from src.federation.recipes import client_recipe
 from src.federation.run import Run
-from src.federation.simulator import CourseSimEnv
 from src.mednist.card import CARD as MEDNIST
 from src.tasks import tasks
 

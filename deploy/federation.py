@@ -32,9 +32,9 @@ from nvflare.recipe.spec import Recipe
 
 from deploy.guard import READY, clear_away
 from deploy.kits import ADMIN, LEAD, SERVER, SILENCE_SECONDS, USERS, project, provision, set_up_server, set_up_site
+from deploy.processes import END_SECONDS, PLAIN, end_processes_below, plain_paths, processes_below
 from src.common.errors import CourseError, some_of
 from src.common.files import write_json
-from src.federation.processes import END_SECONDS, PLAIN, end_processes_below, plain_paths, processes_below
 from src.federation.record import read_record, shortfall
 from src.federation.run import RUN
 

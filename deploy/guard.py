@@ -12,7 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-from src.federation.processes import end_processes_below
+from deploy.processes import end_processes_below
 
 READY = "The guard is ready."
 LOOK_SECONDS = 1.0

@@ -12,6 +12,7 @@ from nvflare.apis.shareable import Shareable
 
 from benchmarks import __main__ as benchmark
 from benchmarks import deploy, measure, table
+from deploy.flare_2_9 import SIMULATOR
 from src.common.files import write_json
 
 BARS = json.loads(benchmark.BARS.read_text())
@@ -70,7 +71,7 @@ def test_the_watch_sees_what_its_block_starts_and_adds_up_what_all_hold_at_one_m
     with measure.Watch() as watch:
         subprocess.run([*program, "--client", "site-9"], check=True)
     assert watch.peak_memory["site-9"] > 80e6 and 1 < watch.seconds < 20 and watch.peak_together == 0
-    assert measure._role(["python", "-m", "src.federation.simulated", "job", "-w", "runs"]) == "server"
+    assert measure._role(["python", "-m", SIMULATOR, "job", "-w", "runs"]) == "server"
     assert measure._role(["python", "-m", "somebody.simulator"]) is None
     # Outside: until it is a program, a fork weighs what this process does.
     started = [subprocess.Popen(program) for _ in range(2)]

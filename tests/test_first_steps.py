@@ -10,10 +10,10 @@ import pytest
 from nvflare.app_opt.pt.recipes import FedAvgRecipe
 
 from data_scripts.mednist_sites import share_out
+from deploy.simulator import CourseSimEnv
 from src.common.paths import sites_folder
 from src.federation.recipes import add_record
 from src.federation.run import Run
-from src.federation.simulator import CourseSimEnv
 from tests.runs_support import drawings
 
 STEPS = Path(__file__).parents[1] / "notebooks" / "first_steps"

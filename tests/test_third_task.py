@@ -25,7 +25,7 @@ from data_scripts.sharing import partition, split, who_has_what, write_sites
 from data_scripts.together import pooled, read_sites
 from src.federation.recipes import client_recipe
 from src.federation.run import Run
-from src.federation.simulator import CourseSimEnv
+from deploy.simulator import CourseSimEnv
 from src.tasks import tasks
 
 raw, jobs = Path(sys.argv[1]), Path(sys.argv[2])

@@ -52,18 +52,18 @@ from data_scripts.sharing import partition, split, who_has_what, write_sites
 from data_scripts.together import read_sites, sites_of
 from deploy import federation
 from deploy.kits import SERVER, knock, project, provision, set_up_server, set_up_site, sign_anew
+from deploy.processes import plain_paths
+from deploy.simulator import CourseSimEnv
 from src.common import paths
 from src.common.datalists import PARTS, read_datalist, read_site, site_names
 from src.common.errors import CourseError
 from src.common.files import write_json
 from src.federation.counts import whole
 from src.federation.flare_2_9 import server_of
-from src.federation.processes import plain_paths
 from src.federation.recipes import add_record, client_recipe, start, weigh_selection
 from src.federation.record import failure_report, shortfall
 from src.federation.run import FINAL, Run
 from src.federation.server import RECORD
-from src.federation.simulator import CourseSimEnv
 from src.federation.site import SiteOptions
 from src.learners.recipe import learner_recipe
 from src.mednist.evaluation import ImageStatistics

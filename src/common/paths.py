@@ -1,9 +1,12 @@
 """Where data and runs live: two folders, each set by an environment variable; a relative one starts from the checkout."""
 
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
+
+import psutil
 
 from src.common.files import writing
 
@@ -36,3 +39,11 @@ def new_run_folder(name: str, root: Path | None = None) -> Path:
     with writing(parent):
         parent.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=parent))
+
+
+def own_folder(what: str) -> tempfile.TemporaryDirectory:
+    """A temporary folder of this process; those of processes that were killed go first."""
+    for left in Path(tempfile.gettempdir()).glob(f"course-{what}-[0-9]*-*"):
+        if not psutil.pid_exists(int(left.name.split("-")[2])):
+            shutil.rmtree(left, ignore_errors=True)
+    return tempfile.TemporaryDirectory(prefix=f"course-{what}-{os.getpid()}-")

@@ -2,8 +2,6 @@
 
 ``tests/federation/test_flare_2_9.py`` fails when FLARE needs one no more. Every site imports this file, so it loads little."""
 
-import copy
-import socket
 import sys
 from pathlib import Path
 
@@ -72,7 +70,7 @@ PROGRAMS = {
     "nvflare.private.fed.app.simulator.simulator_worker": "simulated site",
     "nvflare.private.fed.app.client.worker_process": "site",
     "nvflare.private.fed.app.server.runner_process": "server",
-    "src.federation.simulated": "server",
+    "nvflare.private.fed.app.simulator.simulator": "server",
 }
 
 
@@ -90,48 +88,6 @@ def answer_quickly() -> None:
 
         in_process_backend._RESULT_POLL_INTERVAL = SCRIPT_SECONDS
         DataBus().get_data(CLIENT_API_KEY).result_check_interval = SCRIPT_SECONDS
-
-
-# -- the simulator -----------------------------------------------------------------------------------------------------
-#
-# FLARE starts each site in a thread. Each looks for a free port that its process opens seconds later: two may find the same, and
-# train on each other's data. And all write their site's name into one dictionary before they send it, where it may be
-# overwritten. Here a port is held until the run ends, and every thread has its own dictionary.
-
-SIMULATOR = "nvflare.private.fed.app.simulator.simulator"
-_held: list[socket.socket] = []
-
-
-def hold_open_ports(number: int) -> list[int]:
-    """Find free ports that the system gives to nobody else: a socket holds each, bound, and a listener may reuse its address."""
-    holders = [socket.socket() for _ in range(number)]
-    for holder in holders:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind(("", 0))
-    _held.extend(holders)
-    return [holder.getsockname()[1] for holder in holders]
-
-
-def mend_simulator() -> None:
-    from nvflare.private.fed.app.deployer import simulator_deployer
-    from nvflare.private.fed.app.simulator import simulator_runner
-
-    simulator_runner.get_open_ports = simulator_deployer.get_open_ports = hold_open_ports
-    start = simulator_runner.SimulatorClientRunner.do_one_task
-
-    def do_one_task(runner, *args, **options):
-        own = copy.copy(runner)
-        own.build_ctx = dict(runner.build_ctx)
-        return start(own, *args, **options)
-
-    simulator_runner.SimulatorClientRunner.do_one_task = do_one_task
-
-
-def allow_usual_classes(workspace: str) -> None:
-    """Write FLARE's default list of classes that a job may name into a simulator's workspace, as ``SimEnv.deploy`` does."""
-    from nvflare.recipe.sim_env import SimEnv
-
-    SimEnv._ensure_default_component_policy(workspace)
 
 
 # -- sites that come back: what the server and a job's process, which loads more, both must know; see deploy/flare_2_9.py -

@@ -6,7 +6,7 @@ import sys
 
 from src.federation.flare_2_9 import process_kind
 
-AT_A_SITE = ("matplotlib", "mlflow", "pandas")
+AT_A_SITE = ("gdown", "jsonschema", "matplotlib", "mlflow", "pandas", "sklearn", "tensorboard")
 UNUSED = {"site": AT_A_SITE, "simulated site": AT_A_SITE, "server": (*AT_A_SITE, "ignite")}  # a server trains nothing
 
 hidden = [name for name in UNUSED.get(process_kind(), ()) if name not in sys.modules]

@@ -20,6 +20,7 @@ from pydantic import StrictBool, StrictInt
 
 from src.common.datalists import site_names
 from src.common.errors import CourseError, some_of
+from src.common.paths import own_folder
 from src.common.settings import CONFIG, Checked, Positive, StudySettings
 from src.common.task import Task, shapes, unlike
 from src.federation.aggregation import SampleWeightedMean
@@ -36,7 +37,6 @@ from src.federation.flare_2_9 import (
     server_of,
 )
 from src.federation.methods import METHODS
-from src.federation.processes import own_folder
 from src.federation.reasons import LastWords
 from src.federation.scaffold import RecordedScaffold
 from src.federation.server import FIRST_CONTACT, RunRecorder

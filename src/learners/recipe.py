@@ -8,8 +8,8 @@ from nvflare.app_opt.pt.job_config.base_fed_job import BaseFedJob
 from nvflare.fuel.utils.constants import FrameworkType
 from nvflare.recipe.spec import Recipe
 
+from src.common.paths import own_folder
 from src.federation.aggregation import SampleWeightedMean
-from src.federation.processes import own_folder
 from src.federation.recipes import add_everything, start, start_from
 from src.learners.supervised_monai_prostate_learner import SupervisedMonaiProstateLearner
 from src.prostate.card import CONFIG_FILE, Settings

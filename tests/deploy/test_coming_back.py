@@ -5,10 +5,10 @@ import pytest
 from data_scripts.mednist_sites import share_out
 from data_scripts.phantoms.mednist import write
 from deploy.federation import Federation
+from deploy.simulator import CourseSimEnv
 from src.federation.methods import METHODS
 from src.federation.recipes import client_recipe
 from src.federation.run import Run
-from src.federation.simulator import CourseSimEnv
 from src.federation.site import KEPT, STATE
 from src.mednist.card import Settings
 from src.mednist.evaluation import TASK

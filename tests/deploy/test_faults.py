@@ -29,8 +29,8 @@ from deploy.kits import (
     sign_anew,
     use_installed_code,
 )
+from deploy.processes import end_processes_below, processes_below
 from deploy.returning import TWICE
-from src.federation.processes import end_processes_below, processes_below
 from src.federation.run import FINAL, Run
 from src.federation.server import GONE
 from src.learners.recipe import learner_recipe

@@ -18,9 +18,9 @@ from nvflare.fuel.flare_api.api_spec import AuthorizationError
 from data_scripts.mednist_sites import share_out
 from deploy.federation import Federation
 from deploy.kits import ADMIN, LEAD, SERVER
+from deploy.processes import processes_below
 from src.common.datalists import DATALIST
 from src.common.paths import sites_folder
-from src.federation.processes import processes_below
 from src.federation.recipes import client_recipe
 from src.federation.run import Run
 from src.mednist.card import Settings

@@ -19,12 +19,11 @@ from nvflare.lighter.utils import load_crt
 from nvflare.security.security import FLAuthorizer
 from nvflare.tool.deploy.deploy_commands import prepare_deployment
 
-from deploy import returning
+from deploy import processes, returning
 from deploy.federation import Federation
 from deploy.guard import clear_away
 from deploy.kits import LEAD, ROOT_DAYS, SERVER, USERS, knock, project, provision, set_up_server, set_up_site
 from src.common.datalists import PARTS
-from src.federation import processes
 from tests.tests_support import course_error, names_in, rows
 
 ROOT = Path(__file__).resolve().parents[2]

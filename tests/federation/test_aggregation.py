@@ -11,6 +11,7 @@ from nvflare.app_common.abstract.fl_model import FLModel, ParamsType
 from nvflare.app_common.abstract.model import make_model_learnable
 from nvflare.app_common.app_constant import AppConstants
 
+from deploy.simulator import CourseSimEnv
 from src.federation.aggregation import CoordinateMedian, SampleWeightedMean
 from src.federation.flare_2_9 import server_of
 from src.federation.methods import METHODS
@@ -223,13 +224,13 @@ def test_the_course_s_recipe_takes_another_aggregator_where_flare_s_does(tmp_pat
 
 @pytest.mark.slow
 @rows(("median", CoordinateMedian, True), ("mean", SampleWeightedMean, False))
-def test_in_a_run_a_site_that_multiplies_its_update_moves_the_mean_and_not_the_median(kind, holds, quick, tmp_path):
+def test_in_a_run_a_site_that_multiplies_its_update_moves_the_mean_and_not_the_median(kind, holds, tmp_path):
     """Each honest site adds one in each of two rounds."""
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "start.pt")
     lie = 'if site == "site-3":\n    params = {name: -20 * value for name, value in params.items()}'
     recipe = toy_recipe(tmp_path, 3, 2, lie, tmp_path / "start.pt", final_evaluation=False)
     server_of(recipe).workflows[0].controller.aggregator = kind()
-    run = Run(recipe.execute(quick(3)).get_result())
+    run = Run(recipe.execute(CourseSimEnv(3)).get_result())
     assert run.contributions["accepted"].all() and len(run.contributions) == 6
     final, first = run.weights(run.final_model), torch.load(tmp_path / "start.pt", weights_only=True)
     assert all(torch.allclose(final[name], first[name] + 2) == holds for name in first)

@@ -1,35 +1,22 @@
 """What the course touches of FLARE's insides is needed and is still called so: a test fails on the day when that changes."""
 
-import contextlib
 import inspect
 import json
 import re
-import socket
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from nvflare.app_common.executors.client_api import in_process_backend
-from nvflare.app_common.widgets.component_path_authorizer import CLASS_ALLOW_LIST
 from nvflare.app_opt.pt.recipes import FedAvgRecipe, FedOptRecipe, ScaffoldRecipe
 from nvflare.app_opt.statistics.df.df_core_statistics import DFStatisticsCore
 from nvflare.client.api_spec import CLIENT_API_KEY
 from nvflare.client.in_process.api import InProcessClientAPI
 from nvflare.fuel.data_event.data_bus import DataBus
-from nvflare.fuel.utils.network_utils import get_open_ports
 from nvflare.job_config.api import FedJob
-from nvflare.private.fed.app.deployer import simulator_deployer
-from nvflare.private.fed.app.simulator import simulator_runner
-from nvflare.private.fed.server.admin import check_client_replies
-from nvflare.private.fed.server.job_runner import JobRunner
-from nvflare.private.fed.utils.fed_utils import extract_participants
 from nvflare.recipe.fedstats import FedStatsRecipe
-from nvflare.recipe.sim_env import SimEnv
 from nvflare.recipe.utils import add_final_global_evaluation
 
 from src.federation import flare_2_9
@@ -109,79 +96,6 @@ def test_programs_are_known_by_name_and_in_the_simulator_a_script_and_flare_look
     monkeypatch.setattr(flare_2_9, "process_kind", lambda: "simulated site")
     flare_2_9.answer_quickly()
     assert api.result_check_interval == in_process_backend._RESULT_POLL_INTERVAL == flare_2_9.SCRIPT_SECONDS
-
-
-@pytest.fixture(scope="module")
-def flares():
-    """FLARE's own method that starts a site, and the same with what the course mends."""
-    flares = simulator_runner.SimulatorClientRunner.do_one_task
-    ports = simulator_runner.get_open_ports, simulator_deployer.get_open_ports
-    flare_2_9.mend_simulator()
-    yield flares, simulator_runner.SimulatorClientRunner.do_one_task
-    simulator_runner.SimulatorClientRunner.do_one_task = flares
-    simulator_runner.get_open_ports, simulator_deployer.get_open_ports = ports
-
-
-@rows(("by FLARE", False, 1), ("mended", True, 3))
-def test_flare_alone_tells_some_sites_the_name_of_another(mended, names, flares, monkeypatch, tmp_path):
-    """All threads have written their site's name before the first one sends it."""
-    told, written, lock = {}, threading.Barrier(len(SITES)), threading.Lock()
-
-    def send(data):
-        written.wait(timeout=30)
-        told[data["deploy_args"].workspace.rpartition("/")[2]] = data["build_ctx"]["client_name"]
-
-    connected = lambda runner, port, timeout=60.0: SimpleNamespace(send=send)  # noqa: E731
-    monkeypatch.setattr(simulator_runner.SimulatorClientRunner, "_create_connection", connected)
-    ended = SimpleNamespace(returncode=1, poll=lambda: 1)
-    monkeypatch.setattr(simulator_runner.subprocess, "Popen", lambda command, **options: ended)
-    for site in SITES:
-        for folder in ("startup", "local"):  # FLARE looks whether they are there
-            (tmp_path / site / folder).mkdir(parents=True)
-    args = SimpleNamespace(workspace=str(tmp_path), set=[], log_config=None)
-    cell = SimpleNamespace(get_root_url_for_child=lambda: "root", get_internal_listener_url=lambda: "parent")
-    clients = [SimpleNamespace(client_name=site, token="token", cell=cell) for site in SITES]
-    about = {"client_name": ""}
-    runner = simulator_runner.SimulatorClientRunner(str(tmp_path / "none"), args, clients, {}, args, about)
-    with ThreadPoolExecutor(len(SITES)) as pool:
-        list(pool.map(lambda client: flares[mended](runner, client, len(SITES), None, lock), clients))
-    assert set(told) == set(SITES) and len(set(told.values())) == names
-    assert not mended or told == dict(zip(SITES, SITES, strict=True))
-
-
-def offers(port: int) -> bool:
-    """Whether the system lets somebody else have this port."""
-    with contextlib.suppress(OSError), socket.socket() as other:
-        other.bind(("", port))
-        return True
-    return False
-
-
-def test_flare_alone_only_looks_for_a_port_and_the_mended_one_is_offered_to_nobody_else(flares):
-    assert offers(get_open_ports(1)[0])
-    for place in (simulator_runner, simulator_deployer):
-        port = place.get_open_ports(1)[0]
-        assert not offers(port)
-        with socket.create_server(("localhost", port)), socket.create_connection(("localhost", port)):
-            assert not offers(port), "while its process listens and FLARE has connected"
-        assert not offers(port), "also when the process has closed it again"
-        assert port not in {found for _ in range(50) for found in get_open_ports(20)}
-
-
-def test_an_environment_has_to_allow_the_usual_classes(tmp_path):
-    """That the simulator is a program: see ``test_simulator.py``."""
-    assert "_ensure_default_component_policy" in inspect.getsource(SimEnv.deploy), "which the course's replaces"
-    flare_2_9.allow_usual_classes(str(tmp_path))
-    (resources,) = (tmp_path / "local").iterdir()
-    assert json.loads(resources.read_text())[CLASS_ALLOW_LIST]
-
-
-def test_what_a_job_runner_does_at_a_jobs_start_has_no_public_name():
-    """That FLARE does not do it by itself is proved in a real federation: tests/deploy/test_faults.py."""
-    assert " ".join(inspect.signature(JobRunner._make_deploy_message).parameters) == "job app_data app_name fl_ctx"
-    assert "self._pending_client_outcomes" in inspect.getsource(JobRunner.__init__)
-    assert extract_participants(["site-1"]) == ["site-1"]
-    assert {"strict"} <= set(inspect.signature(check_client_replies).parameters)
 
 
 def test_nothing_else_in_the_project_touches_a_private_name_of_flares():

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -13,22 +12,21 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
 from benchmarks.local import train_locally
 from data_scripts.mednist_sites import share_out
 from data_scripts.together import read_sites
+from deploy.processes import plain_paths
+from deploy.simulator import CourseSimEnv
 from src.common.datalists import sites_folder
 from src.common.errors import CourseError
 from src.common.files import write_json
-from src.federation.processes import plain_paths
 from src.federation.recipes import client_recipe
 from src.federation.record import read_record
 from src.federation.run import Run
 from src.federation.server import LOST
-from src.federation.simulator import CourseSimEnv
 from src.learners.recipe import learner_recipe
 from src.mednist.card import Settings
 from src.mednist.training import TASK
@@ -59,7 +57,7 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COURSE_DATA", str(root / "the data"))
         patch.setenv("COURSE_RUNS", str(root / "my runs"))
-        patch.setattr("src.federation.simulator.cores", lambda: 1)
+        patch.setattr("deploy.simulator.cores", lambda: 1)
         yield root
     torch.set_num_threads(threads)
 
@@ -297,8 +295,8 @@ def test_neither_a_name_nor_a_path_has_left_a_site(hospitals):
         assert PATIENT in log and os.environ["COURSE_DATA"] in log and "Traceback" in log, "the site's own says all"
 
 
-def test_where_all_are_needed_a_killed_site_ends_the_run_within_30_seconds(hospitals, place, quick, capfd):
-    env = quick(["healthy", "killed"])
+def test_where_all_are_needed_a_killed_site_ends_the_run_within_30_seconds(hospitals, place, capfd):
+    env = CourseSimEnv(["healthy", "killed"])
     with pytest.raises(CourseError) as caught:
         client_recipe(TASK, 2, FEW, client=place / "failing_client.py").execute(env)
     assert seconds_since_the_kill(time.time()) < 30
@@ -330,7 +328,7 @@ if site in ("misshapen", "poisons"):
 
 
 @pytest.fixture(scope="module")
-def started(place, quick):
+def started(place):
     """Runs at the same time, for FLARE mostly waits: name → environment and what will be the run or its error."""
     few, late = (Path(tempfile.mkdtemp(dir=place)) for _ in range(2))
     share(place, "sixteen", 16, how="counts", counts=[1, *[3] * 14, 5], seed=5)
@@ -345,7 +343,7 @@ def started(place, quick):
         "sixteen": (client_recipe(TASK, 16, still, initial=place / "first model.pt"), 16),
     }
     with ThreadPoolExecutor(len(runs)) as pool:
-        envs = {name: quick(sites, name) for name, (_, sites) in runs.items()}
+        envs = {name: CourseSimEnv(sites, name) for name, (_, sites) in runs.items()}
         yield {name: (envs[name], pool.submit(made.execute, envs[name])) for name, (made, _) in runs.items()}
 
 
@@ -385,59 +383,3 @@ def test_sixteen_sites_one_with_one_image_and_one_without_some_class(started):
     assert complaints(run.folder) == []
     wait([future for _, future in started.values()])
     assert processes_of(run.folder) == [], "and nothing of the others"
-
-
-PROGRAM = """
-import signal
-import sys
-from pathlib import Path
-from src.federation.simulator import CourseSimEnv
-from tests.runs_support import toy_recipe
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, as these tests may be, ignores Ctrl-C
-
-env = CourseSimEnv(1, "toy")
-made = toy_recipe(Path(sys.argv[1]), 1, 2, "time.sleep(600)")
-print(env.run_folder, flush=True)
-made.execute(env)
-"""
-WAYS = {
-    "Ctrl-C": lambda program: program.send_signal(signal.SIGINT),  # what a notebook's stop button does
-    "Ctrl-C in a terminal": lambda program: os.killpg(program.pid, signal.SIGINT),
-    "SIGTERM": lambda program: program.terminate(),
-}
-
-
-def test_whoever_ends_a_run_leaves_nothing_behind(place):
-    """Three programs that run a toy federation whose only site never answers, each ended in its own way while its site trains."""
-    started, pipes = {}, {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    try:
-        for way in WAYS:
-            folder = tempfile.mkdtemp(prefix="ended ", dir=place)
-            about = {"cwd": folder, "env": {**os.environ, "COURSE_RUNS": folder, "PYTHONPATH": str(ROOT)}}
-            command = [sys.executable, "-c", PROGRAM, folder]
-            started[way] = subprocess.Popen(command, start_new_session=True, **about, **pipes)
-        for program in started.values():
-            program.run_folder, deadline = Path(program.stdout.readline().strip()), time.monotonic() + 120
-            while not any(entry["event"] == "round started" for entry in read_record(program.run_folder)):
-                assert time.monotonic() < deadline and program.poll() is None, program.stderr.read()
-                time.sleep(0.1)
-            program.family = psutil.Process(program.pid).children(recursive=True)
-            assert len(program.family) >= 2 and links(program.pid)
-        time.sleep(1)
-        for way, end in WAYS.items():
-            end(started[way])
-        for way, one in started.items():
-            error = one.communicate(timeout=60)[1]
-            assert one.returncode == (128 + signal.SIGTERM if way == "SIGTERM" else -signal.SIGINT), way
-            assert ("KeyboardInterrupt" in error) == (way != "SIGTERM")
-            assert [process for process in one.family if process.is_running() and process.status() != "zombie"] == []
-            assert processes_of(one.run_folder) == [] and not links(one.pid)
-            assert json.loads((one.run_folder / "run.json").read_text())["status"] == "failed"
-            course_error(r"\(failed\) saved no FL_global_model", getattr, Run(one.run_folder), "final_model")
-    finally:
-        for program in started.values():  # after a failed test nothing may go on
-            if program.poll() is None:
-                for process in (*psutil.Process(program.pid).children(recursive=True), program):
-                    process.kill()
-            program.wait()

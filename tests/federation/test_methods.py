@@ -12,6 +12,7 @@ from nvflare.app_common.app_constant import AlgorithmConstants
 from nvflare.recipe.utils import add_cross_site_evaluation
 
 from data_scripts.mednist_sites import share_out
+from deploy.simulator import CourseSimEnv
 from src.federation import methods
 from src.federation.methods import METHODS, at_site, batchnorm_tensors
 from src.federation.reasons import REASON, WITHOUT_STATE
@@ -200,7 +201,7 @@ def test_a_state_that_cannot_be_read_is_none(tmp_path, start, caplog):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, quick):
+def runs(tmp_path_factory):
     """Name → a run at two sites of unequal size. Some at a time, for FLARE mostly waits when it starts and ends."""
     root = tmp_path_factory.mktemp("methods")
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(4) as pool:
@@ -218,7 +219,7 @@ def runs(tmp_path_factory, quick):
         add_cross_site_evaluation(made["fedbn"])
         patch.setitem(methods.DEFAULTS, "fedavgm", {"path": "torch.optim.SGD", "args": {"lr": 1.0}})
         made["plain"] = recipe("fedavgm")
-        started = {name: pool.submit(one.execute, quick(2, f"methods_{name}")) for name, one in made.items()}
+        started = {name: pool.submit(one.execute, CourseSimEnv(2, f"methods_{name}")) for name, one in made.items()}
         return {name: Run(one.result().get_result()) for name, one in started.items()}
 
 

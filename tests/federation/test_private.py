@@ -14,6 +14,7 @@ from scipy.stats import norm
 from benchmarks.federate import federate
 from data_scripts.mednist_sites import share_out
 from data_scripts.together import read_sites
+from deploy.simulator import CourseSimEnv
 from src.federation.engine import cosine, train_for
 from src.federation.private import DELTA, make_private, spent
 from src.federation.recipes import client_recipe
@@ -206,8 +207,8 @@ def test_what_was_spent_outlives_the_process(datalists, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_private_run_of_flare_tells_the_server_what_each_site_has_spent(datalists, quick, tmp_path, monkeypatch):
+def test_a_private_run_of_flare_tells_the_server_what_each_site_has_spent(datalists, tmp_path, monkeypatch):
     monkeypatch.setenv("COURSE_RUNS", str(tmp_path))
-    run = Run(client_recipe(TASK, 2, PRIVATE).execute(quick(["site-1", "site-2"])).get_result())
+    run = Run(client_recipe(TASK, 2, PRIVATE).execute(CourseSimEnv(["site-1", "site-2"])).get_result())
     curve = run.curve("epsilon")
     assert curve.shape == (2, 2) and (curve.iloc[1] > curve.iloc[0]).all() and (curve > 0).all(axis=None)

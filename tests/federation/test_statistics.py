@@ -15,6 +15,7 @@ from PIL import Image
 
 from data_scripts.mednist_sites import share_out
 from data_scripts.together import pooled, read_sites
+from deploy.simulator import CourseSimEnv
 from src.common.errors import CourseError
 from src.federation.recipes import add_record
 from src.mednist.evaluation import ImageStatistics
@@ -50,9 +51,9 @@ def counting(data: str, percent: float) -> FedStatsRecipe:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("percent", [30, 10], ids=["enough bins", "too few bins"])
-def test_a_real_run_adds_up_and_the_filter_decides_what_leaves(shared, quick, percent):
+def test_a_real_run_adds_up_and_the_filter_decides_what_leaves(shared, percent):
     """With six classes and some fifty images, a tenth of the images is too few bins for FLARE's filter, and 30% are enough."""
-    simulator = quick(2, "statistics")
+    simulator = CourseSimEnv(2, "statistics")
     counting(shared, percent).execute(simulator)
     assert not complaints(simulator.run_folder)
     found = json.loads(next(simulator.run_folder.rglob("statistics.json")).read_text())
@@ -79,9 +80,13 @@ def test_flares_filters_count_images_and_bins_and_let_a_class_pass_that_was_coun
 
 
 @pytest.mark.slow
-def test_a_site_with_a_spoiled_image_ends_the_run_by_name(shared, quick):
+def test_a_site_with_a_spoiled_image_ends_the_run_by_name(shared):
     """FLARE alone would wait for it without end."""
-    spoiled, simulator, started = Path(read_sites(shared)["site-2"]["training"][0]["image"]), quick(2), time.time()
+    spoiled, simulator, started = (
+        Path(read_sites(shared)["site-2"]["training"][0]["image"]),
+        CourseSimEnv(2),
+        time.time(),
+    )
     spoiled.write_bytes(spoiled.read_bytes()[:200])
     with pytest.raises(CourseError, match=r"failed at the task fed_stats\. site-2: an image cannot be read\. More is"):
         counting(shared, 30).execute(simulator)

@@ -6,15 +6,17 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from src.federation import simulator as module
-from src.federation.processes import end_processes_below, processes_below
+from deploy import simulator as module
+from deploy.flare_2_9 import SIMULATOR
+from deploy.processes import end_processes_below, processes_below
+from deploy.simulator import LOG_CONFIG, CourseSimEnv
 from src.federation.server import RECORD
-from src.federation.simulator import LOG_CONFIG, CourseSimEnv
 from tests.federation.test_run import Lines
 from tests.runs_support import links
 from tests.tests_support import course_error, rows
@@ -30,21 +32,23 @@ def record(sites=("site-1", "site-2")):
 @pytest.fixture
 def simulator(monkeypatch):
     """``simulator(lines)`` replaces FLARE's simulator; returns a list that will hold its command line and environment."""
-    real = subprocess.Popen
 
     def replace(lines=None):
         seen = []
 
-        def popen(command, **options):
-            assert command[1:3] == ["-m", "src.federation.simulated"]
-            seen.extend([command[3:], options["env"]])
+        def start(request):
+            command = request["arguments"]
+            seen.extend([command, request["environment"]])
             place = Path(command[command.index("-w") + 1], "server", "simulate_job")
             place.mkdir(parents=True)
             told = record() if lines is None else lines
             (place / RECORD).write_text("".join(json.dumps(line) + "\n" for line in told))
-            return real(["sleep", "0.3"], **options)
+            ends = time.monotonic() + 0.3
+            run = SimpleNamespace(returncode=0, close=lambda: None)
+            run.poll = lambda: None if time.monotonic() < ends else 0
+            return run
 
-        monkeypatch.setattr(module.subprocess, "Popen", popen)
+        monkeypatch.setattr(module, "Simulated", start)
         monkeypatch.setattr(module, "POLL_SECONDS", 0.02)
         return seen
 
@@ -108,17 +112,19 @@ def test_in_a_terminal_a_bar_counts_the_updates(lines, seen, simulator, capfd, m
 
 
 def test_somebody_else_s_src_in_the_current_folder_is_not_taken_for_the_course(tmp_path, monkeypatch):
-    """The program that the simulator's process imports, for its help."""
-    for package in (tmp_path / "src", tmp_path / "src" / "federation"):
+    """Where the program of the simulator, and what it imports, comes from."""
+    for package in (tmp_path / "src", tmp_path / "src" / "federation", tmp_path / "deploy"):
         package.mkdir()
         (package / "__init__.py").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(module.CODE))
     real = subprocess.Popen
-    monkeypatch.setattr(module.subprocess, "Popen", lambda command, **how: real([*command[:3], "--help"], **how))
+    asks = "import deploy.simulated as one, src.federation as other; print(one.__file__, next(iter(other.__path__)))"
+    monkeypatch.setattr(module.subprocess, "Popen", lambda command, **how: real([command[0], "-c", asks], **how))
     env = CourseSimEnv(2)
     env.deploy(JOB)
-    assert "job_folder" in (env.run_folder / "console.log").read_text()
+    found = f"{module.CODE}/deploy/simulated.py {module.CODE}/src/federation"
+    assert (env.run_folder / "console.log").read_text().strip() == found
 
 
 def test_links_of_a_process_that_was_killed_are_cleared_away(simulator, monkeypatch, tmp_path):
@@ -151,7 +157,7 @@ while True:
 
 @rows(
     ("of FLARE", SLEEPS, ["nvflare.x", "FOLDER"], True),
-    ("the simulator", SLEEPS, ["-m", "src.federation.simulated", "FOLDER"], True),
+    ("the simulator", SLEEPS, ["-m", SIMULATOR, "FOLDER"], True),
     ("one that does not listen", DEAF, ["nvflare.x", "FOLDER"], True),
     # FLARE's simulator starts a site again whose process has ended, as long as it lives itself.
     ("one that starts another meanwhile", STARTS_ANEW, ["nvflare.x", "FOLDER"], True),

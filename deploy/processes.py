@@ -1,9 +1,7 @@
 """FLARE's processes that work in a folder: given plain paths, found by their command lines, and ended."""
 
 import contextlib
-import os
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,8 +10,9 @@ from pathlib import Path
 import psutil
 
 from src.common.errors import CourseError
+from src.common.paths import own_folder
 
-MODULES = ("nvflare.", "src.federation.")  # which such a process's command line names
+MODULES = "nvflare."  # which such a process's command line names
 PATIENCE_SECONDS, END_SECONDS = 3.0, 60.0
 PLAIN = re.compile(r"[\w./~+=@:-]+", re.ASCII)
 
@@ -44,14 +43,6 @@ def end_processes_below(*folders: Path | str, patience: float = PATIENCE_SECONDS
                 with contextlib.suppress(psutil.NoSuchProcess):
                     getattr(process, end)()
             family = psutil.wait_procs(family, timeout=seconds)[1]
-
-
-def own_folder(what: str) -> tempfile.TemporaryDirectory:
-    """A temporary folder of this process; those of processes that were killed go first."""
-    for left in Path(tempfile.gettempdir()).glob(f"course-{what}-[0-9]*-*"):
-        if not psutil.pid_exists(int(left.name.split("-")[2])):
-            shutil.rmtree(left, ignore_errors=True)
-    return tempfile.TemporaryDirectory(prefix=f"course-{what}-{os.getpid()}-")
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """Where a recipe is executed: FLARE's simulator on this machine, with a progress bar and errors that name the site."""
 
+import atexit
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,24 +11,28 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from multiprocessing.reduction import send_handle
 from pathlib import Path
+from typing import ClassVar
 
 from nvflare.fuel.utils import log_utils
 from nvflare.job_config.api import FedJob
 from nvflare.recipe.sim_env import SimEnv
 from tqdm.auto import tqdm
 
+from deploy.flare_2_9 import allow_usual_classes
+from deploy.processes import end_processes_below, plain_paths
+from deploy.simulated import FORKS, STALE
 from src.common.datalists import site_names
 from src.common.errors import CourseError, some_of
 from src.common.files import read_json, write_json
 from src.common.paths import new_run_folder
-from src.federation.flare_2_9 import allow_usual_classes
-from src.federation.processes import end_processes_below, plain_paths
 from src.federation.record import failure_report, progress, read_record, shortfall
 from src.federation.run import RUN, Run
 
-POLL_SECONDS, SILENCE, LOG_CONFIG = 0.3, 24 * 3600, "log_config.json"
-CODE = Path(__file__).resolve().parents[2]  # where this process's ``src`` is, for those that it starts
+POLL_SECONDS, SILENCE, END_SECONDS, LOG_CONFIG = 0.1, 24 * 3600, 60, "log_config.json"
+LATE = ("COURSE_", "PYTEST_")  # of the environment: read when it is needed, not when a package loads
+CODE = Path(__file__).resolve().parents[1]  # where this process's ``src`` is, for those that it starts
 EXPORT = threading.Lock()  # of threads: it parses code, see https://github.com/python/cpython/issues/106905
 
 
@@ -44,7 +50,7 @@ class CourseSimEnv(SimEnv):
     ``silence`` seconds is ended."""
 
     def __init__(self, sites: int | Sequence[str], name="simulation", folder: Path | None = None, silence=SILENCE):
-        names, self.silence, self.python = site_names(sites), silence, Path(sys.executable)
+        names, self.silence = site_names(sites), silence
         self.run_folder = Path(folder or new_run_folder(name)).resolve()
         super().__init__(clients=names, num_threads=len(names), workspace_root=str(self.run_folder))
 
@@ -92,29 +98,32 @@ class CourseSimEnv(SimEnv):
         logging = read_json(Path(log_utils.__file__).with_name(LOG_CONFIG))
         logging["loggers"]["root"]["handlers"].remove("consoleHandler")
         write_json(workspace / "local" / LOG_CONFIG, logging)
-        with _exit_on_sigterm(), plain_paths(self.python, self.run_folder) as (python, folder):
-            command = [python, "-m", "src.federation.simulated", f"{folder}/job/{job}", "-w", f"{folder}/{job}"]
-            command += ["-c", ",".join(self.clients), "-n", str(self.num_clients), "-t", str(self.num_threads)]
-            command += ["-l", f"{folder}/{job}/local/{LOG_CONFIG}"]
+        with _exit_on_sigterm(), plain_paths(Path(sys.executable), self.run_folder) as (python, folder):
+            arguments = [f"{folder}/job/{job}", "-w", f"{folder}/{job}", "-l", f"{folder}/{job}/local/{LOG_CONFIG}"]
+            arguments += ["-c", ",".join(self.clients), "-n", str(self.num_clients), "-t", str(self.num_threads)]
             threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(max(1, cores() // self.num_clients)))
             # FLARE's many threads would each get a heap of their own, which glibc never shrinks: one is enough.
             environment = {"MALLOC_ARENA_MAX": "1", **os.environ, **threads}
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(CODE)]))
-            # Not in the current folder: what is called src there may be somebody else's.
-            how = {"cwd": self.run_folder, "env": environment, "stderr": subprocess.STDOUT}
-            with (self.run_folder / "console.log").open("w") as console:
-                process = subprocess.Popen(command, stdout=console, **how)
-                try:
-                    self._wait(process)
-                finally:
-                    # Found by the workspace in their command lines: sites are sessions of their own, and lose their parent when
-                    # Ctrl-C in a terminal reaches the simulator first. After a normal end there is none.
-                    end_processes_below(f"{folder}/{job}", patience=5.0)
-                    process.wait(timeout=60)
+            console = self.run_folder / "console.log"
+            request = {
+                "python": python,
+                "folder": str(self.run_folder),
+                "sites": self.num_clients,
+                "arguments": arguments,
+            }
+            console.touch()
+            process = Simulated(request | {"environment": environment, "console": str(console)})
+            try:
+                self._wait(process)
+            finally:
+                process.close()
+                # Found by the workspace in their command lines. After a normal end there is none.
+                end_processes_below(f"{folder}/{job}", patience=0)
         if process.returncode:
             raise CourseError(failure_report(self.run_folder, workspace, self.clients))
 
-    def _wait(self, process: subprocess.Popen) -> None:
+    def _wait(self, process: "Simulated") -> None:
         """Follow the record: a bar where somebody looks, in a terminal or a notebook, one line a round in a log."""
         ipython = sys.modules.get("IPython")  # that it is imported does not make this process a notebook's kernel
         quiet = not (sys.stderr.isatty() or (ipython and ipython.get_ipython()))
@@ -148,3 +157,96 @@ def _exit_on_sigterm() -> Iterator[None]:
             before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
             after.callback(signal.signal, signal.SIGTERM, before)
         yield
+
+
+class Forker:
+    """A process of :mod:`deploy.simulated`. One is kept for the next run, unless ``COURSE_WARM=0``; it costs some 400 MB meanwhile.
+
+    It is taken again only while a new one would be the same: with this environment, but for what is read late, and the same code
+    on the disk, as it sees for itself."""
+
+    kept: ClassVar["Forker | None"] = None
+    lock = threading.Lock()
+
+    def __init__(self, environment: dict[str, str], console: Path):
+        self.environment, self.runs = _early(environment), 0
+        self.control, other = multiprocessing.Pipe()
+        command = [sys.executable, "-m", "deploy.simulated"]
+        # A session of its own, for Ctrl-C in a terminal is for this process. Not in the current folder: what is called src there
+        # may be somebody else's.
+        how = {"cwd": CODE, "env": environment, "start_new_session": True}
+        with console.open("a") as out, other:
+            self.process = subprocess.Popen(command, stdin=other.fileno(), stdout=out, stderr=out, **how)
+
+    @classmethod
+    def take(cls, environment: dict[str, str], console: Path) -> "Forker":
+        """The kept one if it is as a new one would be, else a new one."""
+        with cls.lock:
+            if not (
+                FORKS and cls.kept and cls.kept.environment == _early(environment) and cls.kept.process.poll() is None
+            ):
+                cls.drop()
+                cls.kept = cls(environment, console)
+            cls.kept.runs += 1
+            return cls.kept
+
+    def give_back(self, again: bool) -> None:
+        """After a run; ``again``: it may serve another one."""
+        with self.lock:
+            self.runs -= 1
+            if self is Forker.kept and not (again and FORKS and os.environ.get("COURSE_WARM") != "0"):
+                self.drop()
+            elif self is not Forker.kept and not self.runs:
+                self.end()
+
+    @classmethod
+    def drop(cls) -> None:
+        if (one := cls.kept) and not one.runs:
+            one.end()
+        cls.kept = None
+
+    def end(self) -> None:
+        self.control.close()
+        self.process.kill()  # what it has forked ends with it
+        self.process.wait(END_SECONDS)
+
+
+atexit.register(Forker.drop)
+
+
+def _early(environment: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if not name.startswith(LATE)}
+
+
+class Simulated:
+    """A run by a :class:`Forker`: ``request`` is what :func:`deploy.simulated._simulate` is given."""
+
+    def __init__(self, request: dict):
+        self.request, self.returncode = request, None
+        self._start()
+
+    def _start(self) -> None:
+        self.forker = Forker.take(self.request["environment"], Path(self.request["console"]))
+        self.status, other = multiprocessing.Pipe()
+        with other, contextlib.suppress(BrokenPipeError), Forker.lock:  # if it has ended, poll() will see that
+            self.forker.control.send(self.request)
+            send_handle(self.forker.control, other.fileno(), self.forker.process.pid)
+
+    def poll(self) -> int | None:
+        """The exit status of the run; None while it goes on."""
+        if self.returncode is None and self.status.poll():
+            try:
+                said = self.status.recv()
+            except EOFError:  # the process is gone
+                said = self.forker.process.wait(END_SECONDS)
+            if said == STALE:
+                self.close(again=False)
+                self._start()
+            else:
+                self.returncode = said
+        return self.returncode
+
+    def close(self, again: bool = True) -> None:
+        """End the run, if it goes on."""
+        self.status.close()
+        self.forker.give_back(again)
