@@ -19,9 +19,10 @@ from benchmarks import threads
 from benchmarks.costs import megabytes_per_round, parts
 from benchmarks.local import train_locally
 from benchmarks.measure import Watch, plain_seconds, plain_seconds_side_by_side
+from benchmarks.peer_flower.run import flower_seconds
 from data_scripts.prepare import described, prepare
 from data_scripts.together import pooled, read_sites
-from deploy.simulator import CourseSimEnv
+from deploy.simulator import CourseSimEnv, Forker
 from src.common.files import write_json
 from src.common.paths import sites_folder
 from src.common.task import Task
@@ -30,6 +31,7 @@ from src.federation.recipes import client_recipe
 from src.federation.run import Run
 from src.tasks import tasks
 
+REPEATS = 3  # of all that takes time, one after the other; medians count
 BARS = Path(__file__).with_name("bars.json")
 """Task → figure → limit; a negative limit means "at least". A task without an entry is measured and has no bar."""
 
@@ -38,36 +40,26 @@ def measure(task: Task) -> dict:
     """All figures of one task."""
     settings, data = task.settings(), prepare(task.name)
     datalists = read_sites(data)
-    everything, device = pooled(datalists), pick_device()
+    everything = pooled(datalists)
 
-    few = max(1, round(4000 / len(everything["training"]) / settings.epochs))
-    together = plain_seconds(task.name, everything["training"], settings, few)
-    apart = plain_seconds_side_by_side(task.name, everything["training"], settings, few)
-    prepared = task.prepare(everything["validation"], settings, None)
-    model = task.to_device(task.new_model(), device)
-    task.evaluate(model, prepared[:1], settings, device)
-    started = time.perf_counter()
-    task.evaluate(model, prepared, settings, device)
-    validation = (settings.rounds + 1) * (time.perf_counter() - started)
-    bare, whole = (min(a, b) * settings.epochs + validation for a, b in zip(together, apart, strict=True))
-
-    runs, seconds = [], []
-    for number in range(2):  # the first run prepares the volumes of a task that keeps them, the second one finds them
-        if number == 0:
-            _forget_caches(data)
-        simulator = CourseSimEnv(list(datalists), task.name)
-        recipe = client_recipe(task, len(datalists), settings if number else settings.changed(rounds=1))
-        with Watch() as watch:
-            run = Run(recipe.execute(simulator).get_result())
-        runs.append(run)
-        seconds.append(parts(run))
-    run = runs[1]
+    _forget_caches(data)
+    _federated(task, datalists, settings.changed(rounds=1))  # it prepares what a task keeps of its volumes
+    limits, cold, warm, flower = [], [], [], []
+    for _ in range(REPEATS):
+        limits.append(limit(task, everything, settings))
+        Forker.drop()
+        cold.append(_federated(task, datalists, settings))
+        warm.append(_federated(task, datalists, settings))
+        flower.append(flower_seconds(task.name))
+    together, apart, whole, bare = sorted(limits, key=lambda one: one[2])[REPEATS // 2]
+    run, watch = sorted(warm, key=lambda one: one[1].seconds)[REPEATS // 2]
+    cold_run, cold_watch = sorted(cold, key=lambda one: one[1].seconds)[REPEATS // 2]
 
     local = train_locally(task, everything, settings)
-    scores = {
-        name: task.evaluate_cases(one, everything["testing"], settings)
-        for name, one in {"federated": task.load_model(run.weights(run.final_model)), "pooled": local.model}.items()
-    }
+    models = {"federated": task.load_model(run.weights(run.final_model)), "pooled": local.model}
+    if all(flower):
+        models["Flower"] = task.load_model(flower[0][1])
+    scores = {name: task.evaluate_cases(one, everything["testing"], settings) for name, one in models.items()}
     measure_name = task.key_metric.removeprefix("val_")
     test = {name: float(table[measure_name].mean()) for name, table in scores.items()}
     busy = {"alone": threads.measure(threads.CHOSEN), "beside": threads.measure(threads.CHOSEN, 1)}
@@ -75,6 +67,8 @@ def measure(task: Task) -> dict:
     sites = [memory for name, memory in watch.peak_memory.items() if name != "server"]
     figures = {
         "wall time / limit": watch.seconds / whole,
+        "wall time / limit, the first run of a notebook": cold_watch.seconds / whole,
+        **({"wall time of Flower / wall time": sorted(flower)[REPEATS // 2][0] / watch.seconds} if all(flower) else {}),
         "peak memory of a site (GB)": max(sites) / 1e9,
         f"test {measure_name} of the global model": test["federated"],
         f"federated / pooled test {measure_name}": test["federated"] / test["pooled"],
@@ -93,8 +87,10 @@ def measure(task: Task) -> dict:
         "limit_seconds": whole,
         "limit_seconds_without_augmentation": bare,
         "wall_seconds": watch.seconds,
-        "seconds": seconds[1],
-        "first_start_up_seconds": seconds[0]["start-up"],
+        "seconds": parts(run),
+        "all_wall_seconds": {"warm": [w.seconds for _, w in warm], "cold": [w.seconds for _, w in cold]},
+        "flower_seconds": [one[0] for one in flower if one],
+        "first_start_up_seconds": parts(cold_run)["start-up"],
         "peak_memory_gb": {name: memory / 1e9 for name, memory in sorted(watch.peak_memory.items())},
         "bytes_per_round": {
             "weights": round(1e6 * megabytes_per_round(run)),
@@ -104,6 +100,29 @@ def measure(task: Task) -> dict:
         "test": {"metric": measure_name, **test},
         "figures": {name: round(value, 3) for name, value in figures.items()},
     }
+
+
+def limit(task: Task, everything: dict, settings) -> tuple:
+    """Seconds of a plain loop an epoch by all threads and by a process a core, each without and with augmentation; the faster one's
+    for the whole study with its validation, the limit of what a federation on this machine can reach; and without augmentation."""
+    few, device = max(1, round(4000 / len(everything["training"]) / settings.epochs)), pick_device()
+    together = plain_seconds(task.name, everything["training"], settings, few)
+    apart = plain_seconds_side_by_side(task.name, everything["training"], settings, few)
+    prepared = task.prepare(everything["validation"], settings, None)
+    model = task.to_device(task.new_model(), device)
+    task.evaluate(model, prepared[:1], settings, device)
+    started = time.perf_counter()
+    task.evaluate(model, prepared, settings, device)
+    validation = (settings.rounds + 1) * (time.perf_counter() - started)
+    bare, whole = (min(a, b) * settings.epochs + validation for a, b in zip(together, apart, strict=True))
+    return together, apart, whole, bare
+
+
+def _federated(task: Task, datalists: dict, settings) -> tuple[Run, Watch]:
+    recipe = client_recipe(task, len(datalists), settings)
+    with Watch() as watch:
+        run = Run(recipe.execute(CourseSimEnv(list(datalists), task.name)).get_result())
+    return run, watch
 
 
 def _forget_caches(data: str) -> None:

@@ -41,6 +41,7 @@ WAYS = {
     "weights": {"transfer": "FULL", "half": False},
     "weights, half precision": {"transfer": "FULL", "half": True},
     "differences": {"transfer": "DIFF", "half": False},
+    "differences, half precision": {"transfer": "DIFF", "half": True},
 }
 CHUNK = 1 << 14
 

@@ -30,10 +30,16 @@ TITLES = {
 }
 ROWS = {
     "wall time of the federated run": lambda r: f"{r['wall_seconds']:.0f} s",
-    "of it start-up and tear-down": lambda r: f"{r['seconds']['start-up'] + r['seconds']['shut-down']:.0f} s",
+    "of it start-up and tear-down; in the first run of a notebook": lambda r: (
+        f"{r['seconds']['start-up'] + r['seconds']['shut-down']:.0f} s; "
+        f"{r['first_start_up_seconds'] + r['seconds']['shut-down']:.0f} s"
+    ),
     "of it transfer and aggregation": lambda r: f"{r['seconds']['transfer and averaging']:.0f} s",
     "a plain loop for the same work, data prepared": lambda r: f"{r['limit_seconds']:.0f} s",
     "wall time ÷ plain loop": lambda r: f"{r['figures']['wall time / limit']:.2f}",
+    "Flower's wall time for the same work ÷ this one": lambda r: (
+        f"{r['figures']['wall time of Flower / wall time']:.2f}" if r["flower_seconds"] else "not measured"
+    ),
     "weights sent in a round": lambda r: f"{r['bytes_per_round']['weights'] / 1e6:.0f} MB",
     "peak memory of a site": lambda r: f"{r['figures']['peak memory of a site (GB)']:.2f} GB",
     "global model, testing parts": lambda r: _score(r["test"], "federated"),

@@ -6,6 +6,7 @@ import sys
 from unittest.mock import Mock
 
 import numpy as np
+import pytest
 from nvflare.apis.dxo import DXO, DataKind, from_shareable
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.shareable import Shareable
@@ -98,3 +99,12 @@ def test_floats_travel_in_half_precision_and_integers_as_they_are_by_a_filter_at
         arrived = from_shareable(filters[f"{receiver}_input_filter"].process(small, FLContext())).data
         assert (arrived["weight"].dtype, arrived["batches"]) == (np.float32, 70_000)
         np.testing.assert_allclose(arrived["weight"], [1.0, 1e-3, 65504], rtol=1e-3)  # the largest number of 16 bits
+
+    def sent_by_a_site(kind: str, value: float) -> float:
+        message = DXO(kind, {"weight": np.array([value], np.float32)}).update_shareable(Shareable())
+        small = filters["client_output_filter"].process(message, FLContext())
+        return from_shareable(filters["server_input_filter"].process(small, FLContext())).data["weight"].item()
+
+    late = 1e-4  # what a late round adds to a weight of one
+    assert sent_by_a_site(DataKind.WEIGHTS, 1 + late) == 1, "a whole weight loses it"
+    assert sent_by_a_site(DataKind.WEIGHT_DIFF, late) == pytest.approx(late, rel=1e-3), "a difference does not"
