@@ -5,6 +5,7 @@ A site spends four seconds on imports, more than on a small study. :class:`deplo
 status; closing that ends the run. Where processes cannot be forked safely (macOS) it is the simulator of one run, and starts its
 sites one by one."""
 
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -51,8 +52,8 @@ def main() -> None:
             run = runs.pop(status)
             if status in ready:  # the owner has closed it
                 run.kill()
-            status.send(run.wait())
-            status.close()
+            with status, contextlib.suppress(BrokenPipeError):
+                status.send(run.wait())
         if control in ready:
             try:
                 request, status = control.recv(), Connection(recv_handle(control))

@@ -31,7 +31,10 @@ from src.federation.record import failure_report, progress, read_record, shortfa
 from src.federation.run import RUN, Run
 
 POLL_SECONDS, SILENCE, END_SECONDS, LOG_CONFIG = 0.1, 24 * 3600, 60, "log_config.json"
-LATE = ("COURSE_", "PYTEST_")  # of the environment: read when it is needed, not when a package loads
+LATE = (
+    "COURSE_",
+    "PYTEST_",
+)  # of the environment: read when it is needed, not when a package loads; the name of a test
 CODE = Path(__file__).resolve().parents[1]  # where this process's ``src`` is, for those that it starts
 EXPORT = threading.Lock()  # of threads: it parses code, see https://github.com/python/cpython/issues/106905
 
@@ -106,14 +109,9 @@ class CourseSimEnv(SimEnv):
             environment = {"MALLOC_ARENA_MAX": "1", **os.environ, **threads}
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(CODE)]))
             console = self.run_folder / "console.log"
-            request = {
-                "python": python,
-                "folder": str(self.run_folder),
-                "sites": self.num_clients,
-                "arguments": arguments,
-            }
             console.touch()
-            process = Simulated(request | {"environment": environment, "console": str(console)})
+            request = {"arguments": arguments, "sites": self.num_clients, "environment": environment, "python": python}
+            process = Simulated(request | {"folder": str(self.run_folder), "console": str(console)})
             try:
                 self._wait(process)
             finally:
@@ -182,9 +180,8 @@ class Forker:
     def take(cls, environment: dict[str, str], console: Path) -> "Forker":
         """The kept one if it is as a new one would be, else a new one."""
         with cls.lock:
-            if not (
-                FORKS and cls.kept and cls.kept.environment == _early(environment) and cls.kept.process.poll() is None
-            ):
+            alive = FORKS and cls.kept and cls.kept.process.poll() is None
+            if not alive or cls.kept.environment != _early(environment):
                 cls.drop()
                 cls.kept = cls(environment, console)
             cls.kept.runs += 1

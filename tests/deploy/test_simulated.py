@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -104,6 +105,26 @@ def test_a_kept_process_holds_no_other_code_data_or_settings_than_a_new_one_and_
     monkeypatch.setenv("COURSE_WARM", "0")
     assert change("third", letter="b", number=2) == last
     assert not psutil.pid_exists(int(last)) and Forker.kept is None
+
+
+@pytest.mark.slow
+def test_a_run_that_is_ended_leaves_alone_another_that_goes_on(tmp_path, monkeypatch):
+    """Both are forked by the same process, where it forks."""
+    monkeypatch.setenv("COURSE_RUNS", str(tmp_path / "runs"))
+    folders = [tmp_path / name for name in ("goes on", "ended")]
+    for folder in folders:
+        folder.mkdir()
+    ended = tmp_path / "over"
+    wait = f"while not Path({str(ended)!r}).exists():\n    time.sleep(0.1)"
+    goes_on = toy_recipe(folders[0], 1, 2, f"from pathlib import Path\n{wait}")
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(goes_on.execute, env := CourseSimEnv(1, "goes_on"))
+        wait_until(lambda: progress(read_record(env.run_folder))[0])
+        forker = Forker.kept
+        course_error("was ended", toy_recipe(folders[1], 1, 2, FOREVER).execute, CourseSimEnv(1, silence=4))
+        ended.touch()
+        assert Run(other.result().get_result()).about["status"] == "finished"
+    assert not simulated.FORKS or (Forker.kept is forker and forker.runs == 0 and forker.process.poll() is None)
 
 
 PRELOADS = """
