@@ -103,7 +103,6 @@ def flares_recipe(kind: type[Recipe], task: Task, sites: int, settings: StudySet
         num_rounds=settings.rounds,
         model={"class_path": f"{network.__module__}.{network.__name__}", "args": {"seed": settings.seed}},
         train_script=str(client or Path(__file__).parents[1] / task.client),
-        client_memory_gc_rounds=1,
         **own,
     )
     made.kept = own_folder("settings")  # as long as the recipe, which may be exported again
