@@ -18,7 +18,7 @@ from tests.tests_support import course_error, rows
 
 TASKS = tasks()
 MEDNIST, PROSTATE = TASKS["mednist"], TASKS["prostate"]
-MOST_LINES = 1950
+MOST_LINES = 1900
 
 
 def arguments(config: dict, name: str) -> dict:
