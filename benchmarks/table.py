@@ -24,7 +24,7 @@ PRIVACY = README.parent / "docs" / "privacy.md"
 MARKS = "<!-- made by python -m benchmarks.table -->", "<!-- end of the table -->"
 MARKS_OF_COMPARISON = "<!-- what it brings, made by python -m benchmarks.table -->", "<!-- end of what it brings -->"
 TITLES = {
-    "specialised": "two hospitals with different scanners",
+    "specialised": "two hospitals, each with classes of its own",
     "even": "two hospitals alike",
     "hospitals": "four hospitals",
 }
