@@ -105,8 +105,9 @@ class CourseSimEnv(SimEnv):
             arguments = [f"{folder}/job/{job}", "-w", f"{folder}/{job}", "-l", f"{folder}/{job}/local/{LOG_CONFIG}"]
             arguments += ["-c", ",".join(self.clients), "-n", str(self.num_clients), "-t", str(self.num_threads)]
             threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(max(1, cores() // self.num_clients)))
-            # FLARE's many threads would each get a heap of their own, which glibc never shrinks: one is enough.
-            environment = {"MALLOC_ARENA_MAX": "1", **os.environ, **threads}
+            # FLARE's many threads would each get a heap of their own, which glibc never shrinks: one is enough. NumPy's start as it
+            # loads, and what has threads should not fork; PyTorch's, which train, start with the first layer.
+            environment = {"MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1", **os.environ, **threads}
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(CODE)]))
             console = self.run_folder / "console.log"
             console.touch()

@@ -142,7 +142,11 @@ simulated.main()
 @pytest.mark.skipif(not simulated.FORKS, reason="processes are not forked here")
 def test_before_it_forks_it_has_one_thread_and_has_asked_for_no_gpu():
     """Threads do not come along into a fork, and CUDA, once used, cannot be used there."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    threads = {
+        "OMP_NUM_THREADS": "4",
+        "OPENBLAS_NUM_THREADS": "1",
+    }  # as the simulator sets them where there are cores enough
+    environment = {**os.environ, **threads, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     done = subprocess.run(
         [sys.executable, "-c", PRELOADS], env=environment, capture_output=True, text=True, timeout=600
     )
