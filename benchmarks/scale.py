@@ -29,7 +29,7 @@ from benchmarks.costs import megabytes_per_round
 from benchmarks.measure import TOGETHER, Watch
 from benchmarks.table import with_table
 from data_scripts import mednist_sites as data
-from deploy.simulator import CourseSimEnv
+from deploy.simulator import CourseSimEnv, Forker
 from src.common.errors import CourseError
 from src.common.files import read_json, write_file, write_json
 from src.federation.aggregation import SampleWeightedMean
@@ -271,6 +271,7 @@ def measure(
     try:
         simulator = CourseSimEnv(sites, folder=place / "run")
         simulator.run_folder.mkdir()
+        Forker.drop()  # as the first run of a notebook, each
         with Watch(together=True) as watch:
             run = Run(client_recipe(TASK, sites, study).execute(simulator).get_result())
         if not run.contributions["accepted"].all():
