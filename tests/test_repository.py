@@ -368,6 +368,8 @@ WAITS = {
     "benchmarks/measure.py:_one_of_many": ("SIDE_SECONDS", "processes that each train on their part"),
     "benchmarks/methods.py:main": "the trainings themselves, in processes of this machine",
     "benchmarks/methods.py:tune": "the same",
+    "benchmarks/peer_flower/run.py:environment": ("INSTALL_SECONDS", "Flower's import"),
+    "benchmarks/peer_flower/run.py:flower_seconds": ("RUN_SECONDS", "Flower's simulation"),
     "benchmarks/threads.py:busy_programs": ("ROW_SECONDS", "a killed program"),
     "benchmarks/threads.py:measure": ("ROW_SECONDS", "busy programs"),
     "notebooks:subprocess.run": ("timeout=600", "check=True"),

@@ -82,7 +82,9 @@ def test_sites_ask_for_no_more_threads_than_cores_and_log_to_files_only(sites, t
     command, environment = seen
     given = dict(zip(command[1::2], command[2::2], strict=True))
     assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == str(threads)
-    assert environment["OPENBLAS_NUM_THREADS"] == "1", "it starts threads as NumPy loads, and what has threads cannot fork"
+    assert environment["OPENBLAS_NUM_THREADS"] == "1", (
+        "it starts threads as NumPy loads, and what has threads cannot fork"
+    )
     assert given["-n"] == given["-t"] == str(sites) and given["-c"] == ",".join(names)
     assert given["-l"] == f"{given['-w']}/local/{LOG_CONFIG}"
     (logging,) = Path(environment["COURSE_RUNS"]).glob(f"*/*/toy/local/{LOG_CONFIG}")
