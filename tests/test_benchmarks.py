@@ -13,6 +13,7 @@ from nvflare.apis.shareable import Shareable
 
 from benchmarks import __main__ as benchmark
 from benchmarks import deploy, measure, table
+from benchmarks.peer_flower import run
 from deploy.flare_2_9 import SIMULATOR
 from src.common.files import write_json
 
@@ -108,3 +109,15 @@ def test_floats_travel_in_half_precision_and_integers_as_they_are_by_a_filter_at
     late = 1e-4  # what a late round adds to a weight of one
     assert sent_by_a_site(DataKind.WEIGHTS, 1 + late) == 1, "a whole weight loses it"
     assert sent_by_a_site(DataKind.WEIGHT_DIFF, late) == pytest.approx(late, rel=1e-3), "a difference does not"
+
+
+def test_where_flower_cannot_be_installed_it_is_left_out_with_a_sentence(tmp_path, monkeypatch, capsys):
+    """A Python whose pip says no; that it runs where it can is in the kept report."""
+    packages = tmp_path / "flower" / "lib" / "python" / "site-packages"
+    monkeypatch.setattr(run.venv, "create", lambda folder, **how: packages.mkdir(parents=True))
+    refused = subprocess.CompletedProcess([], 1, "", "looking\nERROR: No matching distribution\n")
+    monkeypatch.setattr(run.subprocess, "run", lambda command, **how: refused)
+    assert run.flower_seconds("mednist", tmp_path / "flower") is None
+    said = "Flower is left out, for it cannot be installed here: ERROR: No matching distribution\n"
+    assert capsys.readouterr().err == said
+    assert len(table.reports()["mednist"]["flower_seconds"]) == benchmark.REPEATS
