@@ -10,6 +10,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -51,14 +52,14 @@ def measure(task: Task) -> dict:
         cold.append(_federated(task, datalists, settings))
         warm.append(_federated(task, datalists, settings))
         flower.append(flower_seconds(task.name))
-    together, apart, whole, bare = sorted(limits, key=lambda one: one[2])[REPEATS // 2]
-    run, watch = sorted(warm, key=lambda one: one[1].seconds)[REPEATS // 2]
-    cold_run, cold_watch = sorted(cold, key=lambda one: one[1].seconds)[REPEATS // 2]
+    together, apart, whole, bare = _middle(limits, lambda one: one[2])
+    (run, watch), (cold_run, cold_watch) = (_middle(runs, lambda one: one[1].seconds) for runs in (warm, cold))
+    peer = _middle(flower, lambda one: one[0]) if all(flower) else None
 
     local = train_locally(task, everything, settings)
     models = {"federated": task.load_model(run.weights(run.final_model)), "pooled": local.model}
-    if all(flower):
-        models["Flower"] = task.load_model(flower[0][1])
+    if peer:
+        models["Flower"] = task.load_model(peer[1])
     scores = {name: task.evaluate_cases(one, everything["testing"], settings) for name, one in models.items()}
     measure_name = task.key_metric.removeprefix("val_")
     test = {name: float(table[measure_name].mean()) for name, table in scores.items()}
@@ -68,7 +69,7 @@ def measure(task: Task) -> dict:
     figures = {
         "wall time / limit": watch.seconds / whole,
         "wall time / limit, the first run of a notebook": cold_watch.seconds / whole,
-        **({"wall time of Flower / wall time": sorted(flower)[REPEATS // 2][0] / watch.seconds} if all(flower) else {}),
+        **({"wall time of Flower / wall time": peer[0] / watch.seconds} if peer else {}),
         "peak memory of a site (GB)": max(sites) / 1e9,
         f"test {measure_name} of the global model": test["federated"],
         f"federated / pooled test {measure_name}": test["federated"] / test["pooled"],
@@ -100,6 +101,11 @@ def measure(task: Task) -> dict:
         "test": {"metric": measure_name, **test},
         "figures": {name: round(value, 3) for name, value in figures.items()},
     }
+
+
+def _middle(measured: list, seconds: Callable) -> object:
+    """The one of the median time."""
+    return sorted(measured, key=seconds)[len(measured) // 2]
 
 
 def limit(task: Task, everything: dict, settings) -> tuple:

@@ -70,23 +70,25 @@ def run_simulator(arguments: Sequence[str], start_site: Callable[..., object]) -
     parser = argparse.ArgumentParser()
     simulator.define_simulator_parser(parser)
     options = vars(parser.parse_args(arguments))
-    hurry(simulator_runner, tbi, fed_event, connector_manager)
     simulator_runner.get_open_ports = simulator_deployer.get_open_ports = hold_open_ports
     simulator_runner.subprocess = SimpleNamespace(Popen=start_site, TimeoutExpired=subprocess.TimeoutExpired)
     simulator_runner.SimulatorClientRunner = _OwnContexts
     fed_server.ServerFedEventRunner = partial(fed_server.ServerFedEventRunner, queue_empty_period=LAST_EVENTS)
     runner = _QuickRunner(**options)
-    how = {"shutdown_grace_time": PAUSE, "cleanup_grace_time": END_SECONDS}
-    return MainProcessMonitor.run(main_func=runner.simulator_run_main, run_dir=runner.workspace, **how)
+    return _run(runner.simulator_run_main, runner.workspace)
 
 
 def run_site(arguments: Sequence[str]) -> None:
     """Be the process of a simulated site."""
     sys.argv[1:] = arguments
     options = simulator_worker.parse_arguments()
-    hurry(simulator_worker, client_runner, tbi, fed_event, connector_manager)
+    _run(simulator_worker.main, options.workspace, args=options)
+
+
+def _run(program: Callable, folder: str, **options) -> int:
+    hurry(simulator_runner, simulator_worker, client_runner, tbi, fed_event, connector_manager)
     how = {"shutdown_grace_time": PAUSE, "cleanup_grace_time": END_SECONDS}
-    MainProcessMonitor.run(main_func=simulator_worker.main, run_dir=options.workspace, args=options, **how)
+    return MainProcessMonitor.run(main_func=program, run_dir=folder, **how, **options)
 
 
 class _OwnContexts(simulator_runner.SimulatorClientRunner):

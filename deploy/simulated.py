@@ -24,8 +24,9 @@ from pathlib import Path
 from setproctitle import getproctitle, setproctitle
 
 from deploy.flare_2_9 import EVERYTHING, SIMULATOR, WORKER, run_simulator, run_site
+from deploy.guard import LOOK_SECONDS
 
-FORKS, STALE, LOOK_SECONDS = sys.platform == "linux", "stale", 1.0
+FORKS, STALE = sys.platform == "linux", "stale"
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 
 

@@ -21,7 +21,7 @@ from nvflare.recipe.sim_env import SimEnv
 from tqdm.auto import tqdm
 
 from deploy.flare_2_9 import allow_usual_classes
-from deploy.processes import end_processes_below, plain_paths
+from deploy.processes import END_SECONDS, end_processes_below, plain_paths
 from deploy.simulated import FORKS, STALE
 from src.common.datalists import site_names
 from src.common.errors import CourseError, some_of
@@ -30,7 +30,7 @@ from src.common.paths import new_run_folder
 from src.federation.record import failure_report, progress, read_record, shortfall
 from src.federation.run import RUN, Run
 
-POLL_SECONDS, SILENCE, END_SECONDS, LOG_CONFIG = 0.1, 24 * 3600, 60, "log_config.json"
+POLL_SECONDS, SILENCE, LOG_CONFIG = 0.3, 24 * 3600, "log_config.json"
 LATE = (
     "COURSE_",
     "PYTEST_",
@@ -128,8 +128,7 @@ class CourseSimEnv(SimEnv):
         quiet = not (sys.stderr.isatty() or (ipython and ipython.get_ipython()))
         said = 0
         with tqdm(total=0, unit="update", desc="starting", leave=False, disable=quiet) as bar:
-            while process.poll() is None:
-                time.sleep(POLL_SECONDS)
+            while process.wait(POLL_SECONDS) is None:
                 logs = self.run_folder / "console.log", *self.run_folder.glob("*/*/log.txt")
                 if time.time() - max(log.stat().st_mtime for log in logs) > self.silence:
                     since = f"No process of this run has logged a line for {self.silence:g} s: it was ended"
@@ -230,9 +229,9 @@ class Simulated:
             self.forker.control.send(self.request)
             send_handle(self.forker.control, other.fileno(), self.forker.process.pid)
 
-    def poll(self) -> int | None:
-        """The exit status of the run; None while it goes on."""
-        if self.returncode is None and self.status.poll():
+    def wait(self, seconds: float) -> int | None:
+        """The exit status of the run, as soon as it has ended; None if it goes on after so many seconds."""
+        if self.returncode is None and self.status.poll(seconds):
             try:
                 said = self.status.recv()
             except EOFError:  # the process is gone

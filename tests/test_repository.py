@@ -332,7 +332,7 @@ WAITS = {
     "deploy/processes.py:end_processes_below": ("END_SECONDS", "do not end. End them by hand: kill -9"),
     "deploy/simulator.py:CourseSimEnv._wait": ("silence", "No process of this run"),
     "deploy/simulator.py:Forker.end": "END_SECONDS, for what has been killed",
-    "deploy/simulator.py:Simulated.poll": "it asks first whether there is something, and gives a process that is gone END_SECONDS",
+    "deploy/simulator.py:Simulated.wait": "it asks first whether there is something, and gives a process that is gone END_SECONDS",
     "deploy/simulated.py:main": "it is there for as long as its owner is, and waits for a run that has ended or been killed",
     "deploy/simulated.py:_wait_to_be_a_site": "its parent's end ends it",
     "deploy/flare_2_9.py:hurry": "it is FLARE's own wait, made shorter",

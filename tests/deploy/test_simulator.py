@@ -45,7 +45,7 @@ def simulator(monkeypatch):
             (place / RECORD).write_text("".join(json.dumps(line) + "\n" for line in told))
             ends = time.monotonic() + 0.3
             run = SimpleNamespace(returncode=0, close=lambda: None)
-            run.poll = lambda: None if time.monotonic() < ends else 0
+            run.wait = lambda seconds: time.sleep(seconds) if time.monotonic() < ends else 0
             return run
 
         monkeypatch.setattr(module, "Simulated", start)
@@ -131,7 +131,7 @@ def test_somebody_else_s_src_in_the_current_folder_is_not_taken_for_the_course(t
 
 
 def test_links_of_a_process_that_was_killed_are_cleared_away(simulator, monkeypatch, tmp_path):
-    """An odd path of a run, and Ctrl-C and SIGTERM while it runs: see ``test_jobs.py``."""
+    """An odd path of a run: see ``test_jobs.py``; Ctrl-C and SIGTERM while it runs: ``test_simulated.py``."""
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
     simulator()
     left, mine = (Path(tempfile.mkdtemp(prefix=f"course-links-{pid}-")) for pid in (dead.stdout.strip(), os.getpid()))
